@@ -1,0 +1,81 @@
+# Every target does its own set-up: the first run creates .venv and installs what is needed, later runs start
+# at once. Set-up runs again when pyproject.toml changes.
+#
+# Variables to override on the command line:
+#   PYTHON       the Python (3.11 or newer) that .venv is made from
+#   VENV         where the virtual environment lives
+#   TORCH        what to install on a machine with an NVIDIA GPU, and wherever no special CPU build exists
+#   TORCH_CPU    the CPU build: looked for in pip's own configuration first, then in TORCH_INDEX
+#   TORCH_INDEX  an index that carries the CPU builds
+#   PYTEST_ARGS  more arguments for pytest, e.g. PYTEST_ARGS="-k delta -x"
+
+PYTHON      ?= python3
+VENV        ?= .venv
+TORCH       ?= torch>=2.8
+TORCH_CPU   ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+PYTEST_ARGS ?=
+
+BIN   := $(VENV)/bin
+# Errors still show; warnings about pip's own configuration do not.
+PIP   := $(BIN)/python -m pip -qq --disable-pip-version-check
+SETUP := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-gpu lint format types clean setup
+
+help:
+	@echo "make demo      train, stream and evaluate a small model on this machine; results in runs/demo/"
+	@echo "make test      the test suite (everything that needs no GPU)"
+	@echo "make test-gpu  the tests that need a GPU"
+	@echo "make lint      ruff: lint and format check        make format  apply ruff's fixes"
+	@echo "make types     mypy                               make clean   remove what make created"
+
+setup: $(SETUP)
+
+demo: $(SETUP)
+	$(BIN)/linrec demo
+
+test: $(SETUP)
+	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+
+test-gpu: $(SETUP)
+	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+lint: $(SETUP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(SETUP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: $(SETUP)
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch comes first and alone, so that nothing else pulls a CUDA build onto a machine without a GPU.
+$(VENV)/.torch:
+	@echo "==> creating $(VENV)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "linrec needs Python 3.11 or newer")'
+	@$(PYTHON) -m venv $(VENV)
+	@if [ "$$(uname -s)" = Darwin ] || nvidia-smi >/dev/null 2>&1; then \
+	    echo "==> installing $(TORCH)"; \
+	    $(PIP) install "$(TORCH)"; \
+	else \
+	    echo "==> no NVIDIA GPU here: installing $(TORCH_CPU)"; \
+	    $(PIP) install "$(TORCH_CPU)" 2>/dev/null \
+	    || $(PIP) install "$(TORCH_CPU)" --extra-index-url "$(TORCH_INDEX)" 2>/dev/null \
+	    || { echo "==> no CPU build found: installing $(TORCH)"; $(PIP) install "$(TORCH)"; }; \
+	fi
+	@touch $@
+
+$(SETUP): $(VENV)/.torch pyproject.toml
+	@echo "==> installing linrec and its development dependencies (a few minutes the first time)"
+	@$(PIP) install --editable ".[dev]"
+	@touch $@
+	@echo "==> ready"

@@ -1,0 +1,1 @@
+"""Evaluation and benchmarks, imported as ``linrec.evals``."""

@@ -1,0 +1,271 @@
+"""``linrec demo``: train, stream and evaluate a small hybrid on Python's standard library, beside softmax.
+
+Everything it prints is measured in the run, on the machine it runs on, and is kept in ``metrics.json``.
+"""
+
+from __future__ import annotations
+
+import gzip
+import lzma
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from linrec.evals.pictures import demo_picture
+from linrec.evals.run import evaluate, versions, write_json
+from linrec.evals.small import byte_config, parameters, stream_text, train_with_bar
+from linrec.models.corpus import standard_library
+from linrec.models.language_model import LanguageModel
+from linrec.models.training import TrainConfig, train
+from linrec.state import state_bytes
+from linrec.stream import Session
+
+if TYPE_CHECKING:
+    from linrec.models.config import Config
+    from linrec.models.corpus import Corpus
+    from linrec.models.training import TrainResult
+
+STEPS = 500
+HYBRID = ("gated_delta_net", "gated_delta_net", "softmax_attention", "gated_delta_net")
+SETTINGS = TrainConfig(steps=STEPS, batch_size=16, seq_len=256, lr=3e-3, seed=0)
+WIDTH, HEADS = 128, 4
+DOCUMENTS = {"max_documents": 40, "max_document_bytes": 16_384}
+QUESTIONS = 200
+CONTEXTS = tuple(1 << n for n in range(6, 15))
+TASKS = ("linrec_stdlib_bpb", "linrec_stdlib_choice")
+# Start-up, evaluation, streaming and the picture, measured on two cores; training gets the rest.
+OVERHEAD_SECONDS = 75.0
+
+
+def run_demo(
+    out: str | Path, *, steps: int = STEPS, minutes: float = 5.0, prompt: str = "def "
+) -> dict[str, Any]:
+    """Run the demo into ``out`` and return what ``metrics.json`` holds.
+
+    ``steps`` is fixed, so that a run can be repeated; only where the machine would not finish both models
+    within about ``minutes`` are the steps of both cut to the same smaller number, and the output says so.
+    """
+    started = time.perf_counter()
+    out, console = Path(out), Console()
+    corpus = standard_library()
+    configs = {"hybrid": byte_config(HYBRID, d_model=WIDTH, num_heads=HEADS)}
+    configs["softmax"] = same_size(configs["hybrid"], "softmax_attention")
+    _introduce(console, corpus, configs)
+    settings = replace(SETTINGS, steps=affordable_steps(configs, corpus, steps, minutes, console))
+    runs: dict[str, dict[str, Any]] = {}
+    for key, label in (("hybrid", "gated delta net + softmax hybrid"), ("softmax", "softmax only")):
+        runs[key] = _train(key, label, configs[key], corpus, settings, out, console)
+    completion = _stream(out / "hybrid", prompt, console)
+    scores = {key: _evaluate(out / key, settings.seq_len, console) for key in runs}
+    metrics = {
+        "models": runs,
+        "scores": scores,
+        "compressors": compressors(),
+        "state_bytes": measure_state_bytes(configs),
+        "completion": completion,
+        "training": {"steps": settings.steps, "asked": steps, "batch": settings.batch_size,
+                     "seq_len": settings.seq_len, "lr": settings.lr, "seed": settings.seed},
+        "corpus": {"train": _size(corpus.train), "held_out": _size(corpus.held_out)},
+        "documents": {**DOCUMENTS, "scored": scores["hybrid"]["carried"]["samples"]},
+        "versions": versions(),
+        "threads": torch.get_num_threads(),
+    }  # fmt: skip
+    metrics |= _headlines(metrics)
+    metrics["seconds"] = round(time.perf_counter() - started, 1)
+    write_json(out / "metrics.json", metrics)
+    demo_picture(metrics, out / "demo.png")
+    _conclude(console, metrics, out)
+    return metrics
+
+
+def same_size(config: Config, layer: str) -> Config:
+    """The config with one kind of layer throughout and the MLP width that keeps the parameter count."""
+    target = _count(config)
+    low, high = 0.5, 8.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        smaller = _count(replace(config, pattern=(layer,), mlp_ratio=middle)) < target
+        low, high = (middle, high) if smaller else (low, middle)
+    candidates = [replace(config, pattern=(layer,), mlp_ratio=ratio) for ratio in (low, high)]
+    return min(candidates, key=lambda c: abs(_count(c) - target))
+
+
+def _count(config: Config) -> int:
+    with torch.device("meta"):
+        return parameters(LanguageModel(config))
+
+
+def affordable_steps(
+    configs: dict[str, Config], corpus: Corpus, steps: int, minutes: float, console: Console
+) -> int:
+    """``steps``, or fewer where a few timed steps of each model show that they will not fit."""
+    trial = replace(SETTINGS, steps=4)
+    seconds = 0.0
+    for config in configs.values():
+        model = LanguageModel(config)
+        train(model, corpus, replace(trial, steps=1))
+        seconds += train(model, corpus, trial).seconds / trial.steps
+    fit = int(max(60.0 * minutes - OVERHEAD_SECONDS, 15.0) / seconds)
+    if fit >= steps:
+        return steps
+    console.print(
+        f"[yellow]{steps} steps of both models would take {steps * seconds / 60:.1f} minutes here; training "
+        f"both for {fit} steps to stay within --minutes {minutes:g}[/]"
+    )
+    return max(fit, 10)
+
+
+def _train(
+    key: str, label: str, config: Config, corpus: Corpus, settings: TrainConfig, out: Path, console: Console
+) -> dict[str, Any]:
+    torch.manual_seed(settings.seed)
+    model = LanguageModel(config)
+    result: TrainResult = train_with_bar(model, corpus, settings, label, console)
+    model.save(out / key)
+    return {
+        "label": label,
+        "layers": list(config.layer_names),
+        "parameters": parameters(model),
+        "losses": [round(loss, 5) for loss in result.losses],
+        "seconds": round(result.seconds, 1),
+        "bytes_per_second": round(result.tokens_per_second),
+        "checkpoint": key,
+    }
+
+
+def _stream(checkpoint: Path, prompt: str, console: Console) -> dict[str, Any]:
+    """Feed the prompt and print the continuation as it comes, one recurrent step a byte."""
+    session = Session(LanguageModel.load(checkpoint).eval())
+    console.rule("streaming from the checkpoint, one recurrent step a byte")
+    console.print(Text(prompt, style="bold"), end="")
+    started, text = time.perf_counter(), ""
+    for piece in stream_text(session, prompt, 300, temperature=0.7, top_p=0.9, seed=0):
+        text += piece
+        console.print(Text(piece), end="")
+    seconds = time.perf_counter() - started
+    rate = len(text.encode()) / seconds
+    console.print()
+    console.rule(f"{rate:.0f} bytes/s")
+    return {"prompt": prompt, "text": text, "temperature": 0.7, "top_p": 0.9, "bytes_per_second": round(rate)}
+
+
+def _evaluate(checkpoint: Path, seq_len: int, console: Console) -> dict[str, dict[str, Any]]:
+    """lm-eval on both tasks, and the documents once more in windows of the training length."""
+    with console.status(f"lm-eval on {checkpoint.name}"):
+        options = {**DOCUMENTS, "questions": QUESTIONS}
+        carried = evaluate(checkpoint, TASKS, metadata=options, progress=False)
+        windows = evaluate(
+            checkpoint, TASKS[:1], metadata=options, rolling_window=seq_len, progress=False
+        )
+    return {
+        "carried": carried["tasks"][TASKS[0]],
+        "windows": windows["tasks"][TASKS[0]],
+        "choice": carried["tasks"][TASKS[1]],
+        "seconds": {"both_tasks": carried["seconds"], "windows": windows["seconds"]},
+    }
+
+
+def compressors() -> dict[str, Any]:
+    """Bits per byte of general-purpose compressors on the scored documents, each compressed alone."""
+    from linrec.evals.tasks.stdlib import build_documents
+
+    documents = [text.encode("utf-8") for text in build_documents(**DOCUMENTS)["test"]["text"]]  # type: ignore[arg-type]
+    total = sum(map(len, documents))
+    packed = {
+        "gzip": sum(len(gzip.compress(d, compresslevel=9, mtime=0)) for d in documents),
+        "xz": sum(len(lzma.compress(d, preset=9 | lzma.PRESET_EXTREME)) for d in documents),
+    }
+    return {"bytes": total} | {name: 8 * size / total for name, size in packed.items()}
+
+
+@torch.inference_mode()
+def measure_state_bytes(configs: dict[str, Config]) -> dict[str, Any]:
+    """Bytes of the state after contexts of growing length, from the states that the models return."""
+    recurrent = replace(configs["hybrid"], pattern=("gated_delta_net",), num_layers=len(HYBRID))
+    curves: dict[str, Any] = {}
+    for key, config, label in (
+        ("softmax", configs["softmax"], "softmax only (KV cache)"),
+        ("hybrid", configs["hybrid"], "hybrid, 1 softmax layer in 4"),
+        ("recurrent", recurrent, "gated delta net only"),
+    ):
+        model, state, done, sizes = LanguageModel(config).eval(), None, 0, []
+        for context in CONTEXTS:
+            while done < context:
+                length = min(1024, context - done)
+                state = model(torch.randint(256, (1, length)), state).state
+                done += length
+            sizes.append(state_bytes(state))
+        curves[key] = {"label": label, "bytes": sizes}
+    return {"context": list(CONTEXTS), "curves": curves}
+
+
+def _headlines(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Title, caption and bars of the picture; the softmax model is shown under its better protocol."""
+    scores, pack, train_ = metrics["scores"], metrics["compressors"], metrics["training"]
+    soft = {name: scores["softmax"][name]["bits_per_byte"] for name in ("carried", "windows")}
+    size = metrics["models"]["hybrid"]["parameters"], metrics["models"]["softmax"]["parameters"]
+    bars = [
+        {"kind": "hybrid", "label": "hybrid\nstate carried", "value": scores["hybrid"]["carried"]["bits_per_byte"]},
+        {"kind": "softmax", "label": f"softmax only\n{train_['seq_len']}-byte windows", "value": soft["windows"]},
+        {"kind": "softmax", "label": "softmax only\ncache carried", "value": soft["carried"]},
+        {"kind": "compressor", "label": "xz -9e\neach alone", "value": pack["xz"]},
+        {"kind": "compressor", "label": "gzip -9\neach alone", "value": pack["gzip"]},
+    ]  # fmt: skip
+    note = f"{metrics['documents']['scored']} whole modules, {pack['bytes'] / 1e3:.0f} kB, through lm-eval"
+    return {
+        "title": f"linrec demo: {size[0] / 1e6:.2f} M-parameter byte models, {train_['steps']} steps each, "
+        "on Python's standard library",
+        "caption": f"Both models: batch {train_['batch']} x {train_['seq_len']} bytes a step, same batches, "
+        f"same optimiser; {size[0]:,} and {size[1]:,} parameters. Modules are held out by a hash of their "
+        f"path. Windows overlap by half. Compressors see no training data.",
+        "bars_note": "compressors take each module alone and have no training data",
+        "bits_note": note,
+        "bits_per_byte": bars,
+    }
+
+
+def _size(documents: Any) -> dict[str, int]:
+    return {"modules": len(documents), "bytes": sum(len(d.text) for d in documents)}
+
+
+def _introduce(console: Console, corpus: Corpus, configs: dict[str, Config]) -> None:
+    train_size, held = _size(corpus.train), _size(corpus.held_out)
+    counts = {key: _count(config) for key, config in configs.items()}
+    console.print(
+        Panel(
+            f"text: this Python's standard library, {train_size['modules']} modules "
+            f"({train_size['bytes'] / 1e6:.1f} MB); held out by path: {held['modules']} "
+            f"({held['bytes'] / 1e6:.1f} MB)\n"
+            f"hybrid: {' > '.join(configs['hybrid'].layer_names)}, {counts['hybrid']:,} parameters\n"
+            f"baseline: {len(HYBRID)} x softmax_attention, {counts['softmax']:,} parameters",
+            title="linrec demo",
+            title_align="left",
+        )
+    )
+
+
+def _conclude(console: Console, metrics: dict[str, Any], out: Path) -> None:
+    table = Table(title="held-out modules")
+    for column in ("", "bits per byte", "next line of four: acc", "acc_norm"):
+        table.add_column(column, justify="left" if not column else "right")
+    choice = {key: metrics["scores"][key]["choice"] for key in metrics["scores"]}
+    for n, bar in enumerate(metrics["bits_per_byte"]):
+        shown = choice.get(bar["kind"]) if n < 2 else None
+        accuracy = ("", "") if shown is None else (f"{shown['acc']:.3f}", f"{shown['acc_norm']:.3f}")
+        table.add_row(bar["label"].replace("\n", ", "), f"{bar['value']:.3f}", *accuracy)
+    console.print(table)
+    series = metrics["state_bytes"]
+    last = {key: curve["bytes"][-1] for key, curve in series["curves"].items()}
+    console.print(
+        f"state after {series['context'][-1]:,} bytes: softmax only {last['softmax']:,}, hybrid "
+        f"{last['hybrid']:,}, recurrent only {last['recurrent']:,} bytes"
+    )
+    console.print(f"wrote {out}/hybrid, {out}/softmax, {out}/metrics.json, {out}/demo.png "
+                  f"in {metrics['seconds']:.0f} s")  # fmt: skip

@@ -1,0 +1,1 @@
+"""Triton kernels, arranged by stage, imported as ``linrec.kernels``."""

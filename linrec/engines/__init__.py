@@ -1,0 +1,1 @@
+"""The few recurrences that every rule lowers to, in plain torch."""

@@ -1,0 +1,80 @@
+"""The face of the matrix engine: state, packing, and the choice of form and backend."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from linrec.engines.matrix.chunk import one_chunk, scan_chunks
+from linrec.engines.matrix.recurrent import scan_tokens
+from linrec.engines.matrix.terms import MatrixTerms, from_heads, to_heads
+from linrec.errors import DeviceError, DtypeError, ShapeError
+from linrec.packing import by_segment
+from linrec.rule import Call, check_backend
+
+CHUNK = 64
+
+
+class MatrixEngine:
+    """See :mod:`linrec.engines.matrix`."""
+
+    name = "matrix"
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Everything after the arguments happens in float32, or float64 for float64 inputs."""
+        return torch.float64 if dtype == torch.float64 else torch.float32
+
+    def init_state(self, terms: MatrixTerms, segments: int) -> Tensor:
+        """Zeros ``[segments, HV, K, V]`` in accumulator precision."""
+        return terms.v.new_zeros(segments, terms.v.shape[2], terms.k.shape[3], terms.v.shape[3])
+
+    def run(self, terms: MatrixTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
+        """Output ``[B, T, HV, V]`` in accumulator precision, and the final state."""
+        check_backend(call, who, _why_no_triton(terms.v.device))
+        empty = self.init_state(terms, terms.q.shape[0] if call.bounds is None else len(call.bounds) - 1)
+        state = empty if state is None else _checked(state, empty, who)
+        if call.bounds is None:
+            return _run_batch(terms, state, call)
+        return by_segment(
+            lambda tensors, rows, lengths: _run_batch(replace(terms, **tensors), rows, call),
+            terms.over_time(),
+            state,
+            call.bounds,
+        )
+
+
+def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    x = to_heads(terms, call.scale)
+    grouped = state.unflatten(1, (terms.k.shape[2], -1))
+    if call.form in ("recurrent", "step"):
+        o, last = scan_tokens(x, grouped, terms.predict, terms.readout)
+    elif call.form == "parallel" and terms.v.shape[1]:
+        o, last = one_chunk(x, grouped, terms.predict, terms.readout)
+    else:
+        o, last = scan_chunks(x, grouped, call.chunk_size or CHUNK, terms.predict, terms.readout)
+    return from_heads(o), last.flatten(1, 2)
+
+
+def _checked(state: Tensor, empty: Tensor, who: str) -> Tensor:
+    if not isinstance(state, Tensor):
+        raise DtypeError(f"{who}: state must be a tensor {list(empty.shape)}, got {type(state).__name__}")
+    if state.shape != empty.shape:
+        raise ShapeError(
+            f"{who}: state must be [B or segments, HV, K, V] = {list(empty.shape)}, got {list(state.shape)}"
+        )
+    if not state.is_floating_point():
+        raise DtypeError(f"{who}: state must be floating point, got {state.dtype}")
+    if state.device != empty.device:
+        raise DeviceError(f"{who}: state is on {state.device}, but the inputs are on {empty.device}")
+    return state.to(empty.dtype)
+
+
+def _why_no_triton(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"the inputs are on {device}, and Triton kernels need a CUDA device; use backend='torch' or 'auto'"
+    return "this version ships no Triton kernel for the matrix engine; use backend='torch' or 'auto'"
+
+
+MATRIX = MatrixEngine()

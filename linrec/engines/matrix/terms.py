@@ -1,0 +1,93 @@
+"""Arguments of the matrix engine, and the layout it computes in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from linrec.rule import Terms
+
+Predict = Literal["decayed", "undecayed"]
+Readout = Literal["post", "pre"]
+
+
+@dataclass(frozen=True)
+class MatrixTerms(Terms):
+    """q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``; the rest optional.
+
+    g ``[B, T, HV]`` or ``[B, T, HV, K]`` log-decay; a the key that reads the state for the prediction and
+    b the key it is written back with, both ``[B, T, H or HV, K]`` (b absent: written with k, the delta path);
+    bonus ``[HV, K]`` for the "pre" readout.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    g: Tensor | None = None
+    a: Tensor | None = None
+    b: Tensor | None = None
+    predict: Predict = "undecayed"
+    readout: Readout = "post"
+    bonus: Tensor | None = None
+
+    def over_time(self) -> dict[str, Tensor]:
+        """The tensors with a time axis, by name."""
+        named = {n: getattr(self, n) for n in ("q", "k", "v", "g", "a", "b")}
+        return {n: x for n, x in named.items() if x is not None}
+
+
+def delta_terms(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, *, erase: Tensor, predict: Predict = "decayed"
+) -> MatrixTerms:
+    """S_t = D S_{t-1} + k_t (v_t - X_t^T erase_t)^T: v is what is written, erase the prediction's key."""
+    return MatrixTerms(q, k, v, g, a=-erase, predict=predict)
+
+
+def strengthened(beta: Tensor, x: Tensor) -> Tensor:
+    """beta_t x_t on value heads: beta ``[B, T, HV]``, x ``[B, T, H or HV, .]`` -> ``[B, T, HV, .]``."""
+    return beta[..., None] * x.repeat_interleave(beta.shape[2] // x.shape[2], dim=2)
+
+
+class Heads(NamedTuple):
+    """The layout of computation: heads first, accumulator dtype, scale applied, R = HV // H value heads a key head.
+
+    q, k ``[B, H, 1, T, K]``, v ``[B, H, R, T, V]``, g ``[B, H, R, T, 1 or K]``, a and b ``[B, H, 1 or R, T, K]``,
+    bonus ``[H, R, 1, K]``. Every product broadcasts over the group axis.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    g: Tensor
+    a: Tensor | None
+    b: Tensor | None
+    bonus: Tensor | None
+
+    def rows(self, start: int, stop: int) -> Heads:
+        """The tokens ``start .. stop`` of every tensor that has a time axis."""
+        cut = [None if x is None else x[..., start:stop, :] for x in self[:6]]
+        return Heads(*cut, self.bonus)  # type: ignore[arg-type]
+
+
+def to_heads(terms: MatrixTerms, scale: float) -> Heads:
+    """From the time-first layout of a call to the layout of computation."""
+    h, hv = terms.k.shape[2], terms.v.shape[2]
+
+    def grouped(x: Tensor | None) -> Tensor | None:
+        if x is None:
+            return None
+        return x.unflatten(2, (h, x.shape[2] // h)).permute(0, 2, 3, 1, 4)
+
+    g = terms.v.new_zeros(()).expand(terms.v.shape[:3]) if terms.g is None else terms.g
+    g = g if g.dim() == 4 else g[..., None]
+    bonus = None if terms.bonus is None else terms.bonus.unflatten(0, (h, hv // h)).unsqueeze(2)
+    q, k, v, g = (grouped(x) for x in (terms.q, terms.k, terms.v, g))  # type: ignore[assignment]
+    return Heads(q * scale, k, v, g, grouped(terms.a), grouped(terms.b), bonus)  # type: ignore[operator, arg-type]
+
+
+def from_heads(o: Tensor) -> Tensor:
+    """``[B, H, R, T, V] -> [B, T, HV, V]``."""
+    return o.permute(0, 3, 1, 2, 4).flatten(2, 3)

@@ -1,0 +1,41 @@
+"""Typed errors. Each message says what was expected, what came, and which rule or file it concerns."""
+
+
+class LinrecError(Exception):
+    """Base of every error that linrec raises on purpose."""
+
+
+class ShapeError(LinrecError, ValueError):
+    """A tensor has the wrong rank, or its dimensions disagree with the other arguments."""
+
+
+class DtypeError(LinrecError, ValueError):
+    """A tensor has an unsupported dtype, or dtypes are mixed where they must agree."""
+
+
+class DeviceError(LinrecError, ValueError):
+    """Tensors of one call live on different devices."""
+
+
+class RangeError(LinrecError, ValueError):
+    """A value lies outside its domain (a positive log-decay, say); raised only while validation is on."""
+
+
+class UnknownNameError(LinrecError, ValueError):
+    """No rule, layer, form, backend, feature map or task has this name."""
+
+
+class FormError(LinrecError, ValueError):
+    """The rule has no such form; the message gives the mathematical reason."""
+
+
+class BackendError(LinrecError, RuntimeError):
+    """The requested backend cannot run here, or cannot run this call."""
+
+
+class ConfigError(LinrecError, ValueError):
+    """A model or training configuration is inconsistent."""
+
+
+class CheckpointError(LinrecError, ValueError):
+    """A checkpoint or session file is missing, damaged, or belongs to another model."""

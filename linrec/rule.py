@@ -1,0 +1,294 @@
+"""What a rule is: the legend of dimensions, the arguments, the call, and the registry.
+
+Legend (nothing else in the kit redefines these):
+
+====  =========================================================================================
+B     batch; with ``cu_seqlens`` a batch of one that holds S segments
+T     time
+H     heads of q and k (for softmax attention: of k and v)
+HV    heads of v, a multiple of H: value head h reads q/k head ``h // (HV // H)``
+HQ    heads of q in softmax attention, a multiple of H, interleaved the same way
+K, V  key width, value width;  P, N: Mamba's names for V and K;  G: Mamba's name for H
+C     chunk length
+====  =========================================================================================
+
+Layout is time first: q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, scalar gates ``[B, T, HV]``, channel
+gates ``[B, T, HV, K]``, matrix states ``[B, HV, K, V]``. ``g`` is always a *natural-log decay*, ``g <= 0``;
+``beta`` a write strength. States and accumulators are float32, or float64 for float64 inputs; the
+output has the dtype of v. ``scale`` multiplies q.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from linrec.arguments import Arg, check_arguments, drop_time, gain_time
+from linrec.errors import BackendError, FormError, ShapeError, UnknownNameError
+from linrec.packing import check_cu_seqlens
+from linrec.state import State
+
+FORMS = ("parallel", "chunkwise", "recurrent", "step")
+BACKENDS = ("auto", "torch", "triton")
+
+# Arguments that several rules share; mind that softmax attention groups its heads the other way round.
+Query = Annotated[Tensor, Arg("B T H K")]
+Key = Annotated[Tensor, Arg("B T H K")]
+UnitKey = Annotated[Tensor, Arg("B T H K", draw="unit")]
+Value = Annotated[Tensor, Arg("B T HV V")]
+Decay = Annotated[Tensor, Arg("B T HV", draw="log_decay")]
+ChannelDecay = Annotated[Tensor, Arg("B T HV K", draw="log_decay")]
+AnyDecay = Annotated[Tensor, Arg("B T HV K", "B T HV", draw="log_decay")]
+HeadDecay = Annotated[Tensor, Arg("HV", "B T HV", draw="log_decay")]
+Strength = Annotated[Tensor, Arg("B T HV", draw="strength")]
+
+
+class Output(NamedTuple):
+    """What every form of every rule returns."""
+
+    o: Tensor
+    state: State
+
+
+@dataclass(frozen=True)
+class Terms:
+    """A rule's inputs lowered to an engine; each engine defines its own fields.
+
+    ``finish`` maps the engine's output (in accumulator precision) to the rule's; pointwise in time.
+    """
+
+    finish: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
+
+
+class Call(NamedTuple):
+    """How an engine is asked to run: the form, and what does not depend on the mechanism."""
+
+    form: str
+    scale: float
+    bounds: list[int] | None
+    chunk_size: int | None
+    backend: str
+
+
+class Engine(Protocol):
+    """One recurrence, in every form."""
+
+    name: str
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype: ...
+
+    def init_state(self, terms: Any, segments: int) -> State: ...
+
+    def run(self, terms: Any, state: State, call: Call, who: str) -> tuple[Tensor, State]: ...
+
+
+RULES: dict[str, Rule] = {}
+
+
+class Rule:
+    """A mechanism: one equation, its forms, its state. Made by :func:`rule`; call it like a function."""
+
+    def __init__(self, lower: Callable[..., Terms], engine: Engine, cite: str, equation: str, **facts: Any):
+        self.name = lower.__name__
+        self.lower = lower
+        self.engine = engine
+        self.cite = cite
+        self.equation = equation
+        self.state_floats: str = facts["state"]
+        self.default_scale: str = facts["scale"]
+        self.reasons: Mapping[str, str] = facts["missing"]
+        self.grows = "T" in self.state_floats.split("*")
+        hints = typing.get_type_hints(lower, include_extras=True)
+        self.arguments: dict[str, Arg] = {
+            name: meta
+            for name, hint in hints.items()
+            for meta in _annotations(hint)
+            if isinstance(meta, Arg)
+        }
+        self._lower_signature = inspect.signature(lower)
+        self.__signature__ = _with_options(self._lower_signature)
+        self.__doc__ = lower.__doc__
+        self.__name__ = self.name
+        self.__module__ = lower.__module__
+
+    def __repr__(self) -> str:
+        return f"<rule {self.name}({', '.join(self._lower_signature.parameters)})>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Output:
+        """Chunkwise, or recurrent when T = 1."""
+        return self._run(None, args, kwargs)
+
+    def parallel(self, *args: Any, **kwargs: Any) -> Output:
+        """The whole sequence as one masked matrix product; work and memory grow with T squared."""
+        return self._run("parallel", args, kwargs)
+
+    def chunkwise(self, *args: Any, **kwargs: Any) -> Output:
+        """Matrix products inside chunks of ``chunk_size`` tokens, a state between them."""
+        return self._run("chunkwise", args, kwargs)
+
+    def recurrent(self, *args: Any, **kwargs: Any) -> Output:
+        """The definition, token by token."""
+        return self._run("recurrent", args, kwargs)
+
+    def step(self, *args: Any, **kwargs: Any) -> Output:
+        """One token, given with or without its time axis of length one; the output has the same layout."""
+        return self._run("step", args, kwargs)
+
+    def form(self, name: str) -> Callable[..., Output]:
+        """The form of this name; UnknownNameError if there is no such form in the kit."""
+        if name not in FORMS:
+            raise UnknownNameError(f"{self.name}: unknown form {name!r}; forms are {', '.join(FORMS)}")
+        return getattr(self, name)
+
+    def init_state(self, *args: Any, **kwargs: Any) -> State:
+        """The empty state from which a call with these arguments starts."""
+        terms, call, *_ = self._bind("recurrent", args, kwargs)
+        return self.engine.init_state(terms, _segments(terms, call))
+
+    def _run(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> Output:
+        terms, call, state, dtype, had_time = self._bind(form, args, kwargs)
+        with _full_precision(terms.q.device.type):
+            o, state = self.engine.run(terms, state, call, self.name)
+            if terms.finish is not None:
+                o = terms.finish(o)
+        o = o.to(dtype)
+        return Output(o if had_time else drop_time(o), state)
+
+    def _bind(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Call, State, torch.dtype, bool]:
+        options = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
+        try:
+            bound = self._lower_signature.bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{self.name}({', '.join(self.__signature__.parameters)}): {error}") from None
+        values = dict(bound.arguments)
+        had_time = True
+        if form == "step":
+            had_time = gain_time(self.arguments, values, self.name)
+        dims = check_arguments(self.arguments, values, self.name, validating())
+        dtype = next(values[name].dtype for name, arg in self.arguments.items() if arg.carries_tokens)
+        terms = self.lower(**self._in_compute_dtype(values, dtype))
+        return terms, self._call(form, options, dims, terms), options.get("state"), dtype, had_time
+
+    def _in_compute_dtype(self, values: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+        """Lowering happens in accumulator precision: rounding beta * v to bfloat16 first would cost accuracy."""
+        compute = self.engine.compute_dtype(dtype)
+        cast = {n: values[n].to(compute) for n in self.arguments if values.get(n) is not None}
+        return {**values, **cast}
+
+    def _call(self, form: str | None, options: dict[str, Any], dims: dict[str, int], terms: Any) -> Call:
+        length, batch = dims["T"], dims["B"]
+        if form == "step" and (length != 1 or options.get("cu_seqlens") is not None):
+            raise ShapeError(f"{self.name}.step takes one token of each sequence (T = 1), got T = {length}")
+        form = form or ("recurrent" if length == 1 and "recurrent" not in self.reasons else "chunkwise")
+        if form in self.reasons:
+            raise FormError(f"{self.name} has no {form} form: {self.reasons[form]}")
+        cu_seqlens, chunk, scale = (options.get(n) for n in ("cu_seqlens", "chunk_size", "scale"))
+        bounds = None if cu_seqlens is None else check_cu_seqlens(cu_seqlens, batch, length, self.name)
+        if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+            raise ShapeError(f"{self.name}: chunk_size must be a positive integer, got {chunk!r}")
+        backend = options.get("backend") or "auto"
+        if backend not in BACKENDS:
+            raise UnknownNameError(f"{self.name}: unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
+        return Call(form, self._own_scale(terms) if scale is None else float(scale), bounds, chunk, backend)
+
+    def _own_scale(self, terms: Any) -> float:
+        return 1.0 if self.default_scale == "1" else terms.q.shape[-1] ** -0.5
+
+
+def rule(
+    *,
+    engine: Engine,
+    cite: str,
+    equation: str,
+    state: str = "K*V",
+    scale: str = "K^-1/2",
+    missing: Mapping[str, str] | None = None,
+) -> Callable[[Callable[..., Terms]], Rule]:
+    """Make a rule of a function that lowers the mechanism's arguments to an engine's terms.
+
+    ``state`` is the number of state floats a head as an expression in the legend's names; ``scale`` the
+    default factor on q, ``"1"`` or ``"K^-1/2"``; ``missing`` gives, for each form that does not exist,
+    the mathematical reason.
+    """
+
+    def register(lower: Callable[..., Terms]) -> Rule:
+        made = Rule(lower, engine, cite, equation, state=state, scale=scale, missing=missing or {})
+        RULES[made.name] = made
+        return made
+
+    return register
+
+
+def get_rule(name: str) -> Rule:
+    """The rule of this name; UnknownNameError with the nearest names otherwise."""
+    import linrec.rules  # noqa: F401  (fills the registry)
+
+    if name not in RULES:
+        near = difflib.get_close_matches(name, RULES) or sorted(RULES)
+        raise UnknownNameError(f"unknown rule {name!r}; did you mean {', '.join(near)}?")
+    return RULES[name]
+
+
+_validation = False
+
+
+def validating() -> bool:
+    """Whether argument *values* (not only shapes and dtypes) are checked."""
+    return _validation
+
+
+@contextlib.contextmanager
+def validation(on: bool = True) -> Iterator[None]:
+    """Within the block, check values too: RangeError for g > 0, a non-finite number, dt <= 0 and so on.
+
+    Off by default, because reading values stops a GPU's queue and cannot be traced or vmapped.
+    """
+    global _validation
+    before, _validation = _validation, on
+    try:
+        yield
+    finally:
+        _validation = before
+
+
+_OPTIONS = ("state", "scale", "cu_seqlens", "chunk_size", "backend")
+
+
+def _with_options(signature: inspect.Signature) -> inspect.Signature:
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    extra = [
+        inspect.Parameter(n, keyword, default="auto" if n == "backend" else None) for n in _OPTIONS
+    ]
+    return signature.replace(parameters=[*signature.parameters.values(), *extra], return_annotation=Output)
+
+
+def _annotations(hint: Any) -> tuple[Any, ...]:
+    """Metadata of ``Annotated[...]``, also inside ``Annotated[...] | None``."""
+    if hasattr(hint, "__metadata__"):
+        return hint.__metadata__
+    return tuple(m for part in typing.get_args(hint) for m in _annotations(part))
+
+
+def _segments(terms: Any, call: Call) -> int:
+    return terms.q.shape[0] if call.bounds is None else len(call.bounds) - 1
+
+
+def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast would run the accumulators in half precision; the engines choose their own dtypes."""
+    if torch.is_autocast_enabled(device):
+        return torch.autocast(device, enabled=False)
+    return contextlib.nullcontext()
+
+
+def check_backend(call: Call, who: str, reason: str) -> None:
+    """BackendError when Triton is asked for explicitly and ``reason`` says why it cannot run."""
+    if call.backend == "triton":
+        raise BackendError(f"{who}: backend='triton' cannot run: {reason}")

@@ -1,0 +1,30 @@
+"""The mechanisms: one file, one equation. ``rules.gated_delta_net(q, k, v, g, beta)`` and so on."""
+
+from linrec.rule import RULES, Output, get_rule, validation
+from linrec.rules.delta_net import delta_net
+from linrec.rules.gated_delta_net import gated_delta_net
+from linrec.rules.gla import gla
+from linrec.rules.kimi_delta_attention import kimi_delta_attention
+from linrec.rules.lightning import lightning, lightning_decay
+from linrec.rules.linear_attention import linear_attention
+from linrec.rules.mamba2 import mamba2
+from linrec.rules.retnet import retnet, retnet_decay
+from linrec.rules.softmax_attention import softmax_attention
+
+__all__ = [
+    "RULES",
+    "Output",
+    "delta_net",
+    "gated_delta_net",
+    "get_rule",
+    "gla",
+    "kimi_delta_attention",
+    "lightning",
+    "lightning_decay",
+    "linear_attention",
+    "mamba2",
+    "retnet",
+    "retnet_decay",
+    "softmax_attention",
+    "validation",
+]

@@ -1,0 +1,34 @@
+"""Softmax attention, the baseline."""
+
+from typing import Annotated
+
+from torch import Tensor
+
+from linrec.arguments import Arg
+from linrec.engines.attention import ATTENTION, AttentionTerms
+from linrec.rule import rule
+
+GroupedQuery = Annotated[Tensor, Arg("B T HQ K")]
+Key = Annotated[Tensor, Arg("B T H K")]
+Value = Annotated[Tensor, Arg("B T H V")]
+
+
+@rule(
+    engine=ATTENTION,
+    cite="Vaswani et al. 2017, arXiv:1706.03762",
+    equation="o_t = Σ_{j≤t} softmax_j(scale q_t·k_j) v_j",
+    state="T*(K+V)",
+)
+def softmax_attention(q: GroupedQuery, k: Key, v: Value) -> AttentionTerms:
+    """Causal softmax attention (Vaswani et al. 2017, arXiv:1706.03762), with grouped query heads.
+
+    .. code-block:: text
+
+        o_t = sum_{j <= t} softmax_j(scale q_t . k_j) v_j
+
+    q ``[B, T, HQ, K]``, k ``[B, T, H, K]``, v ``[B, T, H, V]``, HQ a multiple of H (query head h reads key head
+    h // (HQ // H)). The state is a ``KVCache(k, v, length)``, which grows by K + V floats a token and key head.
+    ``chunkwise`` attends for ``chunk_size`` queries at a time; default scale K^-1/2. Second derivatives exist
+    in the composite path of torch's attention only (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``).
+    """
+    return AttentionTerms(q, k, v)

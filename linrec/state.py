@@ -1,0 +1,56 @@
+"""Recurrent states as trees: nested (named) tuples whose leaves are tensors, plain numbers or None.
+
+Every layer and model of the kit takes its state as an argument and returns the next one; nothing is
+kept on a module. A state is never modified in place, so holding on to one *is* a fork.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+State = Any
+
+
+def map_tensors(fn: Callable[[Tensor], Any], state: State) -> State:
+    """The same tree with ``fn`` applied to every tensor."""
+    if isinstance(state, Tensor):
+        return fn(state)
+    if isinstance(state, tuple):
+        children = [map_tensors(fn, child) for child in state]
+        return type(state)(*children) if hasattr(state, "_fields") else tuple(children)
+    return state
+
+
+def named_tensors(state: State, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yield ``(path, tensor)`` for every tensor; a path is dot-separated, e.g. ``layers.0.conv``."""
+    if isinstance(state, Tensor):
+        yield prefix, state
+    elif isinstance(state, tuple):
+        names = getattr(state, "_fields", range(len(state)))
+        for name, child in zip(names, state, strict=True):
+            yield from named_tensors(child, f"{prefix}.{name}" if prefix else str(name))
+
+
+def replace_tensors(state: State, values: dict[str, Tensor], prefix: str = "") -> State:
+    """The same tree with each tensor replaced by ``values[path]`` (paths as in :func:`named_tensors`)."""
+    paths = iter([path for path, _ in named_tensors(state, prefix)])
+    return map_tensors(lambda _: values[next(paths)], state)
+
+
+def state_bytes(state: State) -> int:
+    """Bytes held by the state's tensors."""
+    return sum(t.numel() * t.element_size() for _, t in named_tensors(state))
+
+
+def detach(state: State) -> State:
+    """The state cut from the autograd graph."""
+    return map_tensors(torch.Tensor.detach, state)
+
+
+def select_rows(state: State, rows: Tensor) -> State:
+    """Batch rows of a state, reordered or repeated: row i of the result is row ``rows[i]``."""
+    return map_tensors(lambda t: t.index_select(0, rows.to(t.device)), state)

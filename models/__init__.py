@@ -1,0 +1,1 @@
+"""Language models over the kit's layers, imported as ``linrec.models``."""
