@@ -1,0 +1,116 @@
+"""Additive layers: linear attention, RetNet, Lightning attention, GLA."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linrec import rules
+from linrec.layers.delta import low_rank
+from linrec.layers.heads import HeadsLayer
+from linrec.layers.parts import widened
+
+
+class LinearAttention(HeadsLayer):
+    """Linear attention layer (Katharopoulos et al. 2020, arXiv:2006.16236): elu(x) + 1 features, normalised.
+
+    As in the paper there is neither output norm nor gate; ``use_norm`` and ``use_gate`` add them.
+    """
+
+    rule = rules.linear_attention
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        feature_map: str = "elu+1",
+        normalize: bool = True,
+        eps: float = 1e-6,
+        use_gate: bool = False,
+        use_norm: bool = False,
+        **sizes: Any,
+    ):
+        super().__init__(d_model, num_heads, use_gate=use_gate, use_norm=use_norm, **sizes)
+        self.options = {"feature_map": feature_map, "normalize": normalize, "eps": eps}
+
+    def gates(self, x: Tensor) -> dict[str, Any]:
+        """The feature map and the denominator's floor."""
+        return self.options
+
+
+class RetNet(HeadsLayer):
+    """Multi-scale retention (Sun et al. 2023, arXiv:2307.08621).
+
+    Rotary embedding on q and k, constant decay 1 - 2^(-5 - h), values twice as wide as keys, RMSNorm on each
+    head and a swish gate.
+    """
+
+    rule = rules.retnet
+    rotary: ClassVar[bool] = True
+    g: Tensor
+
+    def __init__(self, d_model: int, num_heads: int = 4, *, expand_v: float = 2.0, **sizes: Any):
+        super().__init__(d_model, num_heads, expand_v=expand_v, **sizes)
+        self.register_buffer("g", rules.retnet_decay(self.num_v_heads).float(), persistent=False)
+
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """g ``[HV]``."""
+        return {"g": self.g}
+
+
+class Lightning(HeadsLayer):
+    """Lightning attention as in MiniMax-01 (Qin et al. 2024, arXiv:2401.04658; arXiv:2501.08313).
+
+    SiLU on q, k, v; constant slopes, which shrink with depth if ``layer`` and ``layers`` are given; one RMSNorm
+    over all heads; sigmoid gate.
+    """
+
+    rule = rules.lightning
+    activation: ClassVar[bool] = True
+    gate_activation: ClassVar[str | None] = "sigmoid"
+    norm_all_heads: ClassVar[bool] = True
+    g: Tensor
+
+    def __init__(self, d_model: int, num_heads: int = 4, *, layer: int = 0, layers: int = 1, **sizes: Any):
+        super().__init__(d_model, num_heads, **sizes)
+        decay = rules.lightning_decay(self.num_v_heads, layer, layers)
+        self.register_buffer("g", decay.float(), persistent=False)
+
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """g ``[HV]``."""
+        return {"g": self.g}
+
+
+class GLA(HeadsLayer):
+    """Gated linear attention layer (Yang et al. 2023, arXiv:2312.06635).
+
+    Keys half as wide as the model; log-decay logsigmoid(x W1 W2 + b) / 16 for every key channel through 16
+    channels; RMSNorm on each head and a swish gate.
+    """
+
+    rule = rules.gla
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        head_dim: int | None = None,
+        expand_v: float = 2.0,
+        gate_rank: int = 16,
+        gate_temperature: float = 16.0,
+        **sizes: Any,
+    ):
+        width = head_dim or max(d_model // (2 * num_heads), 1)
+        super().__init__(d_model, num_heads, head_dim=width, expand_v=expand_v, **sizes)
+        self.gate_temperature = gate_temperature
+        self.f_proj: nn.Module = low_rank(d_model, gate_rank, self.num_v_heads * self.head_dim, bias=True)
+
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """g ``[B, T, HV, K]``."""
+        raw = widened(self.f_proj(x))
+        g = F.logsigmoid(raw) / self.gate_temperature
+        return {"g": g.unflatten(-1, (self.num_v_heads, self.head_dim))}

@@ -1,0 +1,86 @@
+"""What every layer is: a sequence mixer with an explicit state, and how padding is kept away from it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from linrec.errors import DtypeError, ShapeError
+from linrec.packing import check_cu_seqlens
+from linrec.rule import Rule
+from linrec.state import State
+
+
+class Layer(nn.Module):
+    """A sequence mixer: ``y, state = layer(x, state=None, cu_seqlens=None, attention_mask=None)``.
+
+    x and y ``[B, T, d_model]``. ``state`` None is the empty state; the returned state continues the sequence.
+    ``cu_seqlens`` ``[S + 1]`` packs S sequences into a batch of one, the state then has S rows.
+    ``attention_mask`` ``[B, T]`` is 1 at real tokens, padding may lie on either side: real tokens get the
+    result they would have without it, padded positions get zero, the state is that of the real tokens.
+    Raises ShapeError and DtypeError.
+    """
+
+    rule: ClassVar[Rule]
+    state_grows: ClassVar[bool] = False
+    d_model: int
+
+    def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
+        """The layer on unpadded tokens; implemented by each layer."""
+        raise NotImplementedError
+
+    def forward(
+        self,
+        x: Tensor,
+        state: State = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, State]:
+        """See the class."""
+        who = type(self).__name__
+        if x.dim() != 3 or x.shape[2] != self.d_model:
+            raise ShapeError(f"{who}: x must be [B, T, d_model={self.d_model}], got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise DtypeError(f"{who}: x must be floating point, got {x.dtype}")
+        if cu_seqlens is not None:
+            check_cu_seqlens(cu_seqlens, x.shape[0], x.shape[1], who)
+        if attention_mask is None:
+            return self.mix(x, state, cu_seqlens)
+        if cu_seqlens is not None or attention_mask.shape != x.shape[:2]:
+            raise ShapeError(
+                f"{who}: attention_mask must be [B, T] = {list(x.shape[:2])} and excludes cu_seqlens, "
+                f"got {list(attention_mask.shape)}"
+            )
+        return self._without_padding(x, state, attention_mask.bool())
+
+    def _without_padding(self, x: Tensor, state: State, mask: Tensor) -> tuple[Tensor, State]:
+        """Pack the real tokens, one segment a row, and put the results back."""
+        if mask.all():
+            return self.mix(x, state, None)
+        where = mask.flatten().nonzero().flatten()
+        ends = mask.sum(1).cumsum(0)
+        bounds = torch.cat([ends.new_zeros(1), ends])
+        y, state = self.mix(x.flatten(0, 1).index_select(0, where)[None], state, bounds)
+        flat = y.new_zeros(mask.numel(), y.shape[2]).index_copy(0, where, y[0])
+        return flat.unflatten(0, mask.shape), state
+
+
+def segment_count(x: Tensor, cu_seqlens: Tensor | None) -> int:
+    """Rows of the state that goes with x."""
+    return x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+
+
+def token_positions(x: Tensor, start: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """Position of each token in its own sequence ``[B, T]``; ``start`` holds the tokens already seen a row."""
+    index = torch.arange(x.shape[1], device=x.device)
+    if cu_seqlens is None:
+        return start[:, None] + index
+    segment = torch.searchsorted(cu_seqlens[1:].contiguous(), index.to(cu_seqlens.dtype), right=True)
+    return (start[segment] + index - cu_seqlens[segment])[None]
+
+
+def tokens_seen(start: Tensor, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """``start`` advanced by this call's tokens."""
+    return start + (x.shape[1] if cu_seqlens is None else cu_seqlens.diff())

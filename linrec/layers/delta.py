@@ -1,0 +1,90 @@
+"""The delta family: DeltaNet, Gated DeltaNet, Kimi Delta Attention."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from linrec import rules
+from linrec.layers.heads import HeadsLayer
+from linrec.layers.parts import DecayRate, widened
+
+
+class DeltaNet(HeadsLayer):
+    """DeltaNet layer (Yang et al. 2024, arXiv:2406.06484).
+
+    Short convolution of width 4 with SiLU on q, k, v; L2-normalised q and k; beta = sigmoid(x W), doubled
+    with ``allow_neg_eigval`` (Grazzi et al. 2024, arXiv:2411.12537); RMSNorm on each head; no gate by default.
+    """
+
+    rule = rules.delta_net
+    activation: ClassVar[bool] = True
+    unit_keys: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        conv_size: int = 4,
+        use_gate: bool = False,
+        allow_neg_eigval: bool = False,
+        **sizes: Any,
+    ):
+        super().__init__(d_model, num_heads, conv_size=conv_size, use_gate=use_gate, **sizes)
+        self.beta_range = 2.0 if allow_neg_eigval else 1.0
+        self.b_proj = nn.Linear(d_model, self.num_v_heads, bias=False)
+
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """beta ``[B, T, HV]``."""
+        return {"beta": widened(self.b_proj(x)).sigmoid() * self.beta_range}
+
+
+class GatedDeltaNet(DeltaNet):
+    """Gated DeltaNet layer (Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464).
+
+    DeltaNet's layer with log-decay g = -e^{A_log} softplus(x W + bias) per value head, and an output gate:
+    RMSNorm(o) * silu(gate).
+    """
+
+    rule = rules.gated_delta_net
+
+    def __init__(self, d_model: int, num_heads: int = 4, *, use_gate: bool = True, **options: Any):
+        super().__init__(d_model, num_heads, use_gate=use_gate, **options)
+        self.a_proj = nn.Linear(d_model, self.num_v_heads, bias=False)
+        self.decay = DecayRate(self.num_v_heads)
+
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """g and beta ``[B, T, HV]``."""
+        return {"g": self.decay(self.a_proj(x)[..., None])[..., 0], **super().gates(x)}
+
+
+class KimiDeltaAttention(DeltaNet):
+    """Kimi Delta Attention layer (Kimi Team 2025, arXiv:2510.26692).
+
+    The gated delta layer with a log-decay for every key channel, from a projection through ``head_dim``
+    channels, and an output gate of the same low rank: RMSNorm(o) * sigmoid(gate).
+    """
+
+    rule = rules.kimi_delta_attention
+    gate_activation: ClassVar[str | None] = "sigmoid"
+
+    def __init__(self, d_model: int, num_heads: int = 4, *, use_gate: bool = True, **options: Any):
+        super().__init__(d_model, num_heads, use_gate=use_gate, **options)
+        self.f_proj = low_rank(d_model, self.value_dim, self.num_v_heads * self.head_dim)
+        self.decay = DecayRate(self.num_v_heads, self.head_dim)
+
+    def make_gate(self, width: int) -> nn.Module:
+        """A low-rank gate with a bias."""
+        return low_rank(self.d_model, self.value_dim, width, bias=True)
+
+    def gates(self, x: Tensor) -> dict[str, Tensor]:
+        """g ``[B, T, HV, K]``, beta ``[B, T, HV]``."""
+        raw = self.f_proj(x).unflatten(-1, (self.num_v_heads, self.head_dim))
+        return {"g": self.decay(raw), **super().gates(x)}
+
+
+def low_rank(d_in: int, rank: int, d_out: int, bias: bool = False) -> nn.Sequential:
+    """Two projections with ``rank`` channels between them."""
+    return nn.Sequential(nn.Linear(d_in, rank, bias=False), nn.Linear(rank, d_out, bias=bias))

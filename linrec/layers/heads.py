@@ -1,0 +1,127 @@
+"""The frame that most linear-attention layers share; a layer adds its gates."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linrec.errors import ConfigError
+from linrec.layers.base import Layer, segment_count, token_positions, tokens_seen
+from linrec.layers.parts import GatedRMSNorm, ShortConvolution, rotate, unit_norm
+
+
+class HeadsState(NamedTuple):
+    """conv ``[B, w - 1, channels]`` (None without convolution), memory (the rule's state), seen ``[B]`` tokens."""
+
+    conv: Tensor | None
+    memory: Tensor | None
+    seen: Tensor
+
+
+class HeadsLayer(Layer):
+    """q, k, v projections, short convolution, q/k treatment, a rule, output norm and gate, output projection.
+
+    ``num_heads`` heads of q and k of width ``head_dim`` (default d_model / num_heads), ``num_v_heads`` heads
+    of v (default num_heads, or a multiple of it) of width ``head_dim * expand_v``.
+    The class attributes are the mechanism's conventions, the arguments its sizes.
+    Raises ConfigError for sizes that do not fit.
+    """
+
+    activation: ClassVar[bool] = False  # SiLU on q, k, v
+    unit_keys: ClassVar[bool] = False  # L2-normalise q and k
+    rotary: ClassVar[bool] = False
+    gate_activation: ClassVar[str | None] = "silu"
+    norm_all_heads: ClassVar[bool] = False  # one RMSNorm over all heads instead of one a head
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        head_dim: int | None = None,
+        num_v_heads: int | None = None,
+        expand_v: float = 1.0,
+        conv_size: int = 0,
+        use_gate: bool = True,
+        use_norm: bool = True,
+        norm_eps: float = 1e-5,
+        chunk_size: int | None = None,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        self.d_model, self.num_heads = d_model, num_heads
+        self.head_dim = head_dim or d_model // num_heads
+        self.num_v_heads = num_v_heads or num_heads
+        self.value_dim = int(self.head_dim * expand_v)
+        self._check_sizes()
+        self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
+        keys, values = self.num_heads * self.head_dim, self.num_v_heads * self.value_dim
+        self.widths = [keys, keys, values]
+        self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.conv = ShortConvolution(sum(self.widths), conv_size) if conv_size else None
+        self.gate_proj = self.make_gate(values) if use_gate else None
+        normed = values if self.norm_all_heads else self.value_dim
+        self.norm = GatedRMSNorm(normed, norm_eps, self.gate_activation) if use_norm else None
+        self.o_proj = nn.Linear(values, d_model, bias=False)
+
+    def _check_sizes(self) -> None:
+        who = type(self).__name__
+        if self.d_model < 1 or self.num_heads < 1 or self.head_dim < 1 or self.value_dim < 1:
+            raise ConfigError(
+                f"{who}: d_model={self.d_model}, num_heads={self.num_heads} leave head_dim={self.head_dim}, "
+                f"value width {self.value_dim}; all must be positive"
+            )
+        if self.num_v_heads % self.num_heads:
+            raise ConfigError(
+                f"{who}: num_v_heads={self.num_v_heads} must be a multiple of num_heads={self.num_heads}"
+            )
+        if self.rotary and self.head_dim % 2:
+            raise ConfigError(f"{who}: rotary embedding needs an even head_dim, got {self.head_dim}")
+
+    def make_gate(self, width: int) -> nn.Module:
+        """The projection of the output gate."""
+        return nn.Linear(self.d_model, width, bias=False)
+
+    def gates(self, x: Tensor) -> dict[str, Any]:
+        """The rule's arguments besides q, k and v, from the layer's input."""
+        return {}
+
+    def mix(self, x: Tensor, state: HeadsState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, HeadsState]:
+        """See :class:`Layer`."""
+        if state is None:
+            empty = torch.zeros(segment_count(x, cu_seqlens), dtype=torch.int64, device=x.device)
+            state = HeadsState(None, None, empty)
+        q, k, v, conv = self._project(x, state, cu_seqlens)
+        o, memory = self.rule(q, k, v, **self.gates(x), state=state.memory, cu_seqlens=cu_seqlens, **self.how)
+        return self._output(o, x), HeadsState(conv, memory, tokens_seen(state.seen, x, cu_seqlens))
+
+    def _project(
+        self, x: Tensor, state: HeadsState, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        qkv, conv = self.qkv_proj(x), None
+        if self.conv is not None:
+            qkv, conv = self.conv(qkv, state.conv, cu_seqlens)
+        elif self.activation:
+            qkv = F.silu(qkv)
+        q, k, v = qkv.split(self.widths, dim=-1)
+        q, k = (z.unflatten(-1, (self.num_heads, self.head_dim)) for z in (q, k))
+        v = v.unflatten(-1, (self.num_v_heads, self.value_dim))
+        if self.unit_keys:
+            q, k = unit_norm(q), unit_norm(k)
+        if self.rotary:
+            where = token_positions(x, state.seen, cu_seqlens)
+            q, k = rotate(q, where), rotate(k, where)
+        return q, k, v, conv
+
+    def _output(self, o: Tensor, x: Tensor) -> Tensor:
+        gate = None if self.gate_proj is None else self.gate_proj(x).view_as(o)
+        if self.norm_all_heads:
+            o, gate = o.flatten(2), None if gate is None else gate.flatten(2)
+        if self.norm is not None:
+            o = self.norm(o, gate)
+        elif gate is not None:
+            o = o * gate.sigmoid()
+        return self.o_proj(o if self.norm_all_heads else o.flatten(2))

@@ -1,0 +1,88 @@
+"""The Mamba-2 block."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linrec import rules
+from linrec.errors import ConfigError
+from linrec.layers.base import Layer
+from linrec.layers.parts import DecayRate, GatedRMSNorm, ShortConvolution, widened
+
+
+class Mamba2State(NamedTuple):
+    """conv ``[B, w - 1, channels]``, memory ``[B, HV, N, P]``."""
+
+    conv: Tensor | None
+    memory: Tensor | None
+
+
+class Mamba2(Layer):
+    """Mamba-2 block (Dao, Gu 2024, arXiv:2405.21060).
+
+    One input projection to z, x, B, C, dt; short convolution with bias and SiLU on x, B, C; dt = softplus(raw +
+    bias); the rule with skip D; RMSNorm(y * silu(z)); output projection. ``expand * d_model`` channels in heads
+    of ``head_dim`` (64; or ``num_heads`` of them), ``state_size`` N, B and C shared by ``num_groups`` groups.
+    """
+
+    rule = rules.mamba2
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int | None = None,
+        *,
+        expand: float = 2.0,
+        head_dim: int = 64,
+        state_size: int = 128,
+        num_groups: int = 1,
+        conv_size: int = 4,
+        norm_eps: float = 1e-5,
+        chunk_size: int | None = None,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        self.d_model, self.inner = d_model, int(expand * d_model)
+        self.num_heads = num_heads or max(self.inner // head_dim, 1)
+        if self.inner % self.num_heads or self.num_heads % num_groups:
+            raise ConfigError(
+                f"Mamba2: {self.inner} channels must divide into num_heads={self.num_heads}, "
+                f"and these into num_groups={num_groups}"
+            )
+        self.num_groups, self.state_size = num_groups, state_size
+        self.chunk_size, self.backend = chunk_size, backend
+        mixed = self.inner + 2 * num_groups * state_size
+        self.widths = [self.inner, mixed, self.num_heads]
+        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.conv = ShortConvolution(mixed, conv_size, bias=True)
+        self.decay = DecayRate(self.num_heads)
+        self.D = nn.Parameter(torch.ones(self.num_heads))
+        self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True)
+        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
+
+    def mix(self, x: Tensor, state: Mamba2State | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Mamba2State]:
+        """See :class:`Layer`."""
+        state = state or Mamba2State(None, None)
+        z, mixed, raw = self.in_proj(x).split(self.widths, dim=-1)
+        mixed, conv = self.conv(mixed, state.conv, cu_seqlens)
+        bc = self.num_groups * self.state_size
+        u, b, c = mixed.split([self.inner, bc, bc], dim=-1)
+        b, c = (s.unflatten(-1, (self.num_groups, self.state_size)) for s in (b, c))
+        bias, rate = self.decay.bias[:, 0], -self.decay.A_log[:, 0].exp()
+        y, memory = self.rule(
+            u.unflatten(-1, (self.num_heads, -1)),
+            F.softplus(widened(raw) + bias),
+            rate,
+            b,
+            c,
+            self.D,
+            state=state.memory,
+            cu_seqlens=cu_seqlens,
+            chunk_size=self.chunk_size,
+            backend=self.backend,
+        )
+        return self.out_proj(self.norm(y.flatten(2), z)), Mamba2State(conv, memory)

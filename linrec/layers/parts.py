@@ -1,0 +1,127 @@
+"""Building blocks around a rule: short convolution, normalisation, rotation, gates."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linrec.errors import ShapeError
+from linrec.packing import by_segment
+from linrec.state import State
+
+
+class ShortConvolution(nn.Module):
+    """Causal depthwise convolution with a streaming state, followed by SiLU.
+
+    y_t = silu(bias + sum_{i < w} weight_i * x_{t - w + 1 + i}); weight ``[channels, w]``; the state
+    ``[B, w - 1, channels]`` holds the last w - 1 inputs. Raises ShapeError for a state of another shape.
+    """
+
+    def __init__(self, channels: int, width: int = 4, bias: bool = False, activation: bool = True):
+        super().__init__()
+        self.channels, self.width, self.activation = channels, width, activation
+        bound = 1 / math.sqrt(width)
+        self.weight = nn.Parameter(torch.empty(channels, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+
+    def forward(
+        self, x: Tensor, state: Tensor | None = None, cu_seqlens: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x ``[B, T, channels]`` -> (y of the same shape, next state)."""
+        rows = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+        shape = (rows, self.width - 1, self.channels)
+        if state is None:
+            state = x.new_zeros(shape)
+        elif state.shape != shape:
+            raise ShapeError(f"short convolution: state must be {list(shape)}, got {list(state.shape)}")
+        if cu_seqlens is None:
+            y, state = self._batch(x, state, None)
+        else:
+            y, state = by_segment(
+                lambda tensors, rows, lengths: self._batch(tensors["x"], rows, lengths),
+                {"x": x},
+                state,
+                cu_seqlens.tolist(),
+            )
+        return (F.silu(y) if self.activation else y), state
+
+    def _batch(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        history = torch.cat([state.to(x.dtype), x], dim=1)
+        if x.shape[1] == 0:
+            return x, state
+        if x.shape[1] == 1:
+            y = (history * self.weight.T).sum(1, keepdim=True)
+            y = y if self.bias is None else y + self.bias
+        else:
+            kernel = self.weight[:, None]
+            y = F.conv1d(history.transpose(1, 2), kernel, self.bias, groups=self.channels).transpose(1, 2)
+        if lengths is None:
+            return y, history[:, x.shape[1] :]
+        last = lengths[:, None] + torch.arange(self.width - 1, device=x.device)
+        return y, history.gather(1, last[..., None].expand(-1, -1, self.channels))
+
+
+class GatedRMSNorm(nn.Module):
+    """RMSNorm times an activated gate: ``rms(x) w act(z)``, or ``rms(x act(z)) w`` with ``gate_first``."""
+
+    def __init__(self, width: int, eps: float = 1e-5, activation: str | None = "silu", gate_first: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps, self.activation, self.gate_first = eps, activation, gate_first
+
+    def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
+        """x and gate ``[..., width]``; without a gate a plain RMSNorm."""
+        if gate is None:
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        act = F.silu(gate) if self.activation == "silu" else gate.sigmoid()
+        if self.gate_first:
+            return F.rms_norm(x * act, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps) * act
+
+
+def widened(x: Tensor) -> Tensor:
+    """At least float32: gates and norms lose too much in half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def unit_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """x / sqrt(|x|^2 + eps), over the last dimension; slightly shorter than one because of eps."""
+    wide = widened(x)
+    return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def rotate(x: Tensor, positions: Tensor, base: float = 10000.0) -> Tensor:
+    """Rotary embedding (Su et al. 2021, arXiv:2104.09864) of x ``[B, T, H, K]`` at ``positions`` ``[B, T]``.
+
+    Channel i is paired with channel i + K/2, angle = position * base^(-2 i / K).
+    """
+    half = x.shape[-1] // 2
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    frequency = base ** (-torch.arange(half, device=x.device, dtype=wide) / half)
+    angle = (positions[..., None].to(wide) * frequency)[:, :, None]
+    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
+    first, second = x[..., :half], x[..., half:]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+def time_step_bias(width: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
+    """Bias b such that softplus(b) is log-uniform in [low, high]: Mamba's initial time steps."""
+    dt = torch.exp(torch.empty(width).uniform_(math.log(low), math.log(high)))
+    return dt + torch.log(-torch.expm1(-dt))
+
+
+class DecayRate(nn.Module):
+    """Mamba-2's log-decay: g = -e^{A_log} softplus(x + bias); A_log per head, bias per head or channel."""
+
+    def __init__(self, heads: int, channels: int = 1):
+        super().__init__()
+        self.A_log = nn.Parameter(torch.empty(heads, 1).uniform_(1, 16).log())
+        self.bias = nn.Parameter(time_step_bias(heads * channels).unflatten(0, (heads, channels)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[B, T, heads, channels]`` -> log-decay of that shape, at least float32."""
+        wide = widened(x)
+        return -self.A_log.to(wide.dtype).exp() * F.softplus(wide + self.bias.to(wide.dtype))

@@ -1,0 +1,147 @@
+"""Text to train on: the running Python's standard library, or the user's own files, as bytes.
+
+What is held out depends on a document's path alone, so the split is the same in every process and stays the
+same when files come or go.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sysconfig
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from linrec.errors import ConfigError
+
+HELD_OUT_ONE_IN = 20
+# Test suites are most of the lines and little of the style; the others are not the standard library's own code.
+SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+
+
+class Document(NamedTuple):
+    """One file: its path relative to the corpus, with forward slashes, and its bytes (valid UTF-8)."""
+
+    path: str
+    text: bytes
+
+
+class Corpus(NamedTuple):
+    """Documents to train on and documents held out, each sorted by path."""
+
+    train: list[Document]
+    held_out: list[Document]
+
+
+class ByteTokenizer:
+    """Token ids are the bytes 0..255; 256 ends a document (and serves as bos, eos and padding)."""
+
+    vocab_size = 257
+    eos_id = 256
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """The UTF-8 bytes of the text."""
+        return list(text.encode("utf-8") if isinstance(text, str) else text)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of the ids; ends of documents are left out, invalid UTF-8 becomes U+FFFD."""
+        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
+
+
+def standard_library(root: str | os.PathLike[str] | None = None, one_in: int = HELD_OUT_ONE_IN) -> Corpus:
+    """The ``.py`` files of the running Python's standard library without its test suites.
+
+    Raises ConfigError where this Python has no source files (a zipped or frozen one).
+    """
+    base = Path(root if root is not None else sysconfig.get_paths()["stdlib"])
+    documents = [d for path in sorted(base.rglob("*.py")) if _wanted(path, base) and (d := _read(path, base))]
+    if not documents:
+        raise ConfigError(f"{base}: expected the .py files of the standard library, found none")
+    return split(documents, one_in)
+
+
+def text_files(paths: Iterable[str | os.PathLike[str]], one_in: int = HELD_OUT_ONE_IN) -> Corpus:
+    """The user's files; folders are searched, without hidden and binary files.
+
+    Raises ConfigError for a path that does not exist, and when there is no text at all.
+    """
+    documents: dict[str, Document] = {}
+    for path in (Path(p) for p in paths):
+        if not path.exists():
+            raise ConfigError(f"{path}: expected a file or folder of text, found no such path")
+        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+        base = path if path.is_dir() else path.parent
+        for file in files:
+            hidden = any(part.startswith(".") for part in file.relative_to(base).parts)
+            document = None if hidden and path.is_dir() else _read(file, base)
+            if document:
+                name = document.path if document.path not in documents else file.resolve().as_posix()
+                documents[name] = Document(name, document.text)
+    if not documents:
+        raise ConfigError("expected at least one non-empty UTF-8 text file, found none in the given paths")
+    return split(sorted(documents.values()), one_in)
+
+
+def split(documents: Sequence[Document], one_in: int = HELD_OUT_ONE_IN) -> Corpus:
+    """Hold out the documents whose path hashes to 0 modulo ``one_in``.
+
+    Few documents may leave one side empty: then the document of the smallest hash is held out, and of a single
+    document its last tenth.
+    """
+    if one_in < 2:
+        raise ConfigError(f"one_in: expected an integer >= 2, got {one_in}")
+    held_out = [d for d in documents if path_hash(d.path) % one_in == 0]
+    if not held_out or len(held_out) == len(documents):
+        held_out = [min(documents, key=lambda d: path_hash(d.path))]
+    if len(documents) == 1:
+        return _split_one(documents[0])
+    chosen = {d.path for d in held_out}
+    return Corpus([d for d in documents if d.path not in chosen], held_out)
+
+
+def path_hash(path: str) -> int:
+    """sha256 of the path as a number."""
+    return int.from_bytes(hashlib.sha256(path.encode()).digest(), "big")
+
+
+def token_stream(documents: Iterable[Document], eos_id: int = ByteTokenizer.eos_id) -> Tensor:
+    """All documents in one row of ids, int16 to save memory; every document follows the end-of-document id."""
+    pieces = []
+    for document in documents:
+        pieces += [torch.tensor([eos_id], dtype=torch.int16), byte_tensor(document.text).to(torch.int16)]
+    return torch.cat([*pieces, torch.tensor([eos_id], dtype=torch.int16)])
+
+
+def byte_tensor(text: bytes) -> Tensor:
+    """The bytes as a uint8 tensor."""
+    return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+
+
+def _wanted(path: Path, base: Path) -> bool:
+    folders = path.relative_to(base).parts[:-1]
+    generated = path.name.startswith("_sysconfigdata")  # build paths of this machine
+    return not generated and not SKIPPED_FOLDERS.intersection(folders)
+
+
+def _read(path: Path, base: Path) -> Document | None:
+    """None for what is not text: empty files, unreadable ones, other encodings, and binary ones."""
+    try:
+        text = path.read_bytes()
+        text.decode("utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None
+    return Document(path.relative_to(base).as_posix(), text) if text and b"\0" not in text else None
+
+
+def _split_one(document: Document) -> Corpus:
+    text = document.text
+    cut = text.rfind(b"\n", 0, len(text) * 9 // 10) + 1 or len(text) * 9 // 10
+    while 0 < cut < len(text) and text[cut] & 0xC0 == 0x80:  # not inside a character
+        cut += 1
+    if not 0 < cut < len(text):
+        raise ConfigError(f"{document.path}: expected enough text to hold some out, got {len(text)} bytes")
+    return Corpus([Document(document.path, text[:cut])], [Document(document.path + "#end", text[cut:])])

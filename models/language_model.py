@@ -1,0 +1,260 @@
+"""One language model for every pattern of layers: embeddings, (norm, mixer, norm, SwiGLU) blocks, head."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linrec.errors import ConfigError, DeviceError, DtypeError, RangeError, ShapeError
+from linrec.files import tensor_chunks
+from linrec.layers import LAYERS, Layer
+from linrec.models.config import Config
+from linrec.state import State, named_tensors
+
+
+class ModelState(NamedTuple):
+    """The state of every layer, in order."""
+
+    layers: tuple[State, ...]
+
+
+class ModelOutput(NamedTuple):
+    """``logits [B, T, vocab_size]`` and the state after the last token."""
+
+    logits: Tensor
+    state: ModelState
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)),  Shazeer 2020, arXiv:2002.05202."""
+
+    def __init__(self, d_model: int, width: int):
+        super().__init__()
+        self.gate = nn.Linear(d_model, width, bias=False)
+        self.up = nn.Linear(d_model, width, bias=False)
+        self.down = nn.Linear(width, d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)) where the configuration has an MLP."""
+
+    def __init__(self, config: Config, name: str):
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mixer = make_layer(config, name)
+        if config.mlp_width:
+            self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+            self.mlp = SwiGLU(config.d_model, config.mlp_width)
+
+    def forward(
+        self, x: Tensor, state: State, cu_seqlens: Tensor | None, attention_mask: Tensor | None
+    ) -> tuple[Tensor, State]:
+        y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
+        x = x + y
+        if hasattr(self, "mlp"):
+            x = x + self.mlp(self.mlp_norm(x))
+        return x, state
+
+
+class LanguageModel(nn.Module):
+    """A causal language model; its mixing layers are named by ``config.pattern``.
+
+    The state goes in and out explicitly: feeding a sequence in pieces, each with the state of the piece
+    before, gives the logits of feeding it at once.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.blocks = nn.ModuleList(Block(config, name) for name in config.layer_names)
+        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        # With tied embeddings there is no second parameter, so nothing can come untied or be stored twice.
+        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        initialise(self)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> ModelOutput:
+        """Logits of every position. tokens ``[B, T]`` int; attention_mask ``[B, T]``, 1 = real token.
+
+        With ``cu_seqlens [S + 1]`` the batch is one packed row and the state has S rows. Raises ShapeError,
+        DtypeError, DeviceError or RangeError for tokens that are not ids of the vocabulary.
+        """
+        h, state = self.hidden(tokens, state, cu_seqlens, attention_mask)
+        return ModelOutput(self.logits(h), state)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """What the head reads, ``[B, T, d_model]``, and the state: for callers that need few of the logits."""
+        self._check_tokens(tokens)
+        _check_mask(attention_mask, tokens)
+        rows = tokens.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+        states = self._layer_states(state, rows)
+        x = self.embed(tokens)
+        new_states = []
+        for block, layer_state in zip(self.blocks, states, strict=True):
+            x, layer_state = block(x, layer_state, cu_seqlens, attention_mask)
+            new_states.append(layer_state)
+        return self.norm(x), ModelState(tuple(new_states))
+
+    def logits(self, h: Tensor) -> Tensor:
+        """``[..., d_model] -> [..., vocab_size]``."""
+        return F.linear(h, self.embed.weight if self.head is None else self.head.weight)
+
+    def prefill(
+        self,
+        tokens: Tensor,
+        state: ModelState | None = None,
+        attention_mask: Tensor | None = None,
+        chunk: int = 2048,
+    ) -> ModelOutput:
+        """Read a prompt ``chunk`` tokens at a time; logits ``[B, 1, vocab_size]`` after each row's last real token.
+
+        Activations take the memory of one chunk whatever T is. Padding may stand on either side. Raises
+        ShapeError for an empty prompt and for a row without a real token.
+        """
+        self._check_tokens(tokens)
+        _check_mask(attention_mask, tokens)
+        _check_prompt(tokens, attention_mask, chunk)
+        last: Tensor | None = None
+        for start in range(0, tokens.shape[1], chunk):
+            part = slice(start, start + chunk)
+            mask = None if attention_mask is None else attention_mask[:, part]
+            h, state = self.hidden(tokens[:, part], state, attention_mask=mask)
+            last = _last_real(h, mask, last)
+        assert last is not None and state is not None
+        return ModelOutput(self.logits(last), state)
+
+    def step(self, tokens: Tensor, state: ModelState) -> ModelOutput:
+        """One token a row, ``[B, 1]``: logits ``[B, 1, vocab_size]`` and the next state."""
+        if tokens.dim() != 2 or tokens.shape[1] != 1:
+            raise ShapeError(f"step: expected tokens of shape [B, 1], got {list(tokens.shape)}")
+        return self.forward(tokens, state)
+
+    def init_state(self, batch_size: int = 1) -> ModelState:
+        """The empty state for ``batch_size`` rows, on the device and in the dtype of the model."""
+        nothing = torch.zeros(batch_size, 0, dtype=torch.long, device=self.embed.weight.device)
+        with torch.no_grad():
+            return self.hidden(nothing)[1]
+
+    def fingerprint(self) -> str:
+        """sha256 over the configuration and every weight: equal exactly when the models are."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for part in tensor_chunks(self.state_dict()):
+            digest.update(part)
+        return digest.hexdigest()
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write ``model.safetensors`` and ``config.json``; see :mod:`linrec.models.checkpoint`."""
+        from linrec.models.checkpoint import save_checkpoint
+
+        save_checkpoint(self, folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> LanguageModel:
+        """The model of a checkpoint folder, in evaluation mode. Raises CheckpointError if it is not one."""
+        from linrec.models.checkpoint import load_checkpoint
+
+        return load_checkpoint(folder, device, dtype)
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
+            came = getattr(tokens, "dtype", type(tokens).__name__)
+            raise DtypeError(f"tokens: expected an int64 or int32 tensor of ids, got {came}")
+        if tokens.dim() != 2:
+            raise ShapeError(f"tokens: expected shape [B, T], got {list(tokens.shape)}")
+        if tokens.device != self.embed.weight.device:
+            raise DeviceError(f"tokens are on {tokens.device}, the model is on {self.embed.weight.device}")
+        # Reading values back from a GPU stops its queue, which a prompt can afford and a single step cannot.
+        affordable = tokens.device.type == "cpu" or (tokens.is_cuda and tokens.shape[1] > 1)
+        if tokens.numel() and affordable and not torch.compiler.is_compiling():
+            low, high = (int(t) for t in torch.aminmax(tokens))
+            if low < 0 or high >= self.config.vocab_size:
+                size = self.config.vocab_size
+                raise RangeError(f"tokens: expected ids in [0, vocab_size = {size}), got ids from {low} to {high}")
+
+    def _layer_states(self, state: ModelState | None, rows: int) -> tuple[State, ...]:
+        if state is None:
+            return (None,) * len(self.blocks)
+        layers = getattr(state, "layers", None)
+        if not isinstance(layers, tuple) or len(layers) != len(self.blocks):
+            came = len(layers) if isinstance(layers, tuple) else type(state).__name__
+            raise ShapeError(f"state: expected a ModelState of {len(self.blocks)} layers, got {came}")
+        for path, tensor in named_tensors(state):
+            if tensor.shape[:1] != (rows,):
+                raise ShapeError(f"state: expected {rows} rows, as the tokens have; {path} is {list(tensor.shape)}")
+        return layers
+
+
+def make_layer(config: Config, name: str) -> Layer:
+    """The mixing layer ``name``; ConfigError, with the layer's own reason, where the sizes do not fit it."""
+    arguments: dict[str, Any] = {"num_heads": config.num_heads, **config.layer_options.get(name, {})}
+    try:
+        return LAYERS[name](d_model=config.d_model, **arguments)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{k}={v!r}" for k, v in {"d_model": config.d_model, **arguments}.items())
+        raise ConfigError(f"layer {name!r} cannot be built from {given}: {error}") from error
+
+
+def initialise(model: LanguageModel) -> None:
+    """Normal weights; what writes to the residual stream is scaled by 1 / sqrt(2 * layers) (Radford et al. 2019).
+
+    Parameters that a layer sets itself (decays, time steps, convolutions, biases) stay as the layer set them.
+    """
+    std = model.config.init_std
+    residual = std / math.sqrt(2 * len(model.blocks))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            writes = name.rsplit(".", 1)[-1] in ("down", "out_proj", "o_proj", "out")
+            nn.init.normal_(module.weight, std=residual if writes else std)
+
+
+def _check_mask(mask: Tensor | None, tokens: Tensor) -> None:
+    if mask is not None and mask.shape != tokens.shape:
+        raise ShapeError(f"attention_mask: expected {list(tokens.shape)}, as the tokens, got {list(mask.shape)}")
+
+
+def _check_prompt(tokens: Tensor, mask: Tensor | None, chunk: int) -> None:
+    if chunk < 1:
+        raise RangeError(f"prefill: expected chunk >= 1, got {chunk}")
+    if tokens.shape[1] == 0:
+        raise ShapeError(f"prefill: expected at least one token a row, got tokens {list(tokens.shape)}")
+    if mask is not None and not bool(mask.bool().any(1).all()):
+        empty = (~mask.bool().any(1)).nonzero().flatten().tolist()
+        raise ShapeError(f"prefill: expected at least one real token a row, got none in rows {empty}")
+
+
+def _last_real(h: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:
+    """``[B, 1, D]``: the last real position of each row, or ``before`` where this chunk has none."""
+    if mask is None:
+        return h[:, -1:]
+    positions = torch.arange(h.shape[1], device=h.device)
+    real = mask.bool()
+    index = torch.where(real, positions, 0).amax(1)
+    last = h[torch.arange(h.shape[0], device=h.device), index].unsqueeze(1)
+    return last if before is None else torch.where(real.any(1)[:, None, None], last, before)

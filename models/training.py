@@ -1,0 +1,243 @@
+"""Training on bytes and measuring bits per byte."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from linrec.errors import ConfigError, LinrecError
+from linrec.models.corpus import ByteTokenizer, Corpus, Document, byte_tensor, token_stream
+from linrec.models.language_model import LanguageModel
+from linrec.state import State
+
+OnLog = Callable[[int, dict[str, float]], None]
+
+
+class TrainingError(LinrecError, RuntimeError):
+    """The loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. ``lr`` rises linearly over ``warmup`` steps, then falls as a cosine to ``min_lr_ratio * lr``.
+
+    Raises ConfigError for values outside their range.
+    """
+
+    steps: int = 300
+    batch_size: int = 8
+    seq_len: int = 256
+    lr: float = 2e-3
+    warmup: int = 30
+    min_lr_ratio: float = 0.1
+    weight_decay: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip: float = 1.0
+    seed: int = 0
+    log_every: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "seq_len", "log_every"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: expected >= 1, got {getattr(self, name)}")
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected a finite number > 0, got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay", "min_lr_ratio"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass
+class TrainResult:
+    """Loss of every step (nats a token), seconds of the whole run, and tokens trained on a second."""
+
+    losses: list[float] = field(default_factory=list)
+    seconds: float = 0.0
+    tokens_per_second: float = 0.0
+
+
+def train(
+    model: LanguageModel,
+    corpus: Corpus,
+    config: TrainConfig | None = None,
+    *,
+    progress: bool = False,
+    on_log: OnLog | None = None,
+) -> TrainResult:
+    """Train ``model`` in place on random windows of the corpus's token stream; it is left in evaluation mode.
+
+    Batches depend on ``config.seed`` alone. Nothing is written: an interruption leaves no file behind.
+    Raises ConfigError for a corpus shorter than a window, TrainingError when the loss stops being a number.
+    """
+    config = config or TrainConfig()
+    _check_vocabulary(model)
+    stream = token_stream(corpus.train)
+    if stream.numel() < config.seq_len + 1:
+        raise ConfigError(f"expected at least seq_len + 1 = {config.seq_len + 1} tokens, got {stream.numel()}")
+    generator = torch.Generator().manual_seed(config.seed)
+    optimizer = make_optimizer(model, config)
+    result, start = TrainResult(), time.perf_counter()
+    with _progress(progress) as bar:
+        task = bar.add_task("train", total=config.steps, note="")
+        for step in _train_mode(model, config.steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, config)
+            result.losses.append(_train_step(model, optimizer, draw_batch(stream, config, generator), config, step))
+            result.seconds = time.perf_counter() - start
+            result.tokens_per_second = (step + 1) * config.batch_size * config.seq_len / result.seconds
+            bar.update(task, advance=1, note=_note(result))
+            if on_log and ((step + 1) % config.log_every == 0 or step + 1 == config.steps):
+                on_log(step + 1, _log(result, step, config))
+    return result
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """The rate of step 0, 1, …: linear warm-up, then a cosine that reaches its floor at the last step."""
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    done = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
+    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
+
+
+def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW; only matrices decay: norms, gates, decays, biases and convolution kernels keep their scale."""
+    matrices, others = [], []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            (matrices if parameter.dim() == 2 else others).append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+
+
+def draw_batch(stream: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """``[batch_size, seq_len + 1]`` windows of the stream at random places, int64."""
+    starts = torch.randint(stream.numel() - config.seq_len, (config.batch_size,), generator=generator)
+    return stream[starts[:, None] + torch.arange(config.seq_len + 1)].long()
+
+
+def _train_mode(model: nn.Module, steps: int) -> Any:
+    model.train()
+    try:
+        yield from range(steps)
+    finally:
+        model.eval()
+
+
+def _train_step(
+    model: LanguageModel, optimizer: torch.optim.Optimizer, batch: Tensor, config: TrainConfig, step: int
+) -> float:
+    batch = batch.to(model.embed.weight.device)
+    logits = model(batch[:, :-1]).logits
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+    value = float(loss)
+    if not math.isfinite(value):
+        raise TrainingError(
+            f"step {step + 1}: the loss is {value}; a lower lr (now {config.lr:g}) or a longer warmup "
+            f"(now {config.warmup}) may help. The weights are those of the step before."
+        )
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
+    if not bool(torch.isfinite(norm)):
+        raise TrainingError(f"step {step + 1}: the gradient norm is {float(norm)}; the weights were not changed.")
+    optimizer.step()
+    return value
+
+
+@torch.no_grad()
+def bits_per_byte(
+    model: LanguageModel,
+    documents: Sequence[Document],
+    *,
+    chunk: int = 512,
+    batch_size: int = 8,
+    max_bytes: int | None = None,
+    progress: bool = False,
+) -> float:
+    """Mean of -log2 p(byte | all bytes of the document before it), the state carried through each document.
+
+    The first byte follows the end-of-document id. ``max_bytes`` reads only that much of each document.
+    Raises ConfigError when there is nothing to measure.
+    """
+    _check_vocabulary(model)
+    texts = sorted((byte_tensor(d.text[:max_bytes]) for d in documents if d.text[:max_bytes]), key=len)
+    total = sum(t.numel() for t in texts)
+    if not total:
+        raise ConfigError("bits_per_byte: expected documents with at least one byte, got none")
+    model.eval()
+    nats = 0.0
+    with _progress(progress) as bar:
+        task = bar.add_task("bits per byte", total=total, note="")
+        for first in range(0, len(texts), batch_size):
+            rows = texts[first : first + batch_size]
+            nats += _nats(model, rows, chunk)
+            bar.update(task, advance=sum(r.numel() for r in rows))
+    return nats / math.log(2) / total
+
+
+def _nats(model: LanguageModel, rows: list[Tensor], chunk: int) -> float:
+    """Rows are padded at the end: a causal model's predictions before the padding do not see it."""
+    device, eos = model.embed.weight.device, ByteTokenizer.eos_id
+    longest = max(r.numel() for r in rows)
+    tokens = torch.full((len(rows), longest + 1), eos, dtype=torch.long)
+    targets = torch.full((len(rows), longest), -100, dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, 1 : row.numel() + 1] = row
+        targets[i, : row.numel()] = row
+    state: State = None
+    total = 0.0
+    for start in range(0, longest, chunk):
+        stop = min(start + chunk, longest)
+        output = model(tokens[:, start:stop].to(device), state)
+        state = output.state
+        logits, goal = output.logits.flatten(0, 1).float(), targets[:, start:stop].flatten().to(device)
+        total += float(F.cross_entropy(logits, goal, ignore_index=-100, reduction="sum"))
+    return total
+
+
+def _check_vocabulary(model: LanguageModel) -> None:
+    if model.config.vocab_size < ByteTokenizer.vocab_size:
+        needed, got = ByteTokenizer.vocab_size, model.config.vocab_size
+        raise ConfigError(f"expected a model with vocab_size >= {needed} (bytes and the end of a document), got {got}")
+
+
+def _progress(shown: bool) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    return Progress(*columns, disable=not shown)
+
+
+def _log(result: TrainResult, step: int, config: TrainConfig) -> dict[str, float]:
+    return {
+        "loss": result.losses[-1],
+        "bits_per_byte": result.losses[-1] / math.log(2),
+        "lr": learning_rate(step, config),
+        "seconds": result.seconds,
+        "tokens_per_second": result.tokens_per_second,
+    }
+
+
+def _note(result: TrainResult) -> str:
+    recent = result.losses[-20:]
+    loss = sum(recent) / len(recent)
+    return f"loss {loss:.3f}  {loss / math.log(2):.3f} bits/byte  {result.tokens_per_second:,.0f} tokens/s"
