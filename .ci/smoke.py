@@ -1,4 +1,4 @@
-"""What an installed wheel must do, run from outside the checkout: import, compute, build a model, be a command."""
+"""What an installed wheel must do, seen from outside the checkout."""
 
 from __future__ import annotations
 

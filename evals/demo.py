@@ -20,7 +20,7 @@ from rich.text import Text
 
 from linrec.evals.pictures import demo_picture
 from linrec.evals.run import evaluate, versions, write_json
-from linrec.evals.small import byte_config, parameters, stream_text, train_with_bar
+from linrec.evals.small import byte_config, parameters, stream_text
 from linrec.models.corpus import standard_library
 from linrec.models.language_model import LanguageModel
 from linrec.models.training import TrainConfig, train
@@ -30,7 +30,6 @@ from linrec.stream import Session
 if TYPE_CHECKING:
     from linrec.models.config import Config
     from linrec.models.corpus import Corpus
-    from linrec.models.training import TrainResult
 
 STEPS = 500
 HYBRID = ("gated_delta_net", "gated_delta_net", "softmax_attention", "gated_delta_net")
@@ -127,7 +126,8 @@ def _train(
 ) -> dict[str, Any]:
     torch.manual_seed(settings.seed)
     model = LanguageModel(config)
-    result: TrainResult = train_with_bar(model, corpus, settings, label, console)
+    console.print(f"training: {label}, {parameters(model):,} parameters")
+    result = train(model, corpus, settings, progress=True)
     model.save(out / key)
     return {
         "label": label,

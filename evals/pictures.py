@@ -6,9 +6,11 @@ label, line style or hatch besides.
 
 from __future__ import annotations
 
-import os
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from linrec.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,20 +51,8 @@ def demo_picture(metrics: dict[str, Any], path: str | Path) -> None:
         figure.suptitle(metrics["title"], x=0.012, y=0.985, ha="left", fontsize=15, fontweight="bold")
         figure.text(0.012, 0.015, metrics["caption"], fontsize=9, color="#555555", ha="left", va="bottom")
         figure.tight_layout(rect=(0, 0.07, 1, 0.95), w_pad=3.0)
-        save_figure(figure, path)
+        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
         plt.close(figure)
-
-
-def save_figure(figure: Any, path: str | Path) -> None:
-    """Save under a temporary name in the same folder, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    try:
-        figure.savefig(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _subtitle(ax: Axes, text: str) -> None:
@@ -79,8 +69,6 @@ def _smooth(values: list[float], decay: float = 0.9) -> list[float]:
 
 
 def _loss(ax: Axes, metrics: dict[str, Any]) -> None:
-    import math
-
     curves = (("hybrid", BLUE, "-"), ("softmax", ORANGE, "--"))
     for key, colour, line in curves:
         model = metrics["models"][key]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linrec.errors import LinrecError, UnknownNameError
+from linrec.files import write_text
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -197,15 +198,8 @@ def versions() -> dict[str, str]:
 
 
 def write_json(path: str | Path, value: Any) -> None:
-    """Write JSON under a temporary name beside ``path``, then rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 @contextlib.contextmanager

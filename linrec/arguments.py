@@ -60,6 +60,7 @@ def check_arguments(args: Mapping[str, Arg], values: Mapping[str, Any], who: str
             continue
         _check_tensor(name, x, who)
         _check_shape(name, arg, x, dims, who)
+        _check_groups(dims, who)
         first = first or (name, x)
         if x.device != first[1].device:
             raise DeviceError(f"{who}: {name} is on {x.device}, but {first[0]} is on {first[1].device}")
@@ -72,7 +73,6 @@ def check_arguments(args: Mapping[str, Arg], values: Mapping[str, Any], who: str
             if not bool(holds(x).all()):
                 worst = x.detach()[~holds(x)].flatten()[0].item()
                 raise RangeError(f"{who}: {name} must be {meaning}; it contains {worst}")
-    _check_groups(dims, who)
     return dims
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from linrec.errors import CheckpointError, ConfigError, LinrecError
 
@@ -14,8 +16,23 @@ if TYPE_CHECKING:
     from linrec.models.config import Config
     from linrec.models.corpus import Corpus
 
+
+class Commands(TyperGroup):
+    """The commands; a typed error becomes one line on stderr and exit code 1, unless ``--debug`` is on."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LinrecError as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"linrec: error: {' '.join(str(error).split())}", err=True)
+            raise typer.Exit(1) from None
+
+
 app = typer.Typer(
     name="linrec",
+    cls=Commands,
     help="Linear attention and recurrent sequence models: rules, training, streaming, evaluation.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -28,15 +45,9 @@ Checkpoint = Annotated[Path, typer.Argument(help="a checkpoint folder", show_def
 
 @app.callback()
 def options(
-    context: typer.Context,
     debug: Annotated[bool, typer.Option("--debug", help="show tracebacks of errors")] = False,
 ) -> None:
     """Options before the command apply to all of them."""
-    context.find_root().meta["debug"] = debug
-    _DEBUG["on"] = debug
-
-
-_DEBUG = {"on": False}
 
 
 @app.command()
@@ -52,7 +63,27 @@ def rules(
     if markdown:
         typer.echo(table.support_table())
     else:
-        table.print_table(explain=explain)
+        _print_rules(table.COLUMNS, table.rows(), table.explanation(_device(None)) if explain else [])
+
+
+def _print_rules(
+    columns: Sequence[str], rows: list[tuple[str, ...]], explained: list[tuple[str, str]]
+) -> None:
+    """A panel a rule: the equations are too wide for a table in a terminal."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    chosen, console = dict(explained), Console()
+    for row in rows:
+        fields = dict(zip(columns, row, strict=True))
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        console.print(Text(fields.pop("rule"), style="bold"))
+        for name, value in fields.items():
+            table.add_row(f"  {name}", Text(value))
+        if row[0] in chosen:
+            table.add_row("  backend=auto", Text(chosen[row[0]]))
+        console.print(table)
 
 
 @app.command()
@@ -99,7 +130,7 @@ def _corpus(text: list[Path] | None) -> Corpus:
 
 
 def _config(pattern: str, *, layers: int | None, d_model: int, heads: int) -> Config:
-    from linrec.evals.demo import byte_config
+    from linrec.evals.small import byte_config
 
     names = tuple(name.strip() for name in pattern.split(",") if name.strip())
     return byte_config(names, num_layers=layers, d_model=d_model, num_heads=heads)
@@ -109,17 +140,17 @@ def _train(config: Config, corpus: Corpus, settings: Any, out: Path, device: str
     import torch
     from rich.console import Console
 
-    from linrec.evals.demo import parameters, train_with_bar
     from linrec.evals.run import versions, write_json
+    from linrec.evals.small import parameters
     from linrec.models.language_model import LanguageModel
-    from linrec.models.training import bits_per_byte
+    from linrec.models.training import bits_per_byte, train
 
     console = Console()
     torch.manual_seed(settings.seed)
     model = LanguageModel(config).to(_device(device))
     size = sum(len(document.text) for document in corpus.train)
     console.print(f"{parameters(model):,} parameters, {len(corpus.train)} files, {size / 1e6:.1f} MB")
-    result = train_with_bar(model, corpus, settings, "training", console)
+    result = train(model, corpus, settings, progress=True)
     model.save(out)
     report = {
         "losses": result.losses,
@@ -199,18 +230,20 @@ def generate(
     device: Device = None,
 ) -> None:
     """Stream a continuation in recurrent mode."""
-    from linrec.evals.demo import stream_text
+    from linrec.evals.small import stream_text
     from linrec.models.language_model import LanguageModel
     from linrec.stream import Session
 
     model = LanguageModel.load(checkpoint, device=_device(device)).eval()
     restored = session is not None and session.exists()
-    stream = Session.restore(model, session) if restored else Session(model)
+    stream = Session(model, seed=seed)
+    if restored and session is not None:
+        stream.restore(session)
     if not prompt and not restored:
         raise ConfigError("expected --prompt, or --session with a file to continue")
     sys.stdout.write(prompt)
     for piece in stream_text(
-        stream, prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        stream, prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p
     ):
         sys.stdout.write(piece)
         sys.stdout.flush()
@@ -244,17 +277,5 @@ def _device(name: str | None) -> str:
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def main() -> None:
-    """Entry point: a typed error is one line on stderr and exit code 1; ``--debug`` shows its traceback."""
-    try:
-        app()
-    except LinrecError as error:
-        if _DEBUG["on"]:
-            raise
-        message = " ".join(str(error).split())
-        print(f"linrec: error: {message}", file=sys.stderr)
-        raise SystemExit(1) from None
-
-
 if __name__ == "__main__":
-    main()
+    app()

@@ -1,8 +1,8 @@
 """The file of a streaming session: one safetensors file.
 
-Tensors: ``state.<path>`` for each tensor of the state, ``logits`` (absent before the first token) and ``rng``.
-Metadata: format, version, the model's fingerprint, the tree of the state as JSON, and a sha256 over all of it,
-because safetensors itself notices a short file but not a changed value.
+Tensors: ``state.<path>`` for each tensor of the state, ``logits`` (absent before the first token), ``rng``.
+Metadata: format, version, the model's fingerprint, the tree of the state as JSON, and a sha256 over all of
+it, because safetensors itself notices a short file but not a changed value.
 """
 
 from __future__ import annotations
@@ -58,11 +58,13 @@ def read_session(
 ) -> Saved:
     """The session of a file; ``template`` is any state of the model and gives the types of the tree.
 
-    Raises CheckpointError for a file that is missing, truncated, damaged, of another version or another model.
+    Raises CheckpointError for a file that is missing, truncated, damaged, of another version or model.
     """
     tensors, metadata = _read(Path(path))
     if metadata.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected a session file ({FORMAT}), got format {metadata.get('format')!r}")
+        raise CheckpointError(
+            f"{path}: expected a session file ({FORMAT}), got format {metadata.get('format')!r}"
+        )
     if metadata.get("version") != VERSION:
         raise CheckpointError(f"{path}: expected session version {VERSION}, got {metadata.get('version')!r}")
     if metadata.get("sha256") != _digest(tensors, metadata):
@@ -70,7 +72,8 @@ def read_session(
     if metadata.get("model") != fingerprint:
         got = str(metadata.get("model"))[:12]
         raise CheckpointError(
-            f"{path}: the session belongs to another model: expected fingerprint {fingerprint[:12]}…, got {got}…"
+            f"{path}: the session belongs to another model: "
+            f"expected fingerprint {fingerprint[:12]}…, got {got}…"
         )
     tensors = {name: t if name == "rng" else t.to(device) for name, t in tensors.items()}
     try:

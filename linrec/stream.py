@@ -35,9 +35,10 @@ class StreamModel(Protocol):
 class Session:
     """One sequence being read and written.
 
-    States are never changed in place, so ``fork`` copies nothing, and with recurrent layers a session takes the
-    same memory after any number of tokens. ``seed`` starts the session's own random numbers, which ``sample``
-    and ``stream`` draw from and which ``fork`` and ``save`` take along; None takes a seed from the system.
+    States are never changed in place, so ``fork`` copies nothing, and with recurrent layers a session takes
+    the same memory after any number of tokens. ``seed`` starts the session's own random numbers, which
+    ``sample`` and ``stream`` draw from and which ``fork`` and ``save`` take along; None takes a seed from the
+    system.
     """
 
     def __init__(self, model: StreamModel, state: State = None, *, seed: int | None = None):
@@ -65,7 +66,7 @@ class Session:
 
     @torch.no_grad()
     def feed(self, tokens: Sequence[int] | Tensor | int) -> Session:
-        """Read tokens (an id, a sequence of ids or a tensor ``[T]``) and return the session. No tokens, no change."""
+        """Read tokens (an id, a sequence of ids or a tensor ``[T]``) and return the session."""
         ids = _as_row(tokens).to(self._device)
         if ids.shape[1] == 0:
             return self
@@ -85,8 +86,8 @@ class Session:
         """Draw the next token without feeding it; temperature 0 takes the likeliest.
 
         ``top_k`` keeps the k likeliest tokens; of these ``top_p`` keeps the fewest that have that much of the
-        probability. ``seed`` restarts the session's random numbers first. Raises RangeError for values outside
-        their range.
+        probability. ``seed`` restarts the session's random numbers first. Raises RangeError for values
+        outside their range.
         """
         _check_sampling(temperature, top_k, top_p)
         if seed is not None:
@@ -108,7 +109,7 @@ class Session:
         seed: int | None = None,
         stop: int | Collection[int] = (),
     ) -> Iterator[int]:
-        """Feed ``prompt``, then yield sampled tokens, each already fed: a caller may stop anywhere and go on later.
+        """Feed ``prompt``, then yield sampled tokens, each already fed: a caller may stop and go on anywhere.
 
         Ends after ``max_tokens`` (None: never) or at a token of ``stop``, which is neither yielded nor fed.
         Bad arguments raise at the first token.
@@ -133,7 +134,12 @@ class Session:
     def fork(self) -> Session:
         """An independent session at the same place, random numbers included, in constant time."""
         other = object.__new__(type(self))
-        other.model, other.state, other._device, other._logits = self.model, self.state, self._device, self._logits
+        other.model, other.state, other._device, other._logits = (
+            self.model,
+            self.state,
+            self._device,
+            self._logits,
+        )
         other._generator = torch.Generator()
         other._generator.set_state(self._generator.get_state())
         return other
@@ -142,18 +148,17 @@ class Session:
         """Write the session to one safetensors file, under a temporary name that is then renamed."""
         write_session(path, self.model.fingerprint(), self.state, self._logits, self._generator.get_state())
 
-    def restore(self, path: str | os.PathLike[str]) -> Session:
-        """Take over a saved session and return this one: ``Session(model).restore(path)``.
+    @classmethod
+    def restore(cls, model: StreamModel, path: str | os.PathLike[str]) -> Session:
+        """The session that was saved to ``path``, with the model it was saved with.
 
-        Raises CheckpointError for a file of another model or version, a truncated or a damaged one; the session
-        is then as it was.
+        Raises CheckpointError for a file of another model or version, a truncated or a damaged one.
         """
-        template = self.model.init_state(1)
-        saved = read_session(path, self.model.fingerprint(), template, self._device)
-        generator = torch.Generator()
-        generator.set_state(saved.rng)
-        self.state, self._logits, self._generator = saved.state, saved.logits, generator
-        return self
+        session = cls(model)
+        saved = read_session(path, model.fingerprint(), session.state, session._device)
+        session.state, session._logits = saved.state, saved.logits
+        session._generator.set_state(saved.rng)
+        return session
 
 
 def _device_of(state: State) -> torch.device:
@@ -164,8 +169,10 @@ def _device_of(state: State) -> torch.device:
 
 def _as_row(tokens: Sequence[int] | Tensor | int) -> Tensor:
     """``[1, T]`` int64; the model checks that the ids exist."""
+    if isinstance(tokens, int):
+        tokens = [tokens]
     try:
-        ids = tokens if isinstance(tokens, Tensor) else torch.tensor([tokens] if isinstance(tokens, int) else list(tokens))
+        ids = tokens if isinstance(tokens, Tensor) else torch.tensor(list(tokens))
     except (TypeError, ValueError, RuntimeError) as error:
         raise DtypeError(f"feed: expected token ids, got {type(tokens).__name__} ({error})") from error
     if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):

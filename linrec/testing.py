@@ -69,7 +69,8 @@ def example_state(rule: Rule, inputs: dict[str, Any], *, seed: int = 1, segments
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
     """|value - reference| / |reference| in the Frobenius norm over the whole tensor, in float64."""
-    difference, size = (value.double() - reference.double()).norm(), reference.double().norm()
+    value, reference = value.detach().double(), reference.detach().double()
+    difference, size = (value - reference).norm(), reference.norm()
     return float(difference / size) if size > 0 else float(difference)
 
 

@@ -69,11 +69,15 @@ def read_config(folder: Path) -> Config:
     """The model configuration of a checkpoint folder; CheckpointError if there is none."""
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder}: expected a checkpoint folder with {CONFIG_FILE}, found no such file")
+        raise CheckpointError(
+            f"{folder}: expected a checkpoint folder with {CONFIG_FILE}, found no such file"
+        )
     values = _read_json(path)
     if values.get("model_type") != MODEL_TYPE or not isinstance(values.get("linrec"), dict):
         kind = values.get("model_type")
-        raise CheckpointError(f"{path}: expected model_type {MODEL_TYPE!r} with a 'linrec' entry, got {kind!r}")
+        raise CheckpointError(
+            f"{path}: expected model_type {MODEL_TYPE!r} with a 'linrec' entry, got {kind!r}"
+        )
     try:
         return Config.from_dict(values["linrec"])
     except (ConfigError, TypeError) as error:
@@ -105,7 +109,9 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         try:
             tensors = load_file(folder / file)
         except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(f"{folder / file}: truncated or damaged, or not safetensors ({error})") from error
+            raise CheckpointError(
+                f"{folder / file}: truncated or damaged, or not safetensors ({error})"
+            ) from error
         weights.update({name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
     return weights
 
@@ -119,4 +125,6 @@ def _check_weights(folder: Path, expected: dict[str, Tensor], got: dict[str, Ten
         )
     for name, tensor in expected.items():
         if got[name].shape != tensor.shape:
-            raise CheckpointError(f"{folder}: {name}: expected {list(tensor.shape)}, got {list(got[name].shape)}")
+            raise CheckpointError(
+                f"{folder}: {name}: expected {list(tensor.shape)}, got {list(got[name].shape)}"
+            )

@@ -87,19 +87,31 @@ class Config:
     def _check_token_id(self, name: str) -> None:
         token = getattr(self, name)
         if token is not None and not (_is_int(token) and 0 <= token < self.vocab_size):
-            raise ConfigError(f"{name}: expected None or 0 <= id < vocab_size = {self.vocab_size}, got {token!r}")
+            raise ConfigError(
+                f"{name}: expected None or 0 <= id < vocab_size = {self.vocab_size}, got {token!r}"
+            )
 
     def _check_layer_options(self) -> None:
         for layer, options in self.layer_options.items():
             check_name(layer, LAYERS, "layer_options: layer")
             if not isinstance(options, Mapping):
                 raise ConfigError(f"layer_options[{layer!r}]: expected a dict, got {type(options).__name__}")
-            allowed = inspect.signature(LAYERS[layer].__init__).parameters
-            if any(p.kind is p.VAR_KEYWORD for p in allowed.values()):
-                continue
-            known = [p for p in allowed if p not in ("self", "d_model")]
             for option in options:
-                check_name(option, known, f"layer_options[{layer!r}]: option")
+                check_name(option, layer_arguments(layer), f"layer_options[{layer!r}]: option")
+
+
+def layer_arguments(layer: str) -> list[str]:
+    """Names that the constructor of a layer takes, those it passes on to its base class included."""
+    names: list[str] = []
+    for cls in LAYERS[layer].__mro__:
+        constructor = vars(cls).get("__init__")
+        if constructor is None:
+            continue
+        parameters = inspect.signature(constructor).parameters.values()
+        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return sorted(set(names) - {"self", "d_model"})
 
 
 def check_name(name: str, known: Collection[str], what: str) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from linrec.errors import ConfigError
 
 HELD_OUT_ONE_IN = 20
-# Test suites are most of the lines and little of the style; the others are not the standard library's own code.
+# Test suites are most of the lines and little of the style; the others are not the library's own code.
 SKIPPED_FOLDERS = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -89,8 +89,8 @@ def text_files(paths: Iterable[str | os.PathLike[str]], one_in: int = HELD_OUT_O
 def split(documents: Sequence[Document], one_in: int = HELD_OUT_ONE_IN) -> Corpus:
     """Hold out the documents whose path hashes to 0 modulo ``one_in``.
 
-    Few documents may leave one side empty: then the document of the smallest hash is held out, and of a single
-    document its last tenth.
+    Few documents may leave one side empty: then the document of the smallest hash is held out, and of a
+    single document its last tenth.
     """
     if one_in < 2:
         raise ConfigError(f"one_in: expected an integer >= 2, got {one_in}")
@@ -109,7 +109,7 @@ def path_hash(path: str) -> int:
 
 
 def token_stream(documents: Iterable[Document], eos_id: int = ByteTokenizer.eos_id) -> Tensor:
-    """All documents in one row of ids, int16 to save memory; every document follows the end-of-document id."""
+    """All documents in one row of ids (int16, to save memory), an end-of-document id around each."""
     pieces = []
     for document in documents:
         pieces += [torch.tensor([eos_id], dtype=torch.int16), byte_tensor(document.text).to(torch.int16)]

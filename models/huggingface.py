@@ -1,7 +1,7 @@
 """The Hugging Face face of the language model: ``AutoConfig``, ``AutoModelForCausalLM`` and ``generate``.
 
-Importing this module registers the classes. ``generate`` carries the recurrent state under the name ``state``,
-one of the cache names that transformers passes from step to step without looking inside.
+Importing this module registers the classes. ``generate`` carries the recurrent state under the name
+``state``, one of the cache names that transformers passes from step to step without looking inside.
 """
 
 from __future__ import annotations
@@ -122,7 +122,9 @@ class LinrecForCausalLM(PreTrainedModel, GenerationMixin):
         return self.model.head
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        raise ConfigError("resize_token_embeddings is not supported: make a model with the vocab_size it needs")
+        raise ConfigError(
+            "resize_token_embeddings is not supported: make a model with the vocab_size it needs"
+        )
 
     def forward(
         self,
@@ -141,13 +143,19 @@ class LinrecForCausalLM(PreTrainedModel, GenerationMixin):
         logits = self.model.logits(h if isinstance(keep, slice) and keep.start == 0 else h[:, keep])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
+            )
         use_cache = self.config.use_cache if use_cache is None else use_cache
         output = LinrecOutput(loss=loss, logits=logits, state=new_state if use_cache else None)
         return output if return_dict is not False else output.to_tuple()
 
     def prepare_inputs_for_generation(
-        self, input_ids: Tensor, state: ModelState | None = None, is_first_iteration: bool | None = False, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        state: ModelState | None = None,
+        is_first_iteration: bool | None = False,
+        **kwargs: Any,
     ) -> dict[str, Any]:
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             input_ids, is_first_iteration=is_first_iteration, **kwargs

@@ -80,7 +80,9 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config, name) for name in config.layer_names)
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         # With tied embeddings there is no second parameter, so nothing can come untied or be stored twice.
-        self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.head = (
+            None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
+        )
         initialise(self)
 
     def forward(
@@ -105,7 +107,7 @@ class LanguageModel(nn.Module):
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ModelState]:
-        """What the head reads, ``[B, T, d_model]``, and the state: for callers that need few of the logits."""
+        """What the head reads, ``[B, T, d_model]``, and the state: for callers that need few logits."""
         self._check_tokens(tokens)
         _check_mask(attention_mask, tokens)
         rows = tokens.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
@@ -128,7 +130,7 @@ class LanguageModel(nn.Module):
         attention_mask: Tensor | None = None,
         chunk: int = 2048,
     ) -> ModelOutput:
-        """Read a prompt ``chunk`` tokens at a time; logits ``[B, 1, vocab_size]`` after each row's last real token.
+        """Read a prompt ``chunk`` tokens at a time; logits ``[B, 1, vocab_size]`` of each row's last real token.
 
         Activations take the memory of one chunk whatever T is. Padding may stand on either side. Raises
         ShapeError for an empty prompt and for a row without a real token.
@@ -142,7 +144,8 @@ class LanguageModel(nn.Module):
             mask = None if attention_mask is None else attention_mask[:, part]
             h, state = self.hidden(tokens[:, part], state, attention_mask=mask)
             last = _last_real(h, mask, last)
-        assert last is not None and state is not None
+        assert last is not None
+        assert state is not None
         return ModelOutput(self.logits(last), state)
 
     def step(self, tokens: Tensor, state: ModelState) -> ModelOutput:
@@ -196,7 +199,9 @@ class LanguageModel(nn.Module):
             low, high = (int(t) for t in torch.aminmax(tokens))
             if low < 0 or high >= self.config.vocab_size:
                 size = self.config.vocab_size
-                raise RangeError(f"tokens: expected ids in [0, vocab_size = {size}), got ids from {low} to {high}")
+                raise RangeError(
+                    f"tokens: expected ids in [0, vocab_size = {size}), got ids from {low} to {high}"
+                )
 
     def _layer_states(self, state: ModelState | None, rows: int) -> tuple[State, ...]:
         if state is None:
@@ -207,7 +212,9 @@ class LanguageModel(nn.Module):
             raise ShapeError(f"state: expected a ModelState of {len(self.blocks)} layers, got {came}")
         for path, tensor in named_tensors(state):
             if tensor.shape[:1] != (rows,):
-                raise ShapeError(f"state: expected {rows} rows, as the tokens have; {path} is {list(tensor.shape)}")
+                raise ShapeError(
+                    f"state: expected {rows} rows, as the tokens have; {path} is {list(tensor.shape)}"
+                )
         return layers
 
 
@@ -222,7 +229,7 @@ def make_layer(config: Config, name: str) -> Layer:
 
 
 def initialise(model: LanguageModel) -> None:
-    """Normal weights; what writes to the residual stream is scaled by 1 / sqrt(2 * layers) (Radford et al. 2019).
+    """Normal weights; what writes to the residual stream is scaled by 1 / sqrt(2 * layers) (as in GPT-2).
 
     Parameters that a layer sets itself (decays, time steps, convolutions, biases) stay as the layer set them.
     """
@@ -236,7 +243,9 @@ def initialise(model: LanguageModel) -> None:
 
 def _check_mask(mask: Tensor | None, tokens: Tensor) -> None:
     if mask is not None and mask.shape != tokens.shape:
-        raise ShapeError(f"attention_mask: expected {list(tokens.shape)}, as the tokens, got {list(mask.shape)}")
+        raise ShapeError(
+            f"attention_mask: expected {list(tokens.shape)}, as the tokens, got {list(mask.shape)}"
+        )
 
 
 def _check_prompt(tokens: Tensor, mask: Tensor | None, chunk: int) -> None:

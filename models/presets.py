@@ -20,14 +20,20 @@ PRESETS: dict[str, dict[str, Any]] = {
     "demo-recurrent": {**_DEMO, "pattern": ("gated_delta_net",)},
     "medium-gated-delta-net": {**_MEDIUM, "pattern": ("gated_delta_net",)},
     "medium-kimi-delta-attention": {**_MEDIUM, "pattern": ("kimi_delta_attention",)},
-    "medium-mamba2": {**_MEDIUM, "num_layers": 48, "mlp_ratio": None, "pattern": ("mamba2",)},
+    "medium-mamba2": {
+        **_MEDIUM,
+        "num_layers": 48,
+        "num_heads": 32,
+        "mlp_ratio": None,
+        "pattern": ("mamba2",),
+    },
     "medium-hybrid": {**_MEDIUM, "pattern": (*("gated_delta_net",) * 3, "softmax_attention")},
     "medium-softmax": {**_MEDIUM, "pattern": ("softmax_attention",)},
 }
 
 
 def preset(name: str, **changes: Any) -> Config:
-    """The configuration ``name`` with some fields changed. Raises ConfigError for an unknown name or field."""
+    """The configuration ``name`` with some fields changed. Raises ConfigError for unknown names and fields."""
     check_name(name, PRESETS, "preset")
     for key in changes:
         check_name(key, [f.name for f in dataclasses.fields(Config)], "config: field")

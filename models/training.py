@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -27,7 +28,7 @@ class TrainingError(LinrecError, RuntimeError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One training run. ``lr`` rises linearly over ``warmup`` steps, then falls as a cosine to ``min_lr_ratio * lr``.
+    """One training run: ``lr`` rises linearly over ``warmup`` steps, then falls to ``min_lr_ratio * lr``.
 
     Raises ConfigError for values outside their range.
     """
@@ -73,19 +74,22 @@ def train(
     corpus: Corpus,
     config: TrainConfig | None = None,
     *,
-    progress: bool = False,
+    progress: Progress | bool = False,
     on_log: OnLog | None = None,
 ) -> TrainResult:
     """Train ``model`` in place on random windows of the corpus's token stream; it is left in evaluation mode.
 
-    Batches depend on ``config.seed`` alone. Nothing is written: an interruption leaves no file behind.
+    Batches depend on ``config.seed`` alone. ``progress`` True shows a bar; a rich Progress gets a task, whose
+    field ``note`` holds loss and speed. Nothing is written, so an interruption leaves no file behind.
     Raises ConfigError for a corpus shorter than a window, TrainingError when the loss stops being a number.
     """
     config = config or TrainConfig()
     _check_vocabulary(model)
     stream = token_stream(corpus.train)
     if stream.numel() < config.seq_len + 1:
-        raise ConfigError(f"expected at least seq_len + 1 = {config.seq_len + 1} tokens, got {stream.numel()}")
+        raise ConfigError(
+            f"expected at least seq_len + 1 = {config.seq_len + 1} tokens, got {stream.numel()}"
+        )
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = make_optimizer(model, config)
     result, start = TrainResult(), time.perf_counter()
@@ -94,7 +98,9 @@ def train(
         for step in _train_mode(model, config.steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
-            result.losses.append(_train_step(model, optimizer, draw_batch(stream, config, generator), config, step))
+            result.losses.append(
+                _train_step(model, optimizer, draw_batch(stream, config, generator), config, step)
+            )
             result.seconds = time.perf_counter() - start
             result.tokens_per_second = (step + 1) * config.batch_size * config.seq_len / result.seconds
             bar.update(task, advance=1, note=_note(result))
@@ -108,12 +114,15 @@ def learning_rate(step: int, config: TrainConfig) -> float:
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
     done = (step - config.warmup) / max(1, config.steps - 1 - config.warmup)
-    return config.lr * (config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * min(done, 1.0))) / 2)
+    return config.lr * (
+        config.min_lr_ratio + (1 - config.min_lr_ratio) * (1 + math.cos(math.pi * min(done, 1.0))) / 2
+    )
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW; only matrices decay: norms, gates, decays, biases and convolution kernels keep their scale."""
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for parameter in model.parameters():
         if parameter.requires_grad:
             (matrices if parameter.dim() == 2 else others).append(parameter)
@@ -130,7 +139,8 @@ def draw_batch(stream: Tensor, config: TrainConfig, generator: torch.Generator) 
     return stream[starts[:, None] + torch.arange(config.seq_len + 1)].long()
 
 
-def _train_mode(model: nn.Module, steps: int) -> Any:
+def _train_mode(model: nn.Module, steps: int) -> Iterator[int]:
+    """The steps, in training mode; evaluation mode afterwards, whatever happened."""
     model.train()
     try:
         yield from range(steps)
@@ -144,7 +154,7 @@ def _train_step(
     batch = batch.to(model.embed.weight.device)
     logits = model(batch[:, :-1]).logits
     loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-    value = float(loss)
+    value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(
             f"step {step + 1}: the loss is {value}; a lower lr (now {config.lr:g}) or a longer warmup "
@@ -154,7 +164,9 @@ def _train_step(
     loss.backward()
     norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
     if not bool(torch.isfinite(norm)):
-        raise TrainingError(f"step {step + 1}: the gradient norm is {float(norm)}; the weights were not changed.")
+        raise TrainingError(
+            f"step {step + 1}: the gradient norm is {float(norm)}; the weights were not changed."
+        )
     optimizer.step()
     return value
 
@@ -167,7 +179,7 @@ def bits_per_byte(
     chunk: int = 512,
     batch_size: int = 8,
     max_bytes: int | None = None,
-    progress: bool = False,
+    progress: Progress | bool = False,
 ) -> float:
     """Mean of -log2 p(byte | all bytes of the document before it), the state carried through each document.
 
@@ -213,10 +225,13 @@ def _nats(model: LanguageModel, rows: list[Tensor], chunk: int) -> float:
 def _check_vocabulary(model: LanguageModel) -> None:
     if model.config.vocab_size < ByteTokenizer.vocab_size:
         needed, got = ByteTokenizer.vocab_size, model.config.vocab_size
-        raise ConfigError(f"expected a model with vocab_size >= {needed} (bytes and the end of a document), got {got}")
+        raise ConfigError(f"expected vocab_size >= {needed} (bytes and the end of a document), got {got}")
 
 
-def _progress(shown: bool) -> Progress:
+def _progress(shown: Progress | bool) -> AbstractContextManager[Progress]:
+    """A bar of our own, or the caller's, which stays the caller's to close."""
+    if isinstance(shown, Progress):
+        return nullcontext(shown)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

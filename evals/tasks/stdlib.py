@@ -123,9 +123,9 @@ def _context(before: str, limit: int) -> str | None:
     cut = 0 if len(tail) <= limit else tail.find(b"\n", len(tail) - limit) + 1
     context = tail[cut:]
     whole_lines = len(tail) <= limit or cut > 0
-    if not whole_lines or len(context) < 100 or context[-1:].isspace():
+    if not whole_lines or len(context.lstrip(b"\n")) < 100 or context[-1:].isspace():
         return None
-    return context.decode("utf-8")
+    return context.decode("utf-8").lstrip("\n")
 
 
 def _wrong_lines(rng: random.Random, line: Line, pool: list[Line]) -> list[str] | None:

@@ -63,6 +63,10 @@ class AttentionEngine:
             torch.zeros(segments, dtype=torch.int64, device=terms.k.device),
         )
 
+    def auto_backend(self, device: str) -> str:
+        """What ``backend="auto"`` runs on this kind of device."""
+        return "torch (scaled_dot_product_attention picks its own fused kernel)"
+
     def run(self, terms: AttentionTerms, state: KVCache | None, call: Call, who: str) -> tuple[Tensor, KVCache]:
         """Output ``[B, T, HQ, V]`` and the cache with this call's tokens appended."""
         check_backend(call, who, "softmax attention runs through torch's own fused kernels; use backend='auto'")

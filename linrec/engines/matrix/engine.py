@@ -30,6 +30,10 @@ class MatrixEngine:
         """Zeros ``[segments, HV, K, V]`` in accumulator precision."""
         return terms.v.new_zeros(segments, terms.v.shape[2], terms.k.shape[3], terms.v.shape[3])
 
+    def auto_backend(self, device: str) -> str:
+        """What ``backend="auto"`` runs on this kind of device, and why not Triton."""
+        return f"torch ({_why_no_triton(torch.device(device)).split(';')[0]})"
+
     def run(self, terms: MatrixTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
         """Output ``[B, T, HV, V]`` in accumulator precision, and the final state."""
         check_backend(call, who, _why_no_triton(terms.v.device))

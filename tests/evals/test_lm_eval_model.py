@@ -1,0 +1,142 @@
+"""The lm-eval model against independent scoring: one full forward pass a request, no state, no batch."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from linrec.errors import ConfigError
+from linrec.evals.lm_eval_model import LinrecLM
+from linrec.evals.small import byte_config
+from linrec.models.language_model import LanguageModel
+
+PATTERNS = {
+    "recurrent": ("gated_delta_net",),
+    "hybrid": ("gated_delta_net", "softmax_attention"),
+    "mixed": ("mamba2", "gla"),
+}
+TEXT = "def f(x):\n    return x + 1  # é, 中文\n"
+
+
+@pytest.fixture(scope="module", params=PATTERNS)
+def model(request: pytest.FixtureRequest) -> LanguageModel:
+    torch.manual_seed(0)
+    model = LanguageModel(byte_config(PATTERNS[request.param], d_model=32, num_heads=2, num_layers=2))
+    with torch.no_grad():  # far from uniform, so that a wrong context cannot score the same
+        for p in model.parameters():
+            p.add_(0.3 * torch.randn_like(p) * p.std(correction=0))
+    return model.eval()
+
+
+def instances(*arguments: tuple[Any, ...]) -> list[SimpleNamespace]:
+    return [SimpleNamespace(args=a) for a in arguments]
+
+
+@torch.no_grad()
+def plain(model: LanguageModel, context: list[int], continuation: list[int]) -> tuple[float, bool]:
+    tokens = torch.tensor([context + continuation])
+    logits = model(tokens).logits[0].double()
+    total, greedy = 0.0, True
+    for j, token in enumerate(continuation):
+        row = logits[len(context) + j - 1]
+        total += float(row[token] - torch.logsumexp(row, 0))
+        greedy &= int(row.argmax()) == token
+    return total, greedy
+
+
+def greedy_text(model: LanguageModel, context: list[int], count: int) -> list[int]:
+    tokens = list(context)
+    with torch.no_grad():
+        for _ in range(count):
+            tokens.append(int(model(torch.tensor([tokens])).logits[0, -1].argmax()))
+    return tokens[len(context) :]
+
+
+def test_continuations_equal_full_passes(model: LanguageModel) -> None:
+    pairs = [(TEXT * k, c) for k in (1, 2, 4) for c in ("a", " and more of it", "\n\tx", "é")]
+    pairs += [("", "alone"), ("", "é"), ("   ", "spaces"), ("short", "x" * 70), (TEXT, "a")]
+    scores = LinrecLM(model, batch_size=2).loglikelihood(instances(*pairs), disable_tqdm=True)
+    for (context, continuation), (total, greedy) in zip(pairs, scores, strict=True):
+        kept = context.rstrip()  # lm-eval moves trailing spaces into the continuation
+        scored = (context + continuation)[len(kept) :]
+        want, want_greedy = plain(model, list(kept.encode()) or [256], list(scored.encode()))
+        assert math.isclose(total, want, rel_tol=1e-4, abs_tol=1e-3)
+        assert greedy == want_greedy
+
+
+def test_greedy_flag_is_true_for_the_greedy_continuation(model: LanguageModel) -> None:
+    lm = LinrecLM(model)
+    context = list(TEXT.encode())
+    chosen = greedy_text(model, context, 5)
+    other = [*chosen[:4], (chosen[4] + 1) % 256]
+    keys = ("c", "x")
+    scores = lm._loglikelihood_tokens([(keys, context, chosen), (keys, context, other)], disable_tqdm=True)
+    assert [greedy for _, greedy in scores] == [True, False]
+
+
+def test_a_context_is_encoded_once(model: LanguageModel) -> None:
+    lm = LinrecLM(model)
+    context, choices = TEXT * 8, ["ab", "cd", "ef", "gh"]
+    lm.loglikelihood(instances(*[(context, c) for c in choices]), disable_tqdm=True)
+    encoded = len(context.encode())
+    assert encoded <= lm.tokens_processed < encoded + 20
+
+
+def test_rolling_carries_the_state_through_the_document(model: LanguageModel) -> None:
+    texts = [TEXT * 7, "x", TEXT, "", "y" * 33]
+    scores = LinrecLM(model, batch_size=3, prefill_chunk=32).loglikelihood_rolling(
+        instances(*[(t,) for t in texts]), disable_tqdm=True
+    )
+    for text, total in zip(texts, scores, strict=True):
+        want, _ = plain(model, [256], list(text.encode()))
+        assert math.isclose(total, want, rel_tol=1e-4, abs_tol=1e-3)
+
+
+@pytest.mark.parametrize("size", [0, 1, 16, 17, 40])
+def test_rolling_windows_overlap_by_half(model: LanguageModel, size: int) -> None:
+    window, data = 16, list(range(40, 40 + size))
+    lm = LinrecLM(model, rolling_window=window)
+    (total,) = lm.loglikelihood_rolling(instances((bytes(data).decode(),)), disable_tqdm=True)
+    inputs, want = [256, *data], 0.0
+    for j, token in enumerate(data):
+        # the window that first reaches target j starts at a multiple of 8
+        first = 0 if j < window else 8 * math.ceil((j + 1 - window) / 8)
+        want += plain(model, inputs[first : j + 1], [token])[0]
+    assert math.isclose(total, want, rel_tol=1e-4, abs_tol=1e-3)
+
+
+def test_generation_is_greedy_and_stops(model: LanguageModel) -> None:
+    prompts = [TEXT, "a", TEXT * 2, "a"]
+    raw = [bytes(greedy_text(model, list(p.encode()), 12)) for p in prompts]
+    texts = [r.decode("utf-8", "replace") for r in raw]
+    lm = LinrecLM(model, batch_size=3)
+    options = {"until": [], "max_gen_toks": 12}
+    assert lm.generate_until(instances(*[(p, options) for p in prompts]), disable_tqdm=True) == texts
+    stop = next(c for c in texts[0] if c != "\ufffd" and c.isprintable()) if texts[0].isascii() else None
+    if stop is not None:
+        cut = {"until": [stop], "max_gen_toks": 12}
+        (text,) = lm.generate_until(instances((TEXT, cut)), disable_tqdm=True)
+        assert text == texts[0].split(stop)[0]
+
+
+def test_sampling_is_seeded_and_independent_of_the_batch(model: LanguageModel) -> None:
+    options = {"until": ["\n\n\n"], "max_gen_toks": 10, "do_sample": True, "temperature": 0.9, "top_p": 0.95}
+    requests = instances(*[(p, options) for p in ("one", "three", "one")])
+    together = LinrecLM(model, batch_size=8, seed=3).generate_until(requests, disable_tqdm=True)
+    apart = LinrecLM(model, batch_size=1, seed=3).generate_until(requests, disable_tqdm=True)
+    assert together == apart
+    assert together[0] != together[2]
+
+
+def test_a_model_without_an_end_token_is_refused() -> None:
+    from linrec.models.config import Config
+
+    model = LanguageModel(Config(vocab_size=256, d_model=32, num_heads=2))
+    with pytest.raises(ConfigError, match="eos_token_id"):
+        LinrecLM(model)
+    with pytest.raises(ConfigError, match="rolling_window"):
+        LinrecLM(LanguageModel(byte_config(("gla",), d_model=32, num_heads=2)), rolling_window=1)

@@ -1,0 +1,224 @@
+"""Every registered rule, in every form, against its own independent loop. Found from the registry."""
+
+import pytest
+import torch
+from torch.func import jvp, vmap
+
+from linrec.rules import RULES
+from linrec.state import map_tensors, named_tensors
+from linrec.testing import budget, example_inputs, example_state, relative_error
+from tests.rules.loops import LOOPS
+
+NAMES = sorted(RULES)
+FORMS = ("parallel", "chunkwise", "recurrent")
+TIGHT = 1e-10
+
+
+def over_time(rule, inputs, start, stop):
+    """The tokens start .. stop of the inputs; parameters without a time axis stay."""
+    cut = {}
+    for name, x in inputs.items():
+        shape = rule.arguments[name].shape_for(x.dim())
+        cut[name] = x[:, start:stop] if "T" in shape else x
+    return cut
+
+
+def assert_close(got, want, limit=TIGHT):
+    """Same tree of states or tensors, to a relative error."""
+    got, want = dict(named_tensors(got)), dict(named_tensors(want))
+    assert len(got) == len(want)
+    for (path, a), b in zip(got.items(), want.values(), strict=True):
+        assert a.shape == b.shape, path
+        assert relative_error(a, b) < limit, path
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_has_an_independent_loop(name):
+    assert name in LOOPS, f"write the loop of {name} in tests/rules/loops.py"
+
+
+@pytest.mark.parametrize("with_state", [False, True], ids=["empty", "state"])
+@pytest.mark.parametrize("length", [1, 2, 63, 64, 65, 130])
+@pytest.mark.parametrize("name", NAMES)
+def test_forms_equal_the_loop(name, length, with_state):
+    rule = RULES[name]
+    inputs = example_inputs(rule, T=length, seed=length)
+    state = example_state(rule, inputs) if with_state else None
+    want = LOOPS[name](**inputs, state=state)
+    for form in FORMS:
+        if form in rule.reasons:
+            continue
+        assert_close(tuple(rule.form(form)(**inputs, state=state)), tuple(want))
+    for chunk in (1, 16, 50):
+        assert_close(tuple(rule.chunkwise(**inputs, state=state, chunk_size=chunk)), tuple(want))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scale_is_the_same_factor_in_every_form(name):
+    rule = RULES[name]
+    inputs = example_inputs(rule, T=20)
+    want = LOOPS[name](**inputs, scale=0.7)
+    for form in FORMS:
+        assert_close(tuple(rule.form(form)(**inputs, scale=0.7)), tuple(want))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_default_form_and_steps(name):
+    rule = RULES[name]
+    inputs = example_inputs(rule, T=7)
+    whole = rule(**inputs)
+    state, outputs = rule.init_state(**inputs), []
+    for t in range(7):
+        token = over_time(rule, inputs, t, t + 1)
+        if t % 2:  # without the time axis
+            token = {
+                n: x[:, 0] if "T" in rule.arguments[n].shape_for(x.dim()) else x for n, x in token.items()
+            }
+        o, state = rule.step(**token, state=state)
+        outputs.append(o if o.dim() == whole.o.dim() else o[:, None])
+    assert_close((torch.cat(outputs, 1), state), tuple(whole))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_split_calls_carry_the_state(name):
+    rule = RULES[name]
+    inputs = example_inputs(rule, T=130)
+    whole = rule.chunkwise(**inputs)
+    for form in FORMS:
+        state, outputs = None, []
+        for start, stop in ((0, 1), (1, 1), (1, 66), (66, 130)):
+            o, state = rule.form(form)(**over_time(rule, inputs, start, stop), state=state)
+            outputs.append(o)
+        assert_close((torch.cat(outputs, 1), state), tuple(whole))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_tokens_leave_the_state(name):
+    rule = RULES[name]
+    inputs = example_inputs(rule, T=0)
+    state = example_state(rule, inputs)
+    for form in FORMS:
+        o, after = rule.form(form)(**inputs, state=state)
+        assert o.shape[1] == 0 and o.shape[0] == 2
+        assert_close(after, state, 1e-15)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("name", NAMES)
+def test_packed_equals_separate(name, form):
+    rule = RULES[name]
+    bounds = [0, 1, 1, 34, 36, 101, 130]
+    inputs = example_inputs(rule, T=bounds[-1], B=1)
+    state = example_state(rule, inputs, segments=len(bounds) - 1)
+    packed = rule.form(form)(**inputs, state=state, cu_seqlens=torch.tensor(bounds))
+    for s, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        row = map_tensors(lambda t, s=s: t[s : s + 1], state)
+        alone = rule.form(form)(**over_time(rule, inputs, start, stop), state=row)
+        if stop > start:
+            assert_close(packed.o[:, start:stop], alone.o)
+        assert_close(_trim(map_tensors(lambda t, s=s: t[s : s + 1], packed.state)), _trim(alone.state))
+
+
+def _trim(state):
+    """A cache without the padding that a packed batch needs."""
+    if hasattr(state, "length"):
+        used = int(state.length.max())
+        return state._replace(k=state.k[:, :used], v=state.v[:, :used])
+    return state
+
+
+def _loss(result, state_too=True):
+    o, state = result
+    total = (o * torch.linspace(-1, 1, o.numel(), dtype=o.dtype).view_as(o)).sum()
+    for i, (_, s) in enumerate(named_tensors(state)):
+        if state_too and s.is_floating_point():
+            total = total + (s * torch.linspace(0.5, -1, s.numel(), dtype=s.dtype).view_as(s)).sum() * (i + 1)
+    return total
+
+
+@pytest.mark.parametrize("with_state", [False, True], ids=["empty", "state"])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_equal_those_of_the_loop(name, with_state):
+    rule = RULES[name]
+    inputs = {n: x.requires_grad_() for n, x in example_inputs(rule, T=21).items()}
+    state = None
+    if with_state:
+        state = map_tensors(
+            lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), example_state(rule, inputs)
+        )
+    leaves = [*inputs.values(), *(s for _, s in named_tensors(state) if s.requires_grad)]
+    want = torch.autograd.grad(_loss(LOOPS[name](**inputs, state=state)), leaves)
+    for form in FORMS:
+        extra = {"chunk_size": 8} if form == "chunkwise" else {}
+        got = torch.autograd.grad(_loss(tuple(rule.form(form)(**inputs, state=state, **extra))), leaves)
+        for a, b in zip(got, want, strict=True):
+            assert relative_error(a, b) < TIGHT, form
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradcheck(name):
+    rule = RULES[name]
+    inputs = example_inputs(rule, T=5, B=1, H=1, HV=2, HQ=2, G=1, K=3, N=3, V=2, P=2)
+    inputs = {n: x.requires_grad_() for n, x in inputs.items()}
+
+    def call(*values):
+        return rule.chunkwise(*values, chunk_size=3).o
+
+    assert torch.autograd.gradcheck(call, tuple(inputs.values()))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_mode(name):
+    rule = RULES[name]
+    inputs = tuple(example_inputs(rule, T=19).values())
+    tangents = tuple(torch.cos(x * 3) for x in inputs)
+    _, want = jvp(lambda *x: LOOPS[name](*x)[0], inputs, tangents)
+    for form in FORMS:
+        _, got = jvp(lambda *x, f=form: rule.form(f)(*x).o, inputs, tangents)
+        assert relative_error(got, want) < TIGHT, form
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_vmap(name):
+    rule = RULES[name]
+    many = [example_inputs(rule, T=19, seed=s) for s in range(3)]
+    stacked = {n: torch.stack([m[n] for m in many]) for n in many[0]}
+    for form in FORMS:
+        got = vmap(lambda *x, f=form: rule.form(f)(*x).o)(*stacked.values())
+        want = torch.stack([rule.form(form)(**m).o for m in many])
+        assert relative_error(got, want) < 1e-13, form
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if RULES[n].engine.name == "matrix"])
+def test_double_backward(name):
+    rule = RULES[name]
+    inputs = example_inputs(rule, T=4, B=1, H=1, HV=2, HQ=2, G=1, K=2, N=2, V=2, P=2)
+    inputs = {n: x.requires_grad_() for n, x in inputs.items()}
+    assert torch.autograd.gradgradcheck(
+        lambda *x: rule.chunkwise(*x, chunk_size=3).o, tuple(inputs.values()), atol=1e-4
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_low_precision_within_its_budget(name, dtype):
+    """Against the float64 loop on the same rounded inputs; the budget comes from the loop in float32."""
+    rule = RULES[name]
+    inputs = example_inputs(rule, T=130, dtype=dtype)
+    exact = LOOPS[name](**{n: x.double() for n, x in inputs.items()})[0]
+    rounded = LOOPS[name](**{n: x.float() for n, x in inputs.items()})[0].to(dtype)
+    for form in FORMS:
+        o, state = rule.form(form)(**inputs)
+        assert o.dtype == dtype
+        if not rule.grows:
+            assert all(s.dtype == torch.float32 for _, s in named_tensors(state) if s.is_floating_point())
+        assert relative_error(o, exact) < budget(rounded, exact, dtype), form
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_state_floats_are_counted_right(name):
+    rule = RULES[name]
+    sizes = {"K": 8, "V": 6, "N": 8, "P": 6, "T": 11}
+    state = rule(**example_inputs(rule, T=11, B=1, H=2, HV=2, HQ=2, G=2)).state
+    held = sum(s.numel() for _, s in named_tensors(state) if s.is_floating_point())
+    assert held == 2 * eval(rule.state_floats, {}, sizes)

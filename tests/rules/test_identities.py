@@ -1,0 +1,165 @@
+"""Identities between rules, and inputs chosen to break them."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from linrec import rules
+from linrec.testing import example_inputs, relative_error
+from tests.rules.loops import LOOPS
+
+FORMS = ("parallel", "chunkwise", "recurrent")
+
+
+def inputs_of(rule, **sizes):
+    return example_inputs(rule, **{"T": 70, **sizes})
+
+
+def same(a, b, limit=1e-12):
+    assert relative_error(a.o, b.o) < limit
+    assert relative_error(a.state, b.state) < limit
+
+
+def plain(q, k, v, scale):
+    return rules.linear_attention(q, k, v, feature_map="identity", normalize=False, scale=scale)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_decay_is_linear_attention(form):
+    x = inputs_of(rules.gla)
+    scale, zero = 8**-0.5, torch.zeros_like(x["g"])
+    want = plain(x["q"], x["k"], x["v"], scale)
+    same(rules.gla.form(form)(**{**x, "g": zero}), want)
+    same(rules.retnet.form(form)(x["q"], x["k"], x["v"], zero[0, 0, :, 0]), want)
+    same(rules.lightning.form(form)(x["q"], x["k"], x["v"], zero[0, 0, :, 0], scale=scale), want)
+
+
+def test_mamba2_without_rate_is_linear_attention():
+    x = inputs_of(rules.mamba2)
+    out = rules.mamba2(x["x"], x["dt"], -1e-300 * torch.ones(4, dtype=torch.float64), x["B"], x["C"])
+    same(out, plain(x["C"], x["B"], x["dt"][..., None] * x["x"], 1.0))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_decay_is_delta_net(form):
+    x = inputs_of(rules.gated_delta_net)
+    want = rules.delta_net(x["q"], x["k"], x["v"], x["beta"])
+    zero = torch.zeros_like(x["g"])
+    same(rules.gated_delta_net.form(form)(**{**x, "g": zero}), want)
+    wide = zero[..., None].expand(*zero.shape, 8)
+    same(rules.kimi_delta_attention.form(form)(**{**x, "g": wide}), want)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_equal_channels_are_a_scalar_decay(form):
+    x = inputs_of(rules.gated_delta_net)
+    wide = x["g"][..., None].expand(*x["g"].shape, 8)
+    same(rules.kimi_delta_attention.form(form)(**{**x, "g": wide}), rules.gated_delta_net(**x))
+    same(rules.gla.form(form)(x["q"], x["k"], x["v"], wide), rules.gla(x["q"], x["k"], x["v"], x["g"]))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_no_writing_only_decays_the_state(form):
+    x = inputs_of(rules.kimi_delta_attention)
+    state = torch.randn(2, 4, 8, 6, dtype=torch.float64)
+    out = rules.kimi_delta_attention.form(form)(**{**x, "beta": torch.zeros_like(x["beta"])}, state=state)
+    total = x["g"].cumsum(1).exp()
+    q = x["q"].repeat_interleave(2, dim=2) * 8**-0.5
+    assert relative_error(out.o, torch.einsum("bthk,bhkv->bthv", q * total, state)) < 1e-12
+    assert relative_error(out.state, total[:, -1, :, :, None] * state) < 1e-12
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_full_strength_recalls_exactly(form):
+    x = inputs_of(rules.gated_delta_net)
+    x["beta"] = torch.ones_like(x["beta"])
+    out = rules.gated_delta_net.form(form)(x["k"], *list(x.values())[1:], scale=1.0)
+    assert relative_error(out.o, x["v"]) < 1e-12
+
+
+def test_strength_is_absorbed_by_keys_and_values():
+    x = inputs_of(rules.delta_net, HV=2)
+    root = x["beta"].sqrt()[..., None]
+    want = rules.delta_net(**x)
+    same(rules.delta_net(x["q"], root * x["k"], root * x["v"], torch.ones_like(x["beta"])), want)
+
+
+def test_value_heads_are_interleaved_not_tiled():
+    x = inputs_of(rules.gated_delta_net)
+    spread = {n: x[n].repeat_interleave(2, dim=2) if n in "qk" else x[n] for n in x}
+    same(rules.gated_delta_net(**x), rules.gated_delta_net(**spread))
+    tiled = {n: x[n].repeat(1, 1, 2, 1) if n in "qk" else x[n] for n in x}
+    assert relative_error(rules.gated_delta_net(**tiled).o, rules.gated_delta_net(**x).o) > 0.1
+
+
+def test_decay_comes_before_prediction():
+    """With decay after the prediction the result is another one: the order is pinned."""
+    x = inputs_of(rules.kimi_delta_attention, T=2, B=1, H=1, HV=1)
+    k, v, g, beta = (x[n][0, :, 0] for n in ("k", "v", "g", "beta"))
+    first = beta[0] * torch.outer(k[0], v[0])
+    decayed = g[1].exp()[:, None] * first
+    before = decayed + beta[1] * torch.outer(k[1], v[1] - decayed.T @ k[1])
+    after = decayed + beta[1] * torch.outer(k[1], v[1] - first.T @ k[1])
+    state = rules.kimi_delta_attention(**x).state[0, 0]
+    assert relative_error(state, before) < 1e-14
+    assert relative_error(state, after) > 1e-3
+
+
+def test_retnet_and_lightning_constants():
+    gamma = rules.retnet_decay(3).exp()
+    assert torch.allclose(gamma, torch.tensor([1 - 2.0**-5, 1 - 2.0**-6, 1 - 2.0**-7], dtype=torch.float64))
+    slopes = -rules.lightning_decay(8)
+    assert torch.allclose(slopes, torch.tensor([2.0 ** -(h + 1) for h in range(8)], dtype=torch.float64))
+    assert torch.allclose(rules.lightning_decay(8, 3, 7), rules.lightning_decay(8) / 2)
+
+
+@pytest.mark.parametrize("feature_map", ["elu+1", "exp", "square", "relu"])
+def test_normalised_linear_attention_averages_values(feature_map):
+    x = inputs_of(rules.linear_attention)
+    if feature_map == "relu":  # all features zero at a token would leave nothing to divide by
+        x["q"], x["k"] = x["q"].abs(), x["k"].abs()
+    ones = torch.ones_like(x["v"])
+    out = rules.linear_attention(x["q"], x["k"], ones, feature_map=feature_map)
+    assert torch.allclose(out.o, ones)
+
+
+ADVERSARIAL = {
+    "equal keys": lambda x: {"k": F.normalize(torch.ones_like(x["k"]), dim=-1)},
+    "positive keys": lambda x: {"k": F.normalize(x["k"].abs(), dim=-1)},
+    "zero keys": lambda x: {"k": torch.zeros_like(x["k"])},
+    "one zero key": lambda x: {"k": x["k"].index_fill(1, torch.tensor([5]), 0.0)},
+    "beta 0": lambda x: {"beta": torch.zeros_like(x["beta"])},
+    "beta 1": lambda x: {"beta": torch.ones_like(x["beta"])},
+    "beta 2": lambda x: {"beta": torch.full_like(x["beta"], 2.0)},
+    "equal keys, beta 2": lambda x: {
+        "k": F.normalize(torch.ones_like(x["k"]), dim=-1),
+        "beta": torch.full_like(x["beta"], 2.0),
+    },
+    "g = -50": lambda x: {"g": torch.full_like(x["g"], -50.0)},
+    "g = -400": lambda x: {"g": torch.full_like(x["g"], -400.0)},
+    "g = 0": lambda x: {"g": torch.zeros_like(x["g"])},
+    "resets among weak decays": lambda x: {"g": torch.where(torch.rand_like(x["g"]) < 0.2, -400.0, x["g"] / 50)},
+}
+
+
+@pytest.mark.parametrize("case", ADVERSARIAL)
+@pytest.mark.parametrize("name", ["gated_delta_net", "kimi_delta_attention", "delta_net", "gla", "retnet"])
+def test_adversarial_inputs(name, case):
+    """Finite and correct, values and gradients, in float64 and float32."""
+    torch.manual_seed(0)
+    rule = rules.get_rule(name)
+    x = inputs_of(rule, T=130, B=1)
+    if any(word in case and arg not in x for word, arg in (("beta", "beta"), ("g =", "g"), ("resets", "g"))):
+        pytest.skip("the rule has no such argument")
+    x = {**x, **ADVERSARIAL[case](x)}
+    want = LOOPS[name](**x)[0]
+    low = LOOPS[name](**{n: t.float() for n, t in x.items()})[0]
+    for form in FORMS:
+        leaves = {n: t.clone().requires_grad_() for n, t in x.items()}
+        out = rule.form(form)(**leaves)
+        assert torch.isfinite(out.o).all() and torch.isfinite(out.state).all()
+        assert relative_error(out.o, want) < 1e-10
+        grads = torch.autograd.grad(out.o.square().sum() + out.state.sum(), list(leaves.values()))
+        assert all(torch.isfinite(g).all() for g in grads)
+        single = rule.form(form)(**{n: t.float() for n, t in x.items()}).o
+        assert relative_error(single, want) < 2 * relative_error(low, want) + 5e-7
