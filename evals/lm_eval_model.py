@@ -267,10 +267,11 @@ class LinrecLM(TemplateLM):
         logits, state = encoded[rows], select_rows(states, rows)
         streams = [bytearray() for _ in prompts]
         alive = list(range(len(prompts)))
-        for _ in range(int(settings["max_gen_toks"])):
+        limit = int(settings["max_gen_toks"])
+        for count in range(1, limit + 1):
             tokens = pick(logits, alive)
             keep = [n for n, t in enumerate(tokens) if self._extend(streams[alive[n]], t, endings)]
-            if not keep:
+            if not keep or count == limit:
                 break
             if len(keep) < len(alive):
                 state = select_rows(state, torch.tensor(keep, device=self._device))

@@ -194,9 +194,11 @@ def evaluate(
     from linrec.evals.run import results_table
 
     try:
-        extra = json.loads(metadata) if metadata else None
+        extra = json.loads(metadata) if metadata else {}
     except json.JSONDecodeError as error:
         raise ConfigError(f"--metadata expects a JSON object, got {metadata!r} ({error})") from error
+    if not isinstance(extra, dict):
+        raise ConfigError(f"--metadata expects a JSON object, got {metadata!r}")
     report = run(
         checkpoint,
         [tasks],

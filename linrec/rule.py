@@ -67,6 +67,16 @@ class Terms:
 
     finish: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
 
+    def over_time(self) -> dict[str, Tensor]:
+        """The tensors with a time axis, ``[B, T, ...]``, by field name."""
+        raise NotImplementedError
+
+    def segments(self, call: Call) -> int:
+        """Rows of the state: the batch, or the number of packed segments."""
+        if call.bounds is not None:
+            return len(call.bounds) - 1
+        return next(iter(self.over_time().values())).shape[0]
+
 
 class Call(NamedTuple):
     """How an engine is asked to run: the form, and what does not depend on the mechanism."""
@@ -153,11 +163,11 @@ class Rule:
     def init_state(self, *args: Any, **kwargs: Any) -> State:
         """The empty state from which a call with these arguments starts."""
         terms, call, *_ = self._bind("recurrent", args, kwargs)
-        return self.engine.init_state(terms, _segments(terms, call))
+        return self.engine.init_state(terms, terms.segments(call))
 
     def _run(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> Output:
         terms, call, state, dtype, had_time = self._bind(form, args, kwargs)
-        with _full_precision(terms.q.device.type):
+        with _full_precision(next(iter(terms.over_time().values())).device.type):
             o, state = self.engine.run(terms, state, call, self.name)
             if terms.finish is not None:
                 o = terms.finish(o)
@@ -277,10 +287,6 @@ def _annotations(hint: Any) -> tuple[Any, ...]:
     if hasattr(hint, "__metadata__"):
         return hint.__metadata__
     return tuple(m for part in typing.get_args(hint) for m in _annotations(part))
-
-
-def _segments(terms: Any, call: Call) -> int:
-    return terms.q.shape[0] if call.bounds is None else len(call.bounds) - 1
 
 
 def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:

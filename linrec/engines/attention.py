@@ -70,7 +70,7 @@ class AttentionEngine:
     def run(self, terms: AttentionTerms, state: KVCache | None, call: Call, who: str) -> tuple[Tensor, KVCache]:
         """Output ``[B, T, HQ, V]`` and the cache with this call's tokens appended."""
         check_backend(call, who, "softmax attention runs through torch's own fused kernels; use backend='auto'")
-        empty = self.init_state(terms, terms.q.shape[0] if call.bounds is None else len(call.bounds) - 1)
+        empty = self.init_state(terms, terms.segments(call))
         cache = empty if state is None else _checked(state, empty, who)
         if call.bounds is None:
             return _run_batch(terms, cache, None, call)

@@ -116,11 +116,58 @@ def test_generation_is_greedy_and_stops(model: LanguageModel) -> None:
     lm = LinrecLM(model, batch_size=3)
     options = {"until": [], "max_gen_toks": 12}
     assert lm.generate_until(instances(*[(p, options) for p in prompts]), disable_tqdm=True) == texts
-    stop = next(c for c in texts[0] if c != "\ufffd" and c.isprintable()) if texts[0].isascii() else None
-    if stop is not None:
-        cut = {"until": [stop], "max_gen_toks": 12}
+    stop = bytes(raw[0][5:7])
+    if all(byte < 128 for byte in stop):
+        cut = {"until": [stop.decode(), "never"], "max_gen_toks": 12}
         (text,) = lm.generate_until(instances((TEXT, cut)), disable_tqdm=True)
-        assert text == texts[0].split(stop)[0]
+        assert text == raw[0].split(stop)[0].decode("utf-8", "replace")
+
+
+class Reciter:
+    """A model that continues with fixed bytes, whatever it read; its state is the place in them."""
+
+    def __init__(self, text: bytes) -> None:
+        self.text, self.steps = text, 0
+        self.config = SimpleNamespace(eos_token_id=256)
+
+    def eval(self) -> Reciter:
+        return self
+
+    def to(self, **kwargs: Any) -> Reciter:
+        return self
+
+    def parameters(self) -> Any:
+        return iter([torch.zeros(1)])
+
+    def prefill(self, tokens: torch.Tensor, **kwargs: Any) -> Any:
+        return self._out(torch.zeros(len(tokens), dtype=torch.long))
+
+    def step(self, tokens: torch.Tensor, state: Any) -> Any:
+        self.steps += 1
+        return self._out(state[0] + 1)
+
+    def _out(self, place: torch.Tensor) -> Any:
+        following = torch.tensor([*self.text, 256])[place]
+        return SimpleNamespace(logits=10.0 * torch.eye(257)[following][:, None], state=(place,))
+
+
+@pytest.mark.parametrize(
+    ("until", "limit", "text", "steps"),
+    [
+        ([], 50, "one\n\ntwo é!", 12),  # to the end token
+        (["\n\n"], 50, "one", 4),
+        (["é", "two"], 50, "one\n\n", 7),  # a stop string ends the stream as soon as it is complete
+        ("e\n", 50, "on", 3),
+        ([], 3, "one", 2),
+        ([], 0, "", 0),
+    ],
+)
+def test_stop_strings(until: Any, limit: int, text: str, steps: int) -> None:
+    reciter = Reciter("one\n\ntwo é!".encode())
+    lm = LinrecLM(reciter)  # type: ignore[arg-type]
+    options = {"until": until, "max_gen_toks": limit}
+    assert lm.generate_until(instances(("x", options), ("yy", options)), disable_tqdm=True) == [text] * 2
+    assert reciter.steps == steps
 
 
 def test_sampling_is_seeded_and_independent_of_the_batch(model: LanguageModel) -> None:

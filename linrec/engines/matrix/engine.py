@@ -37,7 +37,7 @@ class MatrixEngine:
     def run(self, terms: MatrixTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
         """Output ``[B, T, HV, V]`` in accumulator precision, and the final state."""
         check_backend(call, who, _why_no_triton(terms.v.device))
-        empty = self.init_state(terms, terms.q.shape[0] if call.bounds is None else len(call.bounds) - 1)
+        empty = self.init_state(terms, terms.segments(call))
         state = empty if state is None else _checked(state, empty, who)
         if call.bounds is None:
             return _run_batch(terms, state, call)

@@ -1,0 +1,141 @@
+"""The ``linrec`` command: what it prints, what it writes, and one clean line for every typed error."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner, Result
+
+from linrec.cli import app
+from linrec.errors import LinrecError
+from linrec.rule import RULES
+
+TINY = ["--pattern", "gated_delta_net,softmax_attention", "--d-model", "32", "--heads", "2"]
+
+
+def call(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    for n in range(30):
+        (folder / f"part{n}.txt").write_text(f"{n}: the quick brown fox jumps over the lazy dog.\n" * 20)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "model"
+    done = call("train", "--text", texts, "--out", out, *TINY, "--steps", "12", "--seq-len", "64")
+    assert done.exit_code == 0, done.output
+    return out
+
+
+def test_train_writes_a_checkpoint_and_its_record(checkpoint: Path) -> None:
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {"config.json", "model.safetensors", "training.json"} <= names
+    record = json.loads((checkpoint / "training.json").read_text())
+    assert len(record["losses"]) == 12
+    assert record["losses"][-1] < record["losses"][0]
+    assert record["held_out_bits_per_byte"] > 0
+
+
+def test_train_does_not_replace_a_checkpoint_unasked(checkpoint: Path, texts: Path) -> None:
+    before = (checkpoint / "model.safetensors").read_bytes()
+    done = call("train", "--text", texts, "--out", checkpoint, *TINY, "--steps", "1")
+    assert done.exit_code == 1
+    assert "--force" in done.stderr
+    assert (checkpoint / "model.safetensors").read_bytes() == before
+
+
+def test_generate_continues_a_saved_session(checkpoint: Path, tmp_path: Path) -> None:
+    session = tmp_path / "stream.safetensors"
+    whole = call("generate", checkpoint, "--prompt", "7: the", "--max-tokens", "20")
+    first = call("generate", checkpoint, "--prompt", "7: the", "--max-tokens", "12", "--session", session)
+    second = call("generate", checkpoint, "--max-tokens", "8", "--session", session)
+    assert whole.exit_code == first.exit_code == second.exit_code == 0
+    assert whole.stdout.startswith("7: the")
+    assert first.stdout.removesuffix("\n") + second.stdout == whole.stdout
+
+
+def test_eval_prints_a_table_and_writes_the_report(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "report.json"
+    small = '{"questions": 8, "max_document_bytes": 2000}'
+    done = call("eval", checkpoint, "--limit", "2", "--out", out, "--metadata", small)
+    assert done.exit_code == 0, done.output
+    assert "bits_per_byte" in done.stdout
+    assert "acc_norm" in done.stdout
+    assert set(json.loads(out.read_text())["tasks"]) == {"linrec_stdlib_bpb", "linrec_stdlib_choice"}
+
+
+def test_rules_come_from_the_registry() -> None:
+    import linrec.rules  # noqa: F401
+    from linrec.table import support_table
+
+    done = call("rules", "--explain")
+    assert done.exit_code == 0, done.output
+    assert all(name in done.stdout for name in RULES)
+    assert call("rules", "--markdown").stdout == support_table()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["eval", "no/such/folder"], "no/such/folder"),
+        (["eval", "CKPT", "--tasks", "linrec_nothing"], "linrec_stdlib_bpb"),
+        (["eval", "CKPT", "--metadata", "{"], "--metadata"),
+        (["eval", "CKPT", "--metadata", "[1]"], "--metadata"),
+        (["generate", "no/such/folder", "--prompt", "x"], "no/such/folder"),
+        (["generate", "CKPT"], "--prompt"),
+        (["generate", "CKPT", "--prompt", "x", "--session", "CKPT/model.safetensors"], "model.safetensors"),
+        (["train", "--text", "no/such/file", "--out", "x"], "no/such/file"),
+        (["train", "--out", "OUT", "--pattern", "gated_delta"], "gated_delta_net"),
+        (["train", "--out", "OUT", "--steps", "0"], "steps"),
+    ],
+)
+def test_typed_errors_are_one_line(
+    arguments: list[str], says: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    filled = [a.replace("CKPT", str(checkpoint)).replace("OUT", str(tmp_path / "out")) for a in arguments]
+    done = call(*filled)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("linrec: error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert not (tmp_path / "out").exists()
+    assert isinstance(call("--debug", *filled).exception, LinrecError)
+
+
+def test_usage_errors_exit_with_two() -> None:
+    assert call("nothing").exit_code == 2
+    assert call("train").exit_code == 2
+    assert call("eval", "x", "--limit", "0").exit_code == 2
+
+
+def test_help_imports_no_torch() -> None:
+    code = (
+        "import sys\nfrom linrec.cli import app\n"
+        "try:\n    app(['--help'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'lm_eval', 'matplotlib'} & set(sys.modules)\n"
+    )
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(name in done.stdout for name in ("rules", "train", "eval", "generate", "demo"))
+
+
+def test_generation_is_seeded(checkpoint: Path) -> None:
+    def sampled(seed: int) -> str:
+        options = ("--temperature", "1", "--max-tokens", "24", "--seed", str(seed))
+        return call("generate", checkpoint, "--prompt", "1", *options).stdout
+
+    assert sampled(1) == sampled(1)
+    assert sampled(1) != sampled(2)
+    assert torch.is_grad_enabled()
