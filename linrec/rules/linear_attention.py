@@ -2,7 +2,6 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from linrec.engines.matrix import MATRIX, MatrixTerms
 from linrec.errors import UnknownNameError
