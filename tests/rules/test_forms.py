@@ -197,7 +197,7 @@ def test_vmap(name):
         assert relative_error(got, want) < 1e-13, form
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if RULES[n].engine.name == "matrix"])
+@pytest.mark.parametrize("name", [n for n in NAMES if RULES[n].engine.name in ("matrix", "diagonal")])
 def test_double_backward(name):
     rule = RULES[name]
     inputs = example_inputs(rule, T=4, B=1, H=1, HV=2, HQ=2, G=1, K=2, N=2, V=2, P=2, D=2)
