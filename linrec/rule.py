@@ -239,9 +239,9 @@ def rule(
 ) -> Callable[[Callable[..., Terms]], Rule]:
     """Make a rule of a function that lowers the mechanism's arguments to an engine's terms.
 
-    ``state`` is the number of state floats a head as an expression in the legend's names; ``scale`` the
-    default factor on q, ``"1"`` or ``"K^-1/2"``; ``missing`` gives, for each form that does not exist,
-    the mathematical reason.
+    ``state`` is the number of state floats a head (a channel where there are no heads), as an expression in
+    the legend's names; ``scale`` the default factor on q, ``"1"`` or ``"K^-1/2"``; ``missing`` gives, for each
+    form that does not exist, the mathematical reason.
     """
 
     def register(lower: Callable[..., Terms]) -> Rule:

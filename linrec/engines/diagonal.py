@@ -129,7 +129,7 @@ def _chunks(
         def one(h: Tensor, tokens: Tokens = tokens, real: Tensor | None = real) -> tuple[Tensor, Tensor]:
             return _one_chunk(terms, tokens, h, real, call.scale, quadratic)
 
-        o, h = _recomputed(one, h) if terms.recompute and call.form != "step" else one(h)
+        o, h = _recomputed(one, h) if terms.recompute and chunk > 1 else one(h)
         outputs.append(o)
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), h
 

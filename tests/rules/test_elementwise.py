@@ -246,3 +246,15 @@ def test_slstm_exponential_forget_gate():
     b = rules.slstm(**{**x, "f": F.logsigmoid(x["f"])}, forget_gate="exp")
     assert relative_error(b.o, a.o) < 1e-13
     assert relative_error(a.o, want.o) > 1e-3
+
+
+def test_exact_longhorn_is_the_delta_rule():
+    """The minimiser of |S - S_0|^2 + beta |S^T k - v|^2 has a gradient of zero."""
+    x = inputs_of(rules.delta_net, T=1, B=1, H=1, HV=1)
+    x["k"] = 3 * x["k"]
+    start = torch.randn(1, 1, 8, 6, dtype=torch.float64)
+    k, v, beta = x["k"][0, 0, 0], x["v"][0, 0, 0], 5 * x["beta"][0, 0, 0]
+    eps = beta / (1 + beta * k.square().sum())
+    S = rules.delta_net(x["q"], x["k"], x["v"], eps.expand(1, 1, 1), state=start).state[0, 0]
+    gradient = (S - start[0, 0]) + beta * torch.outer(k, S.T @ k - v)
+    assert gradient.abs().max() < 1e-13
