@@ -145,7 +145,8 @@ class Rule:
         return self._run(None, args, kwargs)
 
     def parallel(self, *args: Any, **kwargs: Any) -> Output:
-        """The whole sequence as one masked matrix product; work and memory grow with T squared."""
+        """The whole sequence as one masked matrix product, whose work and memory grow with T squared (elementwise
+        rules whose decays do not depend on time: one FFT convolution; with many states a channel: one scan)."""
         return self._run("parallel", args, kwargs)
 
     def chunkwise(self, *args: Any, **kwargs: Any) -> Output:

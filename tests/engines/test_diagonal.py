@@ -132,8 +132,13 @@ def test_selective_scans_hold_one_chunk_of_states(name):
     rule, length, chunk = rules.get_rule(name), 512, 32
     x = {n: t.requires_grad_() for n, t in example_inputs(rule, T=length, B=1, D=16, N=16).items()}
     kept = []
+
+    def keep(t):
+        kept.append(t.numel())
+        return t
+
     with Largest() as seen:
-        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             o = rule.chunkwise(**x, chunk_size=chunk).o
         o.sum().backward()
     states = 16 * 16

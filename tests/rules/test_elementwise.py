@@ -173,7 +173,9 @@ def test_rwkv4_is_its_double_sum(form):
     x = inputs_of(rules.rwkv4, T=12, B=1, D=2)
     out = rules.rwkv4.form(form)(**x).o
     for d in range(2):
-        want = true_rwkv4(*(x[n][0, :, d].tolist() for n in "kv"), float(x["w"][d]), float(x["u"][d]))
+        want = true_rwkv4(
+            x["k"][0, :, d].tolist(), x["v"][0, :, d].tolist(), float(x["w"][d]), float(x["u"][d])
+        )
         assert relative_error(out[0, :, d], torch.tensor(want, dtype=torch.float64)) < 1e-13
 
 
