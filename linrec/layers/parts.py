@@ -59,7 +59,7 @@ class ShortConvolution(nn.Module):
             kernel = self.weight[:, None]
             y = F.conv1d(history.transpose(1, 2), kernel, self.bias, groups=self.channels).transpose(1, 2)
         if lengths is None:
-            return y, history[:, x.shape[1] :]
+            return y, history[:, x.shape[1] :].clone()  # a view would keep the whole call's tokens alive
         last = lengths[:, None] + torch.arange(self.width - 1, device=x.device)
         return y, history.gather(1, last[..., None].expand(-1, -1, self.channels))
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from linrec.engines.matrix import MATRIX, MatrixTerms
-from linrec.engines.matrix.chunk import decayed_scores, one_chunk, solve_unit_lower
+from linrec.engines.matrix.chunk import one_chunk, solve_unit_lower
+from linrec.engines.matrix.scores import decayed_scores
 from linrec.engines.matrix.terms import to_heads
 from linrec.rule import Call
 from linrec.testing import relative_error
