@@ -1,6 +1,9 @@
 """The mechanisms: one file, one equation. ``rules.gated_delta_net(q, k, v, g, beta)`` and so on."""
 
-from linrec.rule import RULES, Output, get_rule, validation
+import difflib
+
+from linrec.errors import UnknownNameError
+from linrec.rule import RULES, Output, Rule, validation
 from linrec.rules.delta_net import delta_net
 from linrec.rules.gated_delta_net import gated_delta_net
 from linrec.rules.gla import gla
@@ -10,6 +13,15 @@ from linrec.rules.linear_attention import linear_attention
 from linrec.rules.mamba2 import mamba2
 from linrec.rules.retnet import retnet, retnet_decay
 from linrec.rules.softmax_attention import softmax_attention
+
+
+def get_rule(name: str) -> Rule:
+    """The rule of this name; UnknownNameError with the nearest names otherwise."""
+    if name not in RULES:
+        near = difflib.get_close_matches(name, RULES) or sorted(RULES)
+        raise UnknownNameError(f"unknown rule {name!r}; did you mean {', '.join(near)}?")
+    return RULES[name]
+
 
 __all__ = [
     "RULES",

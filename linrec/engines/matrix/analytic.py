@@ -233,7 +233,7 @@ class ChunkScan(torch.autograd.Function):
         return o, last
 
     @staticmethod
-    def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Any, ...]:
         state, *saved = ctx.saved_tensors
         values, states = saved[: len(NAMES)], saved[len(NAMES) :]
         if torch.is_grad_enabled():  # a graph of the gradient is wanted
@@ -241,6 +241,7 @@ class ChunkScan(torch.autograd.Function):
         tensors = dict(zip(NAMES, values, strict=True))
         present = {n: x for n, x in tensors.items() if x is not None}
         grads = {n: torch.empty_like(x, memory_format=torch.contiguous_format) for n, x in present.items()}
+        do = do.contiguous()  # an expanded gradient (of a sum, say) would be multiplied matrix by matrix
         dstate = dlast.flatten(0, 1)
         bounds = chunk_bounds(values[2].shape[1], ctx.plan.chunk)
         for (start, stop), entry, leaving in reversed(
