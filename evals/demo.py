@@ -44,7 +44,7 @@ OVERHEAD_SECONDS = 75.0
 
 
 def run_demo(
-    out: str | Path, *, steps: int = STEPS, minutes: float = 5.0, prompt: str = "def "
+    out: str | Path, *, steps: int = STEPS, minutes: float = 4.5, prompt: str = "def "
 ) -> dict[str, Any]:
     """Run the demo into ``out`` and return what ``metrics.json`` holds.
 
@@ -182,7 +182,7 @@ def compressors() -> dict[str, Any]:
     """Bits per byte of general-purpose compressors on the scored documents, each compressed alone."""
     from linrec.evals.tasks.stdlib import build_documents
 
-    documents = [text.encode("utf-8") for text in build_documents(**DOCUMENTS)["test"]["text"]]  # type: ignore[arg-type]
+    documents = [text.encode("utf-8") for text in build_documents(**DOCUMENTS)["test"]["text"]]
     total = sum(map(len, documents))
     packed = {
         "gzip": sum(len(gzip.compress(d, compresslevel=9, mtime=0)) for d in documents),

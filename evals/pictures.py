@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#9A9A9A", "#222222"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "text.color": INK,
@@ -123,7 +123,7 @@ def _memory(ax: Axes, metrics: dict[str, Any]) -> None:
         ax.annotate(
             curve["label"],
             (series["context"][-1], curve["bytes"][-1]),
-            xytext=(4, -26 if key == "hybrid" else 9),  # below its line, clear of the one above
+            xytext=(4, -66 if key == "hybrid" else 9),  # below its line, clear of the one above
             textcoords="offset points",
             ha="right",
             color=colour,

@@ -265,5 +265,9 @@ def _through(
 ) -> list[Tensor | None]:
     """The gradient as a differentiable function, by way of the plain path."""
     wanted = [x for x in values if x is not None and x.requires_grad]
-    found = iter(torch.autograd.grad(plain(*values), wanted, outer, create_graph=True, allow_unused=True))
+    # The final state, say, does not depend on q: only outputs that lead somewhere can be asked.
+    outputs, weights = zip(
+        *[(y, w) for y, w in zip(plain(*values), outer, strict=True) if y.requires_grad], strict=True
+    )
+    found = iter(torch.autograd.grad(outputs, wanted, weights, create_graph=True, allow_unused=True))
     return [next(found) if x is not None and x.requires_grad else None for x in values]

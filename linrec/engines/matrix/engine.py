@@ -52,7 +52,7 @@ class MatrixEngine:
 
 
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    if call.form == "chunkwise" and not _transformed(terms):
+    if call.form == "chunkwise" and not _transformed(state, *terms.over_time().values()):
         return _run_analytic(terms, state, call)
     x = to_heads(terms, call.scale)
     grouped = state.unflatten(1, (terms.k.shape[2], -1))
@@ -65,10 +65,10 @@ def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, T
     return from_heads(o), last.flatten(1, 2)
 
 
-def _transformed(terms: MatrixTerms) -> bool:
+def _transformed(*tensors: Tensor) -> bool:
     """Whether a function transform or forward-mode differentiation is active: the plain path then."""
     return torch._C._are_functorch_transforms_active() or any(
-        forward_ad.unpack_dual(x).tangent is not None for x in terms.over_time().values()
+        forward_ad.unpack_dual(x).tangent is not None for x in tensors
     )
 
 
