@@ -25,8 +25,9 @@ class Mamba2(Layer):
     """Mamba-2 block (Dao, Gu 2024, arXiv:2405.21060).
 
     One input projection to z, x, B, C, dt; short convolution with bias and SiLU on x, B, C; dt = softplus(raw +
-    bias); the rule with skip D; RMSNorm(y * silu(z)) over each group; output projection. ``expand * d_model`` channels in heads
-    of ``head_dim`` (64; or ``num_heads`` of them), ``state_size`` N, B and C shared by ``num_groups`` groups.
+    bias); the rule with skip D; RMSNorm(y * silu(z)) over each group; output projection. ``expand * d_model``
+    channels in heads of ``head_dim`` (64; or ``num_heads`` of them), ``state_size`` N, B and C shared by
+    ``num_groups`` groups.
     """
 
     rule = rules.mamba2
