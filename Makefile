@@ -5,15 +5,15 @@
 #   PYTHON       the Python (3.11 or newer) that .venv is made from
 #   VENV         where the virtual environment lives
 #   TORCH        what to install on a machine with an NVIDIA GPU, and wherever no special CPU build exists
-#   TORCH_CPU    the CPU build: looked for in pip's own configuration first, then in TORCH_INDEX
-#   TORCH_INDEX  an index that carries the CPU builds
+#   TORCH_CPU    the CPU build, looked for where pip is configured to look
+#   TORCH_INDEX  one more index to look in for it, e.g. PyTorch's own index of CPU builds
 #   PYTEST_ARGS  more arguments for pytest, e.g. PYTEST_ARGS="-k delta -x"
 
 PYTHON      ?= python3
 VENV        ?= .venv
 TORCH       ?= torch>=2.8
 TORCH_CPU   ?= torch==2.13.0+cpu
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 PYTEST_ARGS ?=
 
 BIN   := $(VENV)/bin
@@ -69,7 +69,7 @@ $(VENV)/.torch:
 	else \
 	    echo "==> no NVIDIA GPU here: installing $(TORCH_CPU)"; \
 	    $(PIP) install "$(TORCH_CPU)" 2>/dev/null \
-	    || $(PIP) install "$(TORCH_CPU)" --extra-index-url "$(TORCH_INDEX)" 2>/dev/null \
+	    || { [ -n "$(TORCH_INDEX)" ] && $(PIP) install "$(TORCH_CPU)" --extra-index-url "$(TORCH_INDEX)"; } \
 	    || { echo "==> no CPU build found: installing $(TORCH)"; $(PIP) install "$(TORCH)"; }; \
 	fi
 	@touch $@

@@ -62,12 +62,11 @@ class LinrecLM(TemplateLM):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if isinstance(dtype, str):
-            dtype = getattr(torch, dtype)
+        precision = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         if isinstance(pretrained, str | Path):
-            self.model = LanguageModel.load(pretrained, device=device, dtype=dtype)
+            self.model = LanguageModel.load(pretrained, device=device, dtype=precision)
         else:
-            self.model = pretrained.to(device=device, dtype=dtype)
+            self.model = pretrained.to(device=device, dtype=precision)
         self.model.eval()
         self._device = next(self.model.parameters()).device
         end = self.model.config.eos_token_id
@@ -79,7 +78,7 @@ class LinrecLM(TemplateLM):
         if rolling_window is not None and rolling_window < 2:
             raise ConfigError(f"rolling_window expects at least 2 bytes, got {rolling_window}")
         self._end = int(end)
-        self.batch_size = 8 if batch_size in (None, "auto") else int(batch_size)  # type: ignore[arg-type]
+        self.batch_size = 8 if batch_size in (None, "auto") else int(batch_size)
         self.max_gen_toks = max_gen_toks
         self.prefill_chunk = prefill_chunk
         self.rolling_window = rolling_window

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#9A9A9A", "#222222"
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 11,
     "text.color": INK,
@@ -25,7 +25,7 @@ STYLE = {
     "axes.titlesize": 12.5,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
-    "axes.titlepad": 26,
+    "axes.titlepad": 24,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -48,9 +48,9 @@ def demo_picture(metrics: dict[str, Any], path: str | Path) -> None:
         _loss(axes[0], metrics)
         _bits(axes[1], metrics)
         _memory(axes[2], metrics)
-        figure.suptitle(metrics["title"], x=0.012, y=0.985, ha="left", fontsize=15, fontweight="bold")
+        figure.suptitle(metrics["title"], x=0.012, y=0.975, ha="left", fontsize=15, fontweight="bold")
         figure.text(0.012, 0.015, metrics["caption"], fontsize=9, color="#555555", ha="left", va="bottom")
-        figure.tight_layout(rect=(0, 0.07, 1, 0.95), w_pad=3.0)
+        figure.tight_layout(rect=(0, 0.05, 1, 0.985), w_pad=3.0)
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
         plt.close(figure)
 
@@ -76,7 +76,7 @@ def _loss(ax: Axes, metrics: dict[str, Any]) -> None:
         steps = range(1, len(bits) + 1)
         ax.plot(steps, bits, color=colour, alpha=0.18, linewidth=0.8)
         ax.plot(steps, _smooth(bits), color=colour, linestyle=line, linewidth=2.2, label=model["label"])
-    ax.set_ylim(1.0, 8.2)
+    ax.set_ylim(0.0, 8.2)
     ax.set_xlim(left=0)
     ax.set_xlabel("training step")
     ax.set_ylabel("training loss (bits per byte)")
@@ -123,7 +123,7 @@ def _memory(ax: Axes, metrics: dict[str, Any]) -> None:
         ax.annotate(
             curve["label"],
             (series["context"][-1], curve["bytes"][-1]),
-            xytext=(-4, 8),
+            xytext=(4, -66 if key == "hybrid" else 9),  # below its line, clear of the one above
             textcoords="offset points",
             ha="right",
             color=colour,

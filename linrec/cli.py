@@ -262,7 +262,7 @@ def demo(
     minutes: Annotated[
         float,
         typer.Option(min=0.1, help="on a slow machine, cut the steps of both models to end by about then"),
-    ] = 5.0,
+    ] = 4.5,
     prompt: Annotated[str, typer.Option(help="text to continue")] = "def ",
 ) -> None:
     """Train, stream and evaluate a small hybrid on Python's standard library, beside softmax attention."""

@@ -22,7 +22,6 @@ output has the dtype of v. ``scale`` multiplies q, or the state as it is read wh
 from __future__ import annotations
 
 import contextlib
-import difflib
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -251,16 +250,6 @@ def rule(
         return made
 
     return register
-
-
-def get_rule(name: str) -> Rule:
-    """The rule of this name; UnknownNameError with the nearest names otherwise."""
-    import linrec.rules  # noqa: F401  (fills the registry)
-
-    if name not in RULES:
-        near = difflib.get_close_matches(name, RULES) or sorted(RULES)
-        raise UnknownNameError(f"unknown rule {name!r}; did you mean {', '.join(near)}?")
-    return RULES[name]
 
 
 _validation = False

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from linrec.rule import FORMS, Rule
+from linrec.rules import RULES
 
 COLUMNS = ("rule", "equation", "citation", "engine", *FORMS, "state floats per head")
 
 
 def rows() -> list[tuple[str, ...]]:
     """The table's rows, in the order of COLUMNS."""
-    import linrec.rules  # noqa: F401  (fills the registry)
-    from linrec.rule import RULES
-
     return [_row(r) for _, r in sorted(RULES.items())]
 
 
@@ -30,7 +28,4 @@ def support_table() -> str:
 
 def explanation(device: str) -> list[tuple[str, str]]:
     """For each rule, what ``backend="auto"`` chooses for tensors on this device."""
-    import linrec.rules  # noqa: F401
-    from linrec.rule import RULES
-
     return [(name, r.engine.auto_backend(device)) for name, r in sorted(RULES.items())]

@@ -120,12 +120,12 @@ def learning_rate(step: int, config: TrainConfig) -> float:
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; only matrices decay: norms, gates, decays, biases and convolution kernels keep their scale."""
-    matrices: list[Tensor] = []
-    others: list[Tensor] = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            (matrices if parameter.dim() == 2 else others).append(parameter)
+    """AdamW; only the weights of projections and embeddings decay: norms, gates, decays, biases and short
+    convolutions keep their scale."""
+    decaying = {id(m.weight) for m in model.modules() if isinstance(m, nn.Linear | nn.Embedding)}
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in parameters if id(p) in decaying]
+    others = [p for p in parameters if id(p) not in decaying]
     groups = [
         {"params": matrices, "weight_decay": config.weight_decay},
         {"params": others, "weight_decay": 0.0},

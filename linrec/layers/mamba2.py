@@ -25,8 +25,9 @@ class Mamba2(Layer):
     """Mamba-2 block (Dao, Gu 2024, arXiv:2405.21060).
 
     One input projection to z, x, B, C, dt; short convolution with bias and SiLU on x, B, C; dt = softplus(raw +
-    bias); the rule with skip D; RMSNorm(y * silu(z)); output projection. ``expand * d_model`` channels in heads
-    of ``head_dim`` (64; or ``num_heads`` of them), ``state_size`` N, B and C shared by ``num_groups`` groups.
+    bias); the rule with skip D; RMSNorm(y * silu(z)) over each group; output projection. ``expand * d_model``
+    channels in heads of ``head_dim`` (64; or ``num_heads`` of them), ``state_size`` N, B and C shared by
+    ``num_groups`` groups.
     """
 
     rule = rules.mamba2
@@ -61,7 +62,7 @@ class Mamba2(Layer):
         self.conv = ShortConvolution(mixed, conv_size, bias=True)
         self.decay = DecayRate(self.num_heads)
         self.D = nn.Parameter(torch.ones(self.num_heads))
-        self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True)
+        self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True, groups=num_groups)
         self.out_proj = nn.Linear(self.inner, d_model, bias=False)
 
     def mix(

@@ -59,29 +59,41 @@ class ShortConvolution(nn.Module):
             kernel = self.weight[:, None]
             y = F.conv1d(history.transpose(1, 2), kernel, self.bias, groups=self.channels).transpose(1, 2)
         if lengths is None:
-            return y, history[:, x.shape[1] :]
+            return y, history[:, x.shape[1] :].clone()  # a view would keep the whole call's tokens alive
         last = lengths[:, None] + torch.arange(self.width - 1, device=x.device)
         return y, history.gather(1, last[..., None].expand(-1, -1, self.channels))
 
 
 class GatedRMSNorm(nn.Module):
-    """RMSNorm times an activated gate: ``rms(x) w act(z)``, or ``rms(x act(z)) w`` with ``gate_first``."""
+    """RMSNorm times an activated gate: ``rms(x) w act(z)``, or ``rms(x act(z)) w`` with ``gate_first``.
+
+    The mean square is taken over the last dimension, or over each of ``groups`` equal parts of it.
+    """
 
     def __init__(
-        self, width: int, eps: float = 1e-5, activation: str | None = "silu", gate_first: bool = False
+        self,
+        width: int,
+        eps: float = 1e-5,
+        activation: str | None = "silu",
+        gate_first: bool = False,
+        groups: int = 1,
     ):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
-        self.eps, self.activation, self.gate_first = eps, activation, gate_first
+        self.eps, self.activation, self.gate_first, self.groups = eps, activation, gate_first, groups
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """x and gate ``[..., width]``; without a gate a plain RMSNorm."""
         if gate is None:
-            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+            return self._norm(x)
         act = F.silu(gate) if self.activation == "silu" else gate.sigmoid()
-        if self.gate_first:
-            return F.rms_norm(x * act, self.weight.shape, self.weight.to(x.dtype), self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps) * act
+        return self._norm(x * act) if self.gate_first else self._norm(x) * act
+
+    def _norm(self, x: Tensor) -> Tensor:
+        if self.groups == 1:
+            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
+        parts = x.unflatten(-1, (self.groups, -1))
+        return F.rms_norm(parts, parts.shape[-1:], None, self.eps).flatten(-2) * self.weight.to(x.dtype)
 
 
 def widened(x: Tensor) -> Tensor:

@@ -1,6 +1,9 @@
 """The mechanisms: one file, one equation. ``rules.gated_delta_net(q, k, v, g, beta)`` and so on."""
 
-from linrec.rule import RULES, Output, get_rule, validation
+import difflib
+
+from linrec.errors import UnknownNameError
+from linrec.rule import RULES, Output, Rule, validation
 from linrec.rules.delta_net import delta_net
 from linrec.rules.gated_delta_net import gated_delta_net
 from linrec.rules.gla import gla
@@ -23,6 +26,15 @@ from linrec.rules.s5 import s5
 from linrec.rules.slstm import slstm
 from linrec.rules.softmax_attention import softmax_attention
 from linrec.rules.sru import sru
+
+
+def get_rule(name: str) -> Rule:
+    """The rule of this name; UnknownNameError with the nearest names otherwise."""
+    if name not in RULES:
+        near = difflib.get_close_matches(name, RULES) or sorted(RULES)
+        raise UnknownNameError(f"unknown rule {name!r}; did you mean {', '.join(near)}?")
+    return RULES[name]
+
 
 __all__ = [
     "RULES",

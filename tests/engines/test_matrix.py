@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from linrec.engines.matrix import MATRIX, MatrixTerms
-from linrec.engines.matrix.chunk import decayed_scores, one_chunk, solve_unit_lower
+from linrec.engines.matrix.chunk import one_chunk, solve_unit_lower
+from linrec.engines.matrix.scores import decayed_scores
 from linrec.engines.matrix.terms import to_heads
 from linrec.rule import Call
 from linrec.testing import relative_error
@@ -165,3 +166,44 @@ def test_chunk_maps_compose():
     (p1, n1), (p2, n2), (p, n) = affine(0, 10), affine(10, 24), affine(0, 24)
     assert relative_error(p2 @ p1, p) < 1e-12
     assert relative_error(p2 @ n1 + n2, n) < 1e-12
+
+
+@pytest.mark.parametrize("moving", ["q", "state"])
+def test_forward_mode_by_dual_numbers(moving):
+    """Not only torch.func.jvp: dual numbers reach the path that has forward derivatives, whichever input moves."""
+    x = {n: t for n, t in draw().items() if n not in ("bonus", "a", "b")}
+    state = torch.randn(1, 4, 5, 3, dtype=F64)
+    both = {**x, "state": state}
+    tangent = torch.cos(both[moving])
+
+    def call(values):
+        rest = dict(values)
+        return run(rest, rest.pop("state"), "chunkwise")[0]
+
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(both[moving], tangent)
+        got = torch.autograd.forward_ad.unpack_dual(call({**both, moving: dual})).tangent
+    want = torch.autograd.functional.jvp(lambda z: call({**both, moving: z}), both[moving], tangent)[1]
+    assert got is not None
+    assert relative_error(got, want) < 1e-12
+
+
+def test_training_keeps_only_the_states_between_chunks():
+    """What the graph holds beyond the arguments: one state a chunk, nothing of the length of the sequence."""
+    x = {
+        n: t.requires_grad_()
+        for n, t in draw(length=64, width=8, value_width=8).items()
+        if n in ("q", "k", "v", "g")
+    }
+    held = {}
+
+    def pack(t):
+        held[t.data_ptr()] = t.numel()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        o, _ = run(x, None, "chunkwise", chunk=16)
+    o.sum().backward()
+    arguments = sum(t.numel() for t in x.values())
+    states = 5 * 4 * 8 * 8
+    assert sum(held.values()) <= arguments + states + 4 * 8 * 8

@@ -96,7 +96,7 @@ def test_report_of_a_model(tmp_path: Path) -> None:
     report = run.evaluate(tmp_path / "model", OURS, limit=4, metadata=SMALL, out=out, progress=False)
     assert json.loads(out.read_text()) == report
     assert [p.name for p in out.parent.iterdir()] == ["report.json"], "no temporary file is left"
-    documents = stdlib.build_documents(**SMALL)["test"].select(range(4))  # type: ignore[arg-type]
+    documents = stdlib.build_documents(**SMALL)["test"].select(range(4))
     nats = 0.0
     with torch.no_grad():
         for row in documents:

@@ -61,12 +61,14 @@ def test_a_loss_that_is_not_a_number() -> None:
     assert not model.training
 
 
-def test_only_matrices_decay() -> None:
+def test_only_projections_and_embeddings_decay() -> None:
     model = tiny()
     decayed, kept = make_optimizer(model, SHORT).param_groups
     assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
     names = {id(p): n for n, p in model.named_parameters()}
-    assert not [names[id(p)] for p in decayed["params"] if "norm" in names[id(p)]]
+    parts = ("_proj.weight", "embed.weight", "gate.weight", "up.weight", "down.weight")
+    assert [n for p in decayed["params"] if not (n := names[id(p)]).endswith(parts)] == []
+    assert [n for p in kept["params"] if (n := names[id(p)]).endswith(parts)] == []
     assert len(decayed["params"]) + len(kept["params"]) == len(names)
 
 

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.matrix.scores import decayed_scores
 from linrec.engines.matrix.terms import Heads
-
-SUB_CHUNK = 16
 
 
 def scan_chunks(x: Heads, state: Tensor, chunk: int, predict: str, readout: str) -> tuple[Tensor, Tensor]:
@@ -66,46 +65,6 @@ def cumulative_decay(g: Tensor) -> Tensor:
 
 def _exp(exponent: Tensor, like: Tensor) -> Tensor:
     return exponent.to(like.dtype).exp()
-
-
-def decayed_scores(x: Tensor, y: Tensor, at_x: Tensor, at_y: Tensor, *, diagonal: bool) -> Tensor:
-    """M_ij = sum_d x_id y_jd e^{at_x_id - at_y_jd} for j <= i (j < i without the diagonal), else 0.
-
-    ``at_y`` is the inclusive cumulative log-decay, ``at_x`` that or the exclusive one; last dimension 1 or K.
-    """
-    length = x.shape[-2]
-    keep = torch.ones(length, length, dtype=torch.bool, device=x.device).tril(0 if diagonal else -1)
-    if at_y.shape[-1] == 1:
-        # The exponent is masked, not the result: exp of the upper triangle could overflow, and 0 * inf has no gradient.
-        decay = _exp((at_x - at_y.mT).masked_fill(~keep, -torch.inf), x)
-        return (x @ y.mT) * decay
-    blocks = [
-        _block_row(x, y, at_x, at_y, keep, start, min(start + SUB_CHUNK, length))
-        for start in range(0, length, SUB_CHUNK)
-    ]
-    return torch.cat(blocks, dim=-2)
-
-
-def _block_row(
-    x: Tensor, y: Tensor, at_x: Tensor, at_y: Tensor, keep: Tensor, start: int, stop: int
-) -> Tensor:
-    """Rows ``start .. stop`` of the scores with a decay of its own for every channel.
-
-    Left of the diagonal block both factors are taken relative to the decay just before the block, so both are
-    <= 1 and the block is one product. On the diagonal the exponents are formed for each (i, j, d).
-    """
-    xi, gi = x[..., start:stop, :], at_x[..., start:stop, :]
-    yi, hi = y[..., start:stop, :], at_y[..., start:stop, :]
-    exponent = (gi[..., :, None, :] - hi[..., None, :, :]).masked_fill(
-        ~keep[start:stop, start:stop, None], -torch.inf
-    )
-    here = (xi[..., :, None, :] * yi[..., None, :, :] * _exp(exponent, x)).sum(-1)
-    right = x.shape[-2] - stop
-    if start == 0:
-        return F.pad(here, (0, right))
-    reference = at_y[..., start - 1 : start, :]
-    left = (xi * _exp(gi - reference, x)) @ (y[..., :start, :] * _exp(reference - at_y[..., :start, :], y)).mT
-    return F.pad(torch.cat([left, here], dim=-1), (0, right))
 
 
 def solve_unit_lower(system: Tensor, rhs: Tensor) -> Tensor:

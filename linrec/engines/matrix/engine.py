@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from linrec.engines.matrix.analytic import NAMES, ChunkScan, Plan
 from linrec.engines.matrix.chunk import one_chunk, scan_chunks
 from linrec.engines.matrix.recurrent import scan_tokens
 from linrec.engines.matrix.terms import MatrixTerms, from_heads, to_heads
@@ -48,6 +52,8 @@ class MatrixEngine:
 
 
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    if call.form == "chunkwise" and not _transformed(state, *terms.over_time().values()):
+        return _run_analytic(terms, state, call)
     x = to_heads(terms, call.scale)
     grouped = state.unflatten(1, (terms.k.shape[2], -1))
     if call.form in ("recurrent", "step"):
@@ -57,6 +63,34 @@ def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, T
     else:
         o, last = scan_chunks(x, grouped, call.chunk_size or CHUNK, terms.predict, terms.readout)
     return from_heads(o), last.flatten(1, 2)
+
+
+def _transformed(*tensors: Tensor) -> bool:
+    """Whether a function transform or forward-mode differentiation is active: the plain path then."""
+    return torch._C._are_functorch_transforms_active() or any(
+        forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    )
+
+
+def _run_analytic(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    g = terms.v.new_zeros(terms.v.shape[:3]) if terms.g is None else terms.g
+    g = g if g.dim() == 4 else g[..., None]
+    plan = Plan(call.scale, call.chunk_size or CHUNK, terms.predict, terms.readout)
+
+    def plain(state: Tensor, *values: Tensor | None) -> tuple[Tensor, Tensor]:
+        same = replace(terms, bonus=None, **dict(zip(NAMES, values, strict=True)))  # type: ignore[arg-type]
+        heads = to_heads(same, plan.scale)
+        o, last = scan_chunks(
+            heads, state.unflatten(1, (terms.k.shape[2], -1)), plan.chunk, plan.predict, plan.readout
+        )
+        return from_heads(o), last.flatten(1, 2)
+
+    o, last = ChunkScan.apply(plan, plain, state, terms.q, terms.k, terms.v, g, terms.a, terms.b)
+    if terms.bonus is not None:
+        repeat = terms.v.shape[2] // terms.k.shape[2]
+        now = ((terms.q * terms.k).repeat_interleave(repeat, dim=2) * terms.bonus).sum(-1, keepdim=True)
+        o = o + call.scale * now * terms.v
+    return o, last
 
 
 def _checked(state: Tensor, empty: Tensor, who: str) -> Tensor:

@@ -1,0 +1,132 @@
+"""Scores with decay between the rows of a chunk, and their adjoint.
+
+M_ij = sum_d x_id y_jd e^{at_x_id - at_y_jd} for j <= i (j < i without the diagonal), else 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SUB_CHUNK = 16
+
+
+def keep_mask(length: int, diagonal: bool, device: torch.device) -> Tensor:
+    """True where row i may read row j."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril(0 if diagonal else -1)
+
+
+def decayed_scores(x: Tensor, y: Tensor, at_x: Tensor, at_y: Tensor, *, diagonal: bool) -> Tensor:
+    """M as above, in differentiable calls.
+
+    ``at_y`` is the inclusive cumulative log-decay, ``at_x`` that or the exclusive one; last dimension 1 or K.
+    """
+    if at_y.shape[-1] == 1:
+        return (x @ y.mT) * decay_matrix(at_x, at_y, diagonal, x.dtype)
+    keep = keep_mask(x.shape[-2], diagonal, x.device)
+    rows = [_block_row(x, y, at_x, at_y, keep, start, stop) for start, stop in sub_chunks(x.shape[-2])]
+    return torch.cat(rows, dim=-2)
+
+
+def decay_matrix(at_x: Tensor, at_y: Tensor, diagonal: bool, dtype: torch.dtype) -> Tensor:
+    """e^{at_x_i - at_y_j}, zero above the diagonal, for a decay that all channels share.
+
+    The exponent is masked, not the result: exp of the upper triangle could overflow, and 0 * inf has no gradient.
+    """
+    keep = keep_mask(at_x.shape[-2], diagonal, at_x.device)
+    return (at_x - at_y.mT).to(dtype).masked_fill(~keep, -torch.inf).exp()
+
+
+def sub_chunks(length: int) -> list[tuple[int, int]]:
+    """Bounds of the sub-chunks."""
+    return [(start, min(start + SUB_CHUNK, length)) for start in range(0, length, SUB_CHUNK)]
+
+
+def _block_row(
+    x: Tensor, y: Tensor, at_x: Tensor, at_y: Tensor, keep: Tensor, start: int, stop: int
+) -> Tensor:
+    """Rows ``start .. stop`` of the scores with a decay of its own for every channel.
+
+    Left of the diagonal block both factors are taken relative to the decay just before the block, so both are
+    <= 1 and the block is one product. On the diagonal the exponents are formed for each (i, j, d).
+    """
+    xi, yi = x[..., start:stop, :], y[..., start:stop, :]
+    decay = _diagonal_decay(at_x, at_y, keep, start, stop, x.dtype)
+    here = (xi[..., :, None, :] * yi[..., None, :, :] * decay).sum(-1)
+    right = x.shape[-2] - stop
+    if start == 0:
+        return F.pad(here, (0, right))
+    from_x, from_y = _relative_decays(at_x, at_y, start, stop, x.dtype)
+    left = (xi * from_x) @ (y[..., :start, :] * from_y).mT
+    return F.pad(torch.cat([left, here], dim=-1), (0, right))
+
+
+def _diagonal_decay(
+    at_x: Tensor, at_y: Tensor, keep: Tensor, start: int, stop: int, dtype: torch.dtype
+) -> Tensor:
+    """e^{at_x_i - at_y_j} for each channel of a diagonal block, ``[..., c, c, K]``."""
+    exponent = at_x[..., start:stop, None, :] - at_y[..., None, start:stop, :]
+    return exponent.to(dtype).masked_fill(~keep[start:stop, start:stop, None], -torch.inf).exp()
+
+
+def _relative_decays(
+    at_x: Tensor, at_y: Tensor, start: int, stop: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Decays of the block's rows and of all columns left of it, relative to the row before the block."""
+    reference = at_y[..., start - 1 : start, :]
+    from_x = (at_x[..., start:stop, :] - reference).to(dtype).exp()
+    from_y = (reference - at_y[..., :start, :]).to(dtype).exp()
+    return from_x, from_y
+
+
+@dataclass
+class Decay:
+    """The decay between rows of a chunk, for the adjoint written out; every tensor ``[N, C, .]``."""
+
+    at_x: Tensor
+    at_y: Tensor
+    diagonal: bool
+    dtype: torch.dtype
+    wider: Decay | None = None  # the same decays with the diagonal
+
+    @property
+    def shared(self) -> bool:
+        """Whether all channels have one decay."""
+        return self.at_y.shape[-1] == 1
+
+    @cached_property
+    def matrix(self) -> Tensor:
+        """``[N, C, C]``, of a shared decay."""
+        if self.wider is not None:
+            return self.wider.matrix.tril(-1)
+        return decay_matrix(self.at_x, self.at_y, self.diagonal, self.dtype)
+
+    def scores(self, x: Tensor, y: Tensor) -> Tensor:
+        """M ``[N, C, C]``."""
+        if self.shared:
+            return torch.bmm(x, y.mT).mul_(self.matrix)
+        return decayed_scores(x, y, self.at_x, self.at_y, diagonal=self.diagonal)
+
+    def adjoint(self, dm: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
+        """Add the gradients of x and y from that of M to dx and dy; the decay's own follows from them."""
+        if self.shared:
+            weighted = dm.mul_(self.matrix)
+            dx.baddbmm_(weighted, y)
+            dy.baddbmm_(weighted.mT, x)
+            return
+        keep = keep_mask(x.shape[1], self.diagonal, x.device)
+        for start, stop in sub_chunks(x.shape[1]):
+            block, xi = dm[:, start:stop], x[:, start:stop]
+            decay = _diagonal_decay(self.at_x, self.at_y, keep, start, stop, x.dtype)
+            weighted = decay.mul_(block[:, :, start:stop, None])
+            dx[:, start:stop] += (weighted * y[:, None, start:stop]).sum(2)
+            dy[:, start:stop] += (weighted * xi[:, :, None]).sum(1)
+            if start:
+                from_x, from_y = _relative_decays(self.at_x, self.at_y, start, stop, x.dtype)
+                left = block[:, :, :start]
+                dx[:, start:stop] += from_x * torch.bmm(left, y[:, :start] * from_y)
+                dy[:, :start] += from_y * torch.bmm(left.mT, xi * from_x)
