@@ -1,13 +1,17 @@
 """The elementwise recurrence: any decay, bounded memory, no loop over tokens, inputs chosen to break it."""
 
+import itertools
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linrec import rules
 from linrec.engines import scans
+from linrec.engines.diagonal import DIAGONAL, DiagonalTerms
 from linrec.engines.maxplus import stabiliser
 from linrec.errors import DtypeError, ShapeError
+from linrec.rule import Call
 from linrec.testing import example_inputs, relative_error
 from tests.rules.loops import LOOPS
 
@@ -175,3 +179,36 @@ def test_wrong_states(name, state, error, text):
     rule = rules.get_rule(name)
     with pytest.raises(error, match=text):
         rule(**example_inputs(rule, T=3), state=state)
+
+
+def general_terms(a, x):
+    """Decays of any sign, or complex ones, that change with time; a rule like this needs log=False."""
+    if a.is_complex():
+        tokens = {"a_re": a.real, "a_im": a.imag, "x_re": x.real, "x_im": x.imag}
+        return DiagonalTerms(
+            tokens,
+            lambda t: (torch.complex(t["a_re"], t["a_im"]), torch.complex(t["x_re"], t["x_im"])),
+            channels=(3,),
+            read=lambda t, h: torch.view_as_real(h).flatten(-2),
+            log=False,
+            complex=True,
+        )
+    return DiagonalTerms({"a": a, "x": x}, lambda t: (t["a"], t["x"]), channels=(3,), log=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["any sign", "zeros", "complex"])
+def test_engine_takes_any_decay(kind, form):
+    """In every form, with a state, and in segments whose padding must not decay anything."""
+    bounds = [0, 5, 5, 8, 20]
+    a = decays(kind, 1, 20, 3)
+    x, start = torch.randn_like(a), torch.randn(4, 3, dtype=a.dtype)
+    state = torch.view_as_real(start) if a.is_complex() else start
+    o, last = DIAGONAL.run(general_terms(a, x), state, Call(form, 1.0, bounds, 4, "auto"), "test")
+    o = torch.view_as_complex(o.unflatten(-1, (3, 2))) if a.is_complex() else o
+    last = torch.view_as_complex(last) if a.is_complex() else last
+    for s, (i, j) in enumerate(itertools.pairwise(bounds)):
+        want = loop(a[:, i:j], x[:, i:j], start[s : s + 1])[0] if j > i else start[s : s + 1]
+        assert relative_error_complex(last[s], want[-1]) < 1e-13
+        if j > i:
+            assert relative_error_complex(o[0, i:j], want) < 1e-13
