@@ -142,6 +142,13 @@ def test_selective_scans_hold_one_chunk_of_states(name):
     assert sum(kept) < length * states / 2
 
 
+def test_convolution_of_s4d_holds_no_states():
+    x = example_inputs(rules.s4d, T=512, B=8, D=4, N=16)
+    with Largest() as seen:
+        rules.s4d.parallel(**x)
+    assert seen.elements < 8 * 512 * 4 * 16 / 2
+
+
 @pytest.mark.parametrize("name", ["mamba", "longhorn", "s4d", "s5", "lru", "rwkv4", *GATED])
 def test_no_loop_over_tokens(name):
     """Twice the tokens in as many chunks cost the same number of operations, up to the scan's depth."""
