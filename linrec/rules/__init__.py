@@ -7,12 +7,25 @@ from linrec.rule import RULES, Output, Rule, validation
 from linrec.rules.delta_net import delta_net
 from linrec.rules.gated_delta_net import gated_delta_net
 from linrec.rules.gla import gla
+from linrec.rules.hgrn import hgrn
 from linrec.rules.kimi_delta_attention import kimi_delta_attention
 from linrec.rules.lightning import lightning, lightning_decay
 from linrec.rules.linear_attention import linear_attention
+from linrec.rules.longhorn import longhorn
+from linrec.rules.lru import lru
+from linrec.rules.mamba import mamba
 from linrec.rules.mamba2 import mamba2
+from linrec.rules.min_gru import min_gru
+from linrec.rules.min_lstm import min_lstm
+from linrec.rules.qrnn import qrnn
 from linrec.rules.retnet import retnet, retnet_decay
+from linrec.rules.rg_lru import rg_lru
+from linrec.rules.rwkv4 import rwkv4
+from linrec.rules.s4d import s4d
+from linrec.rules.s5 import s5
+from linrec.rules.slstm import slstm
 from linrec.rules.softmax_attention import softmax_attention
+from linrec.rules.sru import sru
 
 
 def get_rule(name: str) -> Rule:
@@ -30,13 +43,26 @@ __all__ = [
     "gated_delta_net",
     "get_rule",
     "gla",
+    "hgrn",
     "kimi_delta_attention",
     "lightning",
     "lightning_decay",
     "linear_attention",
+    "longhorn",
+    "lru",
+    "mamba",
     "mamba2",
+    "min_gru",
+    "min_lstm",
+    "qrnn",
     "retnet",
     "retnet_decay",
+    "rg_lru",
+    "rwkv4",
+    "s4d",
+    "s5",
+    "slstm",
     "softmax_attention",
+    "sru",
     "validation",
 ]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tests.rules.loops_elementwise import LOOPS as ELEMENTWISE
+
 
 def per_head(step, q, k, v, gates, scale, state):
     """Walk every (batch, value head): ``step(S, k_t, v_t, *gates_t) -> S``; o_t = S^T (scale q_t)."""
@@ -123,7 +125,7 @@ def softmax_attention(q, k, v, scale=None, state=None):
     return torch.stack(rows).view(*q.shape[:3], v.shape[3]), (k, v, length)
 
 
-LOOPS = {
+LOOPS = ELEMENTWISE | {
     f.__name__: f
     for f in (
         delta_net,
