@@ -1,30 +1,53 @@
 """The mechanisms: one file, one equation. ``rules.gated_delta_net(q, k, v, g, beta)`` and so on."""
 
 from linrec.rule import RULES, Output, get_rule, validation
+from linrec.rules.alibi import alibi, alibi_decay
+from linrec.rules.canon import canon
+from linrec.rules.cope import cope
+from linrec.rules.delta_former import delta_former
 from linrec.rules.delta_net import delta_net
+from linrec.rules.forgetting_attention import forgetting_attention
 from linrec.rules.gated_delta_net import gated_delta_net
 from linrec.rules.gla import gla
 from linrec.rules.kimi_delta_attention import kimi_delta_attention
+from linrec.rules.latent_attention import latent_attention
 from linrec.rules.lightning import lightning, lightning_decay
 from linrec.rules.linear_attention import linear_attention
 from linrec.rules.mamba2 import mamba2
+from linrec.rules.path_attention import path_attention
 from linrec.rules.retnet import retnet, retnet_decay
+from linrec.rules.shared_kv_attention import shared_kv_attention
 from linrec.rules.softmax_attention import softmax_attention
+from linrec.rules.stick_breaking import stick_breaking
+from linrec.rules.tensor_product_attention import tensor_product_attention
+from linrec.rules.token_shift import token_shift
 
 __all__ = [
     "RULES",
     "Output",
+    "alibi",
+    "alibi_decay",
+    "canon",
+    "cope",
+    "delta_former",
     "delta_net",
+    "forgetting_attention",
     "gated_delta_net",
     "get_rule",
     "gla",
     "kimi_delta_attention",
+    "latent_attention",
     "lightning",
     "lightning_decay",
     "linear_attention",
     "mamba2",
+    "path_attention",
     "retnet",
     "retnet_decay",
+    "shared_kv_attention",
     "softmax_attention",
+    "stick_breaking",
+    "tensor_product_attention",
+    "token_shift",
     "validation",
 ]

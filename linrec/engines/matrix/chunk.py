@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.engines.matrix.terms import Heads
+from linrec.engines.triangular import solve_unit_lower
 
 SUB_CHUNK = 16
 
@@ -106,17 +107,3 @@ def _block_row(
     reference = at_y[..., start - 1 : start, :]
     left = (xi * _exp(gi - reference, x)) @ (y[..., :start, :] * _exp(reference - at_y[..., :start, :], y)).mT
     return F.pad(torch.cat([left, here], dim=-1), (0, right))
-
-
-def solve_unit_lower(system: Tensor, rhs: Tensor) -> Tensor:
-    """X with (I - system) X = rhs for a strictly lower triangular system, by forward substitution.
-
-    Never by Neumann doubling: powers of the system grow combinatorially when keys are alike.
-    """
-    shape = torch.broadcast_shapes(system.shape[:-2], rhs.shape[:-2])
-    return torch.linalg.solve_triangular(
-        -system.expand(*shape, *system.shape[-2:]),
-        rhs.expand(*shape, *rhs.shape[-2:]),
-        upper=False,
-        unitriangular=True,
-    )
