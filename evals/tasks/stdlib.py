@@ -107,7 +107,7 @@ def _lines(index: int, module: Module) -> list[Line]:
     found, start = [], 0
     for line in module.text.split("\n"):
         text = line.rstrip()
-        if 12 <= len(text.strip()) and len(text) <= 100:
+        if len(text.strip()) >= 12 and len(text) <= 100:
             found.append(Line(text, index, start))
         start += len(line) + 1
     return found

@@ -2,8 +2,18 @@
 
 from linrec.layers.additive import GLA, Lightning, LinearAttention, RetNet
 from linrec.layers.base import Layer
+from linrec.layers.convolution import Canon, TokenShift
 from linrec.layers.delta import DeltaNet, GatedDeltaNet, KimiDeltaAttention
+from linrec.layers.feedback import (
+    Alibi,
+    Cope,
+    DeltaFormer,
+    ForgettingAttention,
+    PathAttention,
+    StickBreaking,
+)
 from linrec.layers.mamba2 import Mamba2
+from linrec.layers.shared import MultiHeadLatentAttention, SharedKVAttention, TensorProductAttention
 from linrec.layers.softmax import SoftmaxAttention
 
 LAYERS: dict[str, type[Layer]] = {
@@ -18,19 +28,41 @@ LAYERS: dict[str, type[Layer]] = {
         GatedDeltaNet,
         KimiDeltaAttention,
         SoftmaxAttention,
+        Alibi,
+        Cope,
+        DeltaFormer,
+        ForgettingAttention,
+        PathAttention,
+        StickBreaking,
+        MultiHeadLatentAttention,
+        SharedKVAttention,
+        TensorProductAttention,
+        Canon,
+        TokenShift,
     )
 }
 
 __all__ = [
     "GLA",
     "LAYERS",
+    "Alibi",
+    "Canon",
+    "Cope",
+    "DeltaFormer",
     "DeltaNet",
+    "ForgettingAttention",
     "GatedDeltaNet",
     "KimiDeltaAttention",
     "Layer",
     "Lightning",
     "LinearAttention",
     "Mamba2",
+    "MultiHeadLatentAttention",
+    "PathAttention",
     "RetNet",
+    "SharedKVAttention",
     "SoftmaxAttention",
+    "StickBreaking",
+    "TensorProductAttention",
+    "TokenShift",
 ]

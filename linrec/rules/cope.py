@@ -2,7 +2,6 @@
 
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
@@ -44,7 +43,8 @@ def cope(q: GroupedQuery, k: Key, v: Value, emb: Positions) -> AttentionTerms:
 
     .. code-block:: text
 
-        p_tj = min(E - 1, sum_{l = j .. t} sigmoid(q_t . k_l));   o_t = sum_{j <= t} softmax_j(q_t . (k_j + e[p_tj])) v_j
+        p_tj = min(E - 1, sum_{l = j .. t} sigmoid(q_t . k_l))
+        o_t = sum_{j <= t} softmax_j(q_t . (k_j + e[p_tj])) v_j
 
     with q already multiplied by ``scale`` (default K^-1/2) and e[p] interpolated between floor(p) and the next.
     q ``[B, T, HQ, K]``, k ``[B, T, H, K]``, v ``[B, T, H, V]``, emb ``[E, K]``. The state is a

@@ -29,7 +29,8 @@ def stick_breaking(q: GroupedQuery, k: Key, v: Value) -> AttentionTerms:
 
     .. code-block:: text
 
-        z_tj = scale q_t . k_j;   A_tj = sigmoid(z_tj) prod_{j < l < t} (1 - sigmoid(z_tl));   o_t = sum_{j < t} A_tj v_j
+        z_tj = scale q_t . k_j;   A_tj = sigmoid(z_tj) prod_{j < l < t} (1 - sigmoid(z_tl))
+        o_t = sum_{j < t} A_tj v_j
 
     The nearest earlier token takes its share first, the next takes from what is left; a token does not see
     itself, so o_1 = 0, and the weights sum to at most one. No positions are needed. q ``[B, T, HQ, K]``, k

@@ -8,6 +8,7 @@ import torch
 from linrec.engines.matrix import MATRIX, MatrixTerms
 from linrec.engines.matrix.chunk import decayed_scores, one_chunk
 from linrec.engines.matrix.terms import to_heads
+from linrec.engines.triangular import solve_unit_lower
 from linrec.rule import Call
 from linrec.testing import relative_error
 

@@ -142,7 +142,13 @@ def path_attention(q, k, v, w, beta=None, g=None, scale=None, state=None):
                         c[hq].append((c[hq][-1] if c[hq] else 0) + g[b, t, hq])
                         s = s + c[hq][-1] - torch.stack(c[hq])
                     outputs.append((b, t, hq, torch.softmax(s, 0) @ torch.stack(values)))
-            last.append((torch.stack(keys), torch.stack(values), [torch.stack(c[hq]) for hq in heads if g is not None]))
+            last.append(
+                (
+                    torch.stack(keys),
+                    torch.stack(values),
+                    [torch.stack(c[hq]) for hq in heads if g is not None],
+                )
+            )
     o = torch.stack([x for *_, x in sorted(outputs, key=lambda row: row[:3])])
     shape = (k.shape[0], k.shape[2])
     columns = [torch.stack([row[n] for row in last]).unflatten(0, shape).transpose(1, 2) for n in (0, 1)]
@@ -173,7 +179,9 @@ def shared_kv_attention(q, shared, q_rope=None, k_rope=None, v_own=None, scale=N
 
     def row(b, i, h, hq, q):
         keys = torch.cat([shared[b, : i + 1, h], k_rope[b, : i + 1, h]], -1)
-        return torch.softmax(scale * (keys @ q), 0) @ torch.cat([shared[b, : i + 1, h], v_own[b, : i + 1, h]], -1)
+        return torch.softmax(scale * (keys @ q), 0) @ torch.cat(
+            [shared[b, : i + 1, h], v_own[b, : i + 1, h]], -1
+        )
 
     width = shared.shape[3] + v_own.shape[3]
     return per_query(q, shared.shape[2], width, before, row), with_length([shared, k_rope, v_own])
@@ -184,7 +192,9 @@ def tensor_product_attention(q, a_k, b_k, a_v, b_v, scale=None, state=None):
     (a_k, b_k, a_v, b_v), before = joined(state, a_k, b_k, a_v, b_v)
 
     def mixed(a, b, h, i):
-        return torch.stack([sum(a[j, r, h] * b[j, r] for r in range(a.shape[1])) / a.shape[1] for j in range(i + 1)])
+        return torch.stack(
+            [sum(a[j, r, h] * b[j, r] for r in range(a.shape[1])) / a.shape[1] for j in range(i + 1)]
+        )
 
     def row(b, i, h, hq, q):
         return torch.softmax(scale * (mixed(a_k[b], b_k[b], hq, i) @ q), 0) @ mixed(a_v[b], b_v[b], hq, i)

@@ -81,7 +81,11 @@ def solved_values(terms: DeltaFormerTerms, cache: KVCache, scale: float, rows: i
     u = cache.v.transpose(1, 2)
     for i in range(0, terms.v.shape[1], rows):
         now = slice(i, i + rows)
-        w, beta, v = terms.w[:, now], terms.beta[:, now].transpose(1, 2)[..., None], terms.v[:, now].transpose(1, 2)
+        w, beta, v = (
+            terms.w[:, now],
+            terms.beta[:, now].transpose(1, 2)[..., None],
+            terms.v[:, now].transpose(1, 2),
+        )
         n, before = w.shape[1], held + i
         scores = grouped_scores(w * scale, keys[:, : before + n])[:, :, 0]
         weights = beta * terms.weights(scores, _strictly_before(cache.length, held, before, n, keys.device))

@@ -44,7 +44,9 @@ class LatentTerms(Attending):
         if not one_by_one:
             k = torch.einsum("blc,hck->blhk", latent, w_k)
             k_rope = k_rope[:, :, None].expand(*k.shape[:3], -1)
-            return Operands(self.q, torch.cat([k, k_rope], dim=-1), torch.einsum("blc,hcv->blhv", latent, w_v))
+            return Operands(
+                self.q, torch.cat([k, k_rope], dim=-1), torch.einsum("blc,hcv->blhv", latent, w_v)
+            )
         q, q_rope = self.q.split([w_k.shape[2], k_rope.shape[2]], dim=-1)
         absorbed = torch.einsum("bthk,hck->bthc", q, w_k)
         return Operands(
@@ -123,5 +125,3 @@ class FactorTerms(Attending):
 def outer_mean(a: Tensor, b: Tensor) -> Tensor:
     """(1/R) sum_r a_r b_r^T: ``[B, L, R, H], [B, L, R, K] -> [B, L, H, K]``."""
     return a.mT @ b / a.shape[2]
-
-

@@ -159,10 +159,15 @@ class AttentionEngine(CacheEngine):
         gates = columns[2] if terms.g is not None else None
         length = x.q.shape[1]
         rows = block_rows(call, length, CHUNK)
-        outputs = [_attend(terms, x, gates, held, i, min(i + rows, length), call.scale) for i in range(0, length, rows)]
+        outputs = [
+            _attend(terms, x, gates, held, i, min(i + rows, length), call.scale)
+            for i in range(0, length, rows)
+        ]
         o = torch.cat(outputs, dim=1) if outputs else x.v.new_zeros(*x.q.shape[:3], x.v.shape[3])
         grown = cache.length + (length if lengths is None else lengths)
-        return (o if x.finish is None else x.finish(o)), type(cache)(*keep_last(columns, have, terms.window), grown)
+        return (o if x.finish is None else x.finish(o)), type(cache)(
+            *keep_last(columns, have, terms.window), grown
+        )
 
 
 def block_rows(call: Call, length: int, chunk: int) -> int:

@@ -80,7 +80,9 @@ class PathEngine(CacheEngine):
         """At least float32: the cached keys are rewritten with every token."""
         return torch.promote_types(dtype, torch.float32)
 
-    def run_batch(self, terms: PathTerms, cache: Any, lengths: Tensor | None, call: Call) -> tuple[Tensor, Any]:
+    def run_batch(
+        self, terms: PathTerms, cache: Any, lengths: Tensor | None, call: Call
+    ) -> tuple[Tensor, Any]:
         """Block by block; the past is the cache and the blocks before."""
         held, length = cache.k.shape[1], terms.q.shape[1]
         values = torch.cat([cache.v, terms.v], dim=1)
