@@ -18,7 +18,7 @@ UnitKey = Annotated[Tensor, Arg("B T H K", draw="unit")]
 @rule(
     engine=PATH,
     cite="Yang et al. 2025, arXiv:2505.16381",
-    equation="s_tj = scale q_tᵀ H_t … H_{j+1} k_j + c_t - c_j,  H_t = I - β_t w_t w_tᵀ,  o_t = Σ_{j≤t} softmax_j(s_tj) v_j",
+    equation="H_t = I - β_t w_t w_tᵀ,  o_t = Σ_{j≤t} softmax_j(scale q_tᵀ H_t … H_{j+1} k_j + c_t - c_j) v_j",
     state="T*(K+V+1)",
 )
 def path_attention(

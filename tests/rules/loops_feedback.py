@@ -63,7 +63,7 @@ def stick_breaking(q, k, v, scale=None, state=None):
     (k, v), before = joined(state, k, v)
 
     def row(b, i, h, hq, q):
-        o, left = 0 * v[b, 0, h] + 0 * q[0], 1.0
+        o, left = 0 * v[b, 0, h] + 0 * q[0], torch.ones_like(q[0])
         for j in range(i - 1, -1, -1):  # from the nearest token back
             share = torch.sigmoid(scale * (q @ k[b, j, h]))
             o, left = o + left * share * v[b, j, h], left * (1 - share)
@@ -78,7 +78,7 @@ def cope(q, k, v, emb, scale=None, state=None):
     last = emb.shape[0] - 1
 
     def row(b, i, h, hq, q):
-        scores, position = [], 0.0
+        scores, position = [], torch.zeros_like(q[0])
         for j in range(i, -1, -1):
             s = scale * (q @ k[b, j, h])
             position = position + torch.sigmoid(s)
@@ -105,7 +105,7 @@ def delta_former(q, k, v, beta=None, w=None, kernel="exp", normalize=True, scale
     keys = k if state is None else torch.cat([state[0], k], 1)
     us = []
     for b in range(k.shape[0]):
-        heads = []
+        solved = []
         for h in range(k.shape[2]):
             u = [] if state is None else list(state[1][b, :, h])
             for t in range(k.shape[1]):
@@ -113,14 +113,14 @@ def delta_former(q, k, v, beta=None, w=None, kernel="exp", normalize=True, scale
                 weights = kappa(scale * (keys[b, :i, h] @ w[b, t, h]), kernel, normalize)
                 erased = sum((weights[j] * u[j] for j in range(i)), 0 * v[b, t, h])
                 u.append(v[b, t, h] - beta[b, t, h] * erased)
-            heads.append(torch.stack(u))
-        us.append(torch.stack(heads, 1))
-    u = torch.stack(us)
+            solved.append(torch.stack(u))
+        us.append(torch.stack(solved, 1))
+    written = torch.stack(us)
 
     def row(b, i, h, hq, q):
-        return kappa(scale * (keys[b, : i + 1, h] @ q), kernel, normalize) @ u[b, : i + 1, h]
+        return kappa(scale * (keys[b, : i + 1, h] @ q), kernel, normalize) @ written[b, : i + 1, h]
 
-    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([keys, u])
+    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([keys, written])
 
 
 def path_attention(q, k, v, w, beta=None, g=None, scale=None, state=None):

@@ -6,7 +6,7 @@ tokens, all that the next query can see besides itself, while ``length`` goes on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -35,7 +35,7 @@ class GatedCache(NamedTuple):
 AnyCache = TypeVar("AnyCache", bound=tuple)
 
 
-def empty_cache(kind: type[AnyCache], fresh: Sequence[Tensor], segments: int) -> AnyCache:
+def empty_cache(kind: Callable[..., AnyCache], fresh: Sequence[Tensor], segments: int) -> AnyCache:
     """A cache of ``kind`` without tokens, its columns like those of ``fresh``."""
     columns = [x.new_zeros(segments, 0, *x.shape[2:]) for x in fresh]
     return kind(*columns, torch.zeros(segments, dtype=torch.int64, device=fresh[0].device))

@@ -41,7 +41,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class PathTerms(Terms):
-    """q ``[B, T, HQ, K]``; k and w ``[B, T, H, K]``, v ``[B, T, H, V]``, beta ``[B, T, H]``, g ``[B, T, HQ]`` or None."""
+    """q ``[B, T, HQ, K]``; k, w ``[B, T, H, K]``, v ``[B, T, H, V]``, beta ``[B, T, H]``, g ``[B, T, HQ]`` or None."""
 
     q: Tensor
     k: Tensor
