@@ -294,7 +294,7 @@ def _annotations(hint: Any) -> tuple[Any, ...]:
 
 def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast would run the accumulators in half precision; the engines choose their own dtypes."""
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 

@@ -11,7 +11,7 @@ from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
 from linrec.layers.parts import GatedRMSNorm, rotate
-from linrec.layers.softmax import cache_positions
+from linrec.layers.softmax import cache_positions, projection
 from linrec.state import State
 
 
@@ -81,6 +81,8 @@ class SharedKVAttention(Layer):
     S2     K = V = [c, RoPE(k)]                  the output's rotary part is rotated back (VO-RoPE)
     S3     K = [c, RoPE(k)]       V = c
     =====  =====================  =============  ===================================================
+
+    ``qo_rank``: query and output projections through so many channels.
     """
 
     rule = rules.shared_kv_attention
@@ -96,6 +98,7 @@ class SharedKVAttention(Layer):
         head_dim: int | None = None,
         rope_dim: int | None = None,
         rope_base: float = 10000.0,
+        qo_rank: int | None = None,
     ):
         super().__init__()
         self.d_model, self.num_heads, self.variant, self.rope_base = d_model, num_heads, variant, rope_base
@@ -111,10 +114,10 @@ class SharedKVAttention(Layer):
                 f"num_heads={num_heads} be a multiple of num_kv_heads={self.num_kv_heads}"
             )
         self.parts = [self.shared_dim, self.rope_dim] + ([self.rope_dim] if variant == "S1" else [])
-        self.q_proj = nn.Linear(d_model, num_heads * width, bias=False)
+        self.q_proj = projection(d_model, num_heads * width, qo_rank)
         self.kv_proj = nn.Linear(d_model, self.num_kv_heads * sum(self.parts), bias=False)
         read = self.shared_dim if variant == "S3" else width
-        self.o_proj = nn.Linear(num_heads * read, d_model, bias=False)
+        self.o_proj = projection(num_heads * read, d_model, qo_rank)
 
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """See :class:`Layer`."""

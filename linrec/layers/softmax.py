@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions
+from linrec.layers.delta import low_rank
 from linrec.layers.parts import GatedRMSNorm, rotate
 from linrec.state import State
 
@@ -19,7 +20,8 @@ class SoftmaxAttention(Layer):
 
     Grouped queries with ``num_kv_heads`` (Ainslie et al. 2023, arXiv:2305.13245; 1 is multi-query attention),
     rotary embedding with ``rope_base`` (None: no positions) on the first ``rope_dim`` channels of each head
-    (None: all), optional RMSNorm on q and k, optional sliding ``window``. The state is the key-value cache.
+    (None: all), optional RMSNorm on q and k, optional sliding ``window``, query and output projections through
+    ``qo_rank`` channels if it is given. The state is the key-value cache.
     """
 
     rule = rules.softmax_attention
@@ -37,6 +39,7 @@ class SoftmaxAttention(Layer):
         qk_norm: bool = False,
         norm_eps: float = 1e-5,
         window: int | None = None,
+        qo_rank: int | None = None,
     ):
         super().__init__()
         self.d_model, self.num_heads = d_model, num_heads
@@ -46,10 +49,11 @@ class SoftmaxAttention(Layer):
         self.rope_dim = self.head_dim if rope_dim is None else rope_dim
         self._check_sizes()
         self.widths = [h * self.head_dim for h in (num_heads, self.num_kv_heads, self.num_kv_heads)]
-        self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.q_proj = low_rank(d_model, qo_rank, self.widths[0]) if qo_rank else None
+        self.qkv_proj = nn.Linear(d_model, sum(self.widths[1:] if qo_rank else self.widths), bias=False)
         self.q_norm = GatedRMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.k_norm = GatedRMSNorm(self.head_dim, norm_eps) if qk_norm else None
-        self.o_proj = nn.Linear(self.widths[0], d_model, bias=False)
+        self.o_proj = projection(self.widths[0], d_model, qo_rank)
 
     def _check_sizes(self) -> None:
         who = type(self).__name__
@@ -77,7 +81,10 @@ class SoftmaxAttention(Layer):
 
     def heads(self, x: Tensor, cache: State, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q ``[B, T, HQ, K]``, k and v ``[B, T, H, K]``, normed and rotated."""
-        q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in self.qkv_proj(x).split(self.widths, dim=-1))
+        projected = self.qkv_proj(x)
+        if self.q_proj is not None:
+            projected = torch.cat([self.q_proj(x), projected], dim=-1)
+        q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in projected.split(self.widths, dim=-1))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope_base:
@@ -100,3 +107,8 @@ def rotate_first(x: Tensor, positions: Tensor, base: float, width: int) -> Tenso
     if width == x.shape[-1]:
         return rotate(x, positions, base)
     return torch.cat([rotate(x[..., :width], positions, base), x[..., width:]], dim=-1)
+
+
+def projection(d_in: int, d_out: int, rank: int | None) -> nn.Module:
+    """A projection, through ``rank`` channels if it is given."""
+    return low_rank(d_in, rank, d_out) if rank else nn.Linear(d_in, d_out, bias=False)

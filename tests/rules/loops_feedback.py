@@ -151,7 +151,8 @@ def path_attention(q, k, v, w, beta=None, g=None, scale=None, state=None):
             )
     o = torch.stack([x for *_, x in sorted(outputs, key=lambda row: row[:3])])
     shape = (k.shape[0], k.shape[2])
-    columns = [torch.stack([row[n] for row in last]).unflatten(0, shape).transpose(1, 2) for n in (0, 1)]
+    pairs = (torch.stack([row[0] for row in last]), torch.stack([row[1] for row in last]))
+    columns = [x.unflatten(0, shape).transpose(1, 2) for x in pairs]
     if g is not None:
         gates = torch.stack([c for row in last for c in row[2]]).unflatten(0, (q.shape[0], q.shape[2]))
         columns.append(gates.transpose(1, 2))
