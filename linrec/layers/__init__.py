@@ -2,6 +2,7 @@
 
 from linrec.layers.additive import GLA, Lightning, LinearAttention, RetNet
 from linrec.layers.base import Layer
+from linrec.layers.channels import HGRN, QRNN, SRU, MinGRU, MinLSTM
 from linrec.layers.convolution import Canon, TokenShift
 from linrec.layers.delta import DeltaNet, GatedDeltaNet, KimiDeltaAttention
 from linrec.layers.feedback import (
@@ -12,9 +13,14 @@ from linrec.layers.feedback import (
     PathAttention,
     StickBreaking,
 )
+from linrec.layers.griffin import RGLRU
+from linrec.layers.mamba import Longhorn, Mamba
 from linrec.layers.mamba2 import Mamba2
+from linrec.layers.rwkv4 import RWKV4
 from linrec.layers.shared import MultiHeadLatentAttention, SharedKVAttention, TensorProductAttention
+from linrec.layers.slstm import SLSTM
 from linrec.layers.softmax import SoftmaxAttention
+from linrec.layers.state_space import LRU, S4D, S5
 
 LAYERS: dict[str, type[Layer]] = {
     cls.rule.name: cls
@@ -39,12 +45,34 @@ LAYERS: dict[str, type[Layer]] = {
         TensorProductAttention,
         Canon,
         TokenShift,
+        HGRN,
+        QRNN,
+        SRU,
+        MinGRU,
+        MinLSTM,
+        RGLRU,
+        Longhorn,
+        Mamba,
+        RWKV4,
+        SLSTM,
+        LRU,
+        S4D,
+        S5,
     )
 }
 
 __all__ = [
     "GLA",
+    "HGRN",
     "LAYERS",
+    "LRU",
+    "QRNN",
+    "RGLRU",
+    "RWKV4",
+    "S4D",
+    "S5",
+    "SLSTM",
+    "SRU",
     "Alibi",
     "Canon",
     "Cope",
@@ -56,7 +84,11 @@ __all__ = [
     "Layer",
     "Lightning",
     "LinearAttention",
+    "Longhorn",
+    "Mamba",
     "Mamba2",
+    "MinGRU",
+    "MinLSTM",
     "MultiHeadLatentAttention",
     "PathAttention",
     "RetNet",

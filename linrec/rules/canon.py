@@ -23,7 +23,7 @@ def as_residual(weight: Tensor) -> Tensor:
     engine=CONVOLUTION,
     cite="Allen-Zhu 2025, arXiv:2512.17351",
     equation="y_t = x_t + b + Σ_{i<W} w_i ⊙ x_{t-W+1+i}",
-    state="(W-1)*D",
+    state="W-1",
     scale="1",
 )
 def canon(x: Channels, weight: Kernel, bias: PerChannel | None = None) -> ConvolutionTerms:

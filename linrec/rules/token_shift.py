@@ -11,7 +11,7 @@ from linrec.rules.canon import Channels, PerChannel
     engine=CONVOLUTION,
     cite="Peng et al. 2023, arXiv:2305.13048",
     equation="y_t = x_t + μ ⊙ (x_{t-1} - x_t)",
-    state="D",
+    state="1",
     scale="1",
 )
 def token_shift(x: Channels, mu: PerChannel) -> ConvolutionTerms:
