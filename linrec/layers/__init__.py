@@ -3,11 +3,21 @@
 from linrec.layers.additive import GLA, Lightning, LinearAttention, RetNet
 from linrec.layers.base import Layer
 from linrec.layers.channels import HGRN, QRNN, SRU, MinGRU, MinLSTM
+from linrec.layers.convolution import Canon, TokenShift
 from linrec.layers.delta import DeltaNet, GatedDeltaNet, KimiDeltaAttention
+from linrec.layers.feedback import (
+    Alibi,
+    Cope,
+    DeltaFormer,
+    ForgettingAttention,
+    PathAttention,
+    StickBreaking,
+)
 from linrec.layers.griffin import RGLRU
 from linrec.layers.mamba import Longhorn, Mamba
 from linrec.layers.mamba2 import Mamba2
 from linrec.layers.rwkv4 import RWKV4
+from linrec.layers.shared import MultiHeadLatentAttention, SharedKVAttention, TensorProductAttention
 from linrec.layers.slstm import SLSTM
 from linrec.layers.softmax import SoftmaxAttention
 from linrec.layers.state_space import LRU, S4D, S5
@@ -24,6 +34,17 @@ LAYERS: dict[str, type[Layer]] = {
         GatedDeltaNet,
         KimiDeltaAttention,
         SoftmaxAttention,
+        Alibi,
+        Cope,
+        DeltaFormer,
+        ForgettingAttention,
+        PathAttention,
+        StickBreaking,
+        MultiHeadLatentAttention,
+        SharedKVAttention,
+        TensorProductAttention,
+        Canon,
+        TokenShift,
         HGRN,
         QRNN,
         SRU,
@@ -52,7 +73,12 @@ __all__ = [
     "S5",
     "SLSTM",
     "SRU",
+    "Alibi",
+    "Canon",
+    "Cope",
+    "DeltaFormer",
     "DeltaNet",
+    "ForgettingAttention",
     "GatedDeltaNet",
     "KimiDeltaAttention",
     "Layer",
@@ -63,6 +89,12 @@ __all__ = [
     "Mamba2",
     "MinGRU",
     "MinLSTM",
+    "MultiHeadLatentAttention",
+    "PathAttention",
     "RetNet",
+    "SharedKVAttention",
     "SoftmaxAttention",
+    "StickBreaking",
+    "TensorProductAttention",
+    "TokenShift",
 ]
