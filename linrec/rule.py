@@ -49,6 +49,7 @@ ChannelDecay = Annotated[Tensor, Arg("B T HV K", draw="log_decay")]
 AnyDecay = Annotated[Tensor, Arg("B T HV K", "B T HV", draw="log_decay")]
 HeadDecay = Annotated[Tensor, Arg("HV", "B T HV", draw="log_decay")]
 Strength = Annotated[Tensor, Arg("B T HV", draw="strength")]
+ChannelStrength = Annotated[Tensor, Arg("B T HV K", draw="strength")]
 
 
 class Output(NamedTuple):

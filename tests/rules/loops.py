@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tests.rules.loops_composite import COMPOSITE_LOOPS
+
 
 def per_head(step, q, k, v, gates, scale, state):
     """Walk every (batch, value head): ``step(S, k_t, v_t, *gates_t) -> S``; o_t = S^T (scale q_t)."""
@@ -132,4 +134,4 @@ LOOPS = {
         linear_attention,
         softmax_attention,
     )
-}
+} | COMPOSITE_LOOPS
