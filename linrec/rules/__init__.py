@@ -1,10 +1,15 @@
 """The mechanisms: one file, one equation. ``rules.gated_delta_net(q, k, v, g, beta)`` and so on."""
 
 from linrec.rule import RULES, Output, get_rule, validation
+from linrec.rules.abc import abc
 from linrec.rules.comba import comba
 from linrec.rules.delta_net import delta_net
+from linrec.rules.delta_product import delta_product
+from linrec.rules.dfw import dfw
 from linrec.rules.gated_delta_net import gated_delta_net
 from linrec.rules.gated_delta_net_2 import gated_delta_net_2
+from linrec.rules.gated_slot_attention import gated_slot_attention
+from linrec.rules.gateloop import gateloop
 from linrec.rules.generalized_delta import generalized_delta
 from linrec.rules.gla import gla
 from linrec.rules.hgrn2 import hgrn2
@@ -13,6 +18,8 @@ from linrec.rules.lightning import lightning, lightning_decay
 from linrec.rules.linear_attention import linear_attention
 from linrec.rules.longhorn_delta import longhorn_delta
 from linrec.rules.mamba2 import mamba2
+from linrec.rules.mamba3 import mamba3
+from linrec.rules.mlstm import mlstm
 from linrec.rules.retnet import retnet, retnet_decay
 from linrec.rules.rwkv5 import rwkv5
 from linrec.rules.rwkv6 import rwkv6
@@ -43,6 +50,13 @@ __all__ = [
     "rwkv6",
     "rwkv7",
     "softmax_attention",
+    "mlstm",
+    "delta_product",
+    "dfw",
+    "gated_slot_attention",
+    "abc",
+    "gateloop",
+    "mamba3",
     "validation",
     "weight_decay_delta",
 ]

@@ -139,6 +139,122 @@ def longhorn_delta(q, k, v, beta, scale=None, state=None):
     return matrix_walk(step, q, k, v, default(scale, k), state)
 
 
+def mlstm(q, k, v, g, i, scale=None, state=None):
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        memory, m_before = held
+        kt, vt = k[b, t, h // group], torch.cat([v[b, t, h], v.new_ones(1)])
+        m = torch.maximum(g[b, t, h] + m_before, i[b, t, h]).detach()  # units, chosen freely
+        memory = torch.exp(g[b, t, h] + m_before - m) * memory + torch.exp(i[b, t, h] - m) * outer(kt, vt)
+        o = memory.T @ (scale * q[b, t, h // group])
+        return o[:-1] / torch.maximum(o[-1].abs(), torch.exp(-m)), (memory, m)
+
+    shapes = (k.shape[3], v.shape[3] + 1), ()
+    return walk(token, *v.shape[:1], v.shape[2], v.shape[1], zeros_or(state, v, *shapes))
+
+
+def zeros_or(state, like, *shapes):
+    if state is not None:
+        return lambda b, h: tuple(s[b, h] for s in state)
+    return lambda b, h: tuple(like.new_zeros(s) for s in shapes)
+
+
+def delta_product(q, k, v, g, beta, scale=None, state=None):
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        S = torch.exp(g[b, t, h]) * held[0]
+        for r in range(k.shape[3]):
+            kr = k[b, t, h // group, r]
+            S = S + beta[b, t, h, r] * outer(kr, v[b, t, h, r] - S.T @ kr)
+        return S.T @ (scale * q[b, t, h // group]), (S,)
+
+    starts = zeros_or(None if state is None else (state,), v, (k.shape[4], v.shape[4]))
+    o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+    return o, last
+
+
+def dfw(q, k, v, g, h, scale=None, state=None):
+    def step(S, q, k, v, b, n, t):
+        S = outer(torch.exp(g[b, t, n]), torch.exp(h[b, t, n])) * S + outer(k, v)
+        return S.T @ q, S
+
+    return matrix_walk(step, q, k, v, default(scale, k), state)
+
+
+def gated_slot_attention(q, k, v, g, scale=None, state=None):
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        keys, values = held[0].T, held[1]
+        f = torch.exp(g[b, t, h])
+        keys = f[:, None] * keys + outer(1 - f, k[b, t, h // group])
+        values = f[:, None] * values + outer(1 - f, v[b, t, h])
+        return values.T @ torch.softmax(keys @ (scale * q[b, t, h // group]), 0), (keys.T, values)
+
+    starts = zeros_or(state, v, (k.shape[3], g.shape[3]), (g.shape[3], v.shape[3]))
+    return walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+
+
+def abc(q, k, v, z, scale=None, state=None):
+    """With unnormalised sums: a slot is the sum of e^z (k, v) over the sum of e^z."""
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        keys, values, weight = held[0].T * torch.exp(held[2])[:, None], held[1], torch.exp(held[2])
+        values = values * weight[:, None]
+        w = torch.exp(z[b, t, h])
+        total = (weight + w)[:, None]
+        keys = (keys + outer(w, k[b, t, h // group])) / total
+        values = (values + outer(w, v[b, t, h])) / total
+        o = values.T @ torch.softmax(keys @ (scale * q[b, t, h // group]), 0)
+        return o, (keys.T, values, torch.log(total[:, 0]))
+
+    def starts(b, h):
+        if state is not None:
+            return state.slots.keys[b, h], state.slots.values[b, h], state.log_weight[b, h]
+        slots = z.shape[3]
+        empty = v.new_full((slots,), -torch.inf)
+        return v.new_zeros(k.shape[3], slots), v.new_zeros(slots, v.shape[3]), empty
+
+    return walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+
+
+def turned(S, angle):
+    """Rows 2i, 2i + 1 of S turned by ``angle[i]``, through complex numbers."""
+    n = 2 * angle.shape[0]
+    pairs = torch.complex(S[0:n:2], S[1:n:2]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    return torch.cat([torch.stack([pairs.real, pairs.imag], 1).flatten(0, 1), S[n:]])
+
+
+def gateloop(q, k, v, g, theta, scale=None, state=None):
+    """The complex recurrence itself; the state keeps the imaginary part negated."""
+
+    def step(S, q, k, v, b, h, t):
+        s = torch.complex(S[0::2], -S[1::2])
+        gate = torch.polar(torch.exp(g[b, t, h]), theta[b, t, h])
+        s = gate[:, None] * s + torch.complex(k[0::2], -k[1::2])[:, None] * v[None]
+        o = (s.T @ torch.complex(q[0::2], q[1::2])).real
+        return o, torch.stack([s.real, -s.imag], 1).flatten(0, 1)
+
+    return matrix_walk(step, q, k, v, 1.0 if scale is None else scale, state)
+
+
+def mamba3(x, dt, A, B, C, lam, theta, D, scale=None, state=None):
+    scale, group = 1.0 if scale is None else scale, x.shape[2] // B.shape[2]
+
+    def token(b, h, t, held):
+        S, k_before, v_before = held
+        k, v, step, mix = B[b, t, h // group], x[b, t, h], dt[b, t, h], lam[b, t, h]
+        S = torch.exp(step * A[h]) * turned(S + (1 - mix) * step * outer(k_before, v_before), -theta[b, t, h])
+        S = S + mix * step * outer(k, v)
+        return S.T @ (scale * C[b, t, h // group]) + D[h] * v, (S, k, v)
+
+    starts = zeros_or(state, x, (B.shape[3], x.shape[3]), (B.shape[3],), (x.shape[3],))
+    return walk(token, x.shape[0], x.shape[2], x.shape[1], starts)
+
+
 COMPOSITE_LOOPS = {
     f.__name__: f
     for f in (
@@ -151,5 +267,12 @@ COMPOSITE_LOOPS = {
         weight_decay_delta,
         gated_delta_net_2,
         longhorn_delta,
+        mlstm,
+        delta_product,
+        dfw,
+        gated_slot_attention,
+        abc,
+        gateloop,
+        mamba3,
     )
 }

@@ -1,0 +1,24 @@
+"""The running-maximum stabiliser that turns unbounded input gates into decays and weights of at most one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """m_t = max(f_t + m_{t-1}, i_t); returns (m, g, weight), g_t = f_t + m_{t-1} - m_t and weight_t = e^{i_t - m_t}.
+
+    f (log-decay) and i (log input gate) ``[B, T, ...]``, m0 ``[B, ...]``; g and weight define an ordinary linear
+    recurrence whose state is e^{-m_t} times the true one. m is a gauge, so no derivative runs through it, except
+    through m0: the entry state is stored in m0's units.
+    """
+    wide = f.dtype if f.device.type == "mps" else torch.float64  # g is a difference of long sums
+    total = f.detach().to(wide).cumsum(1)
+    start = m0.detach().to(wide)[:, None]
+    m = total + torch.maximum(start, (i.detach() - total).cummax(1).values)
+    m = m.to(f.dtype)
+    before = torch.cat([m0[:, None], m[:, :-1]], dim=1)
+    # Rounding of m must not make a decay grow; the clamp is by a rounding error and leaves the derivative alone.
+    excess = (f + before - m).detach().clamp(min=0)
+    return m, f + before - m - excess, (i - m - (i - m).detach().clamp(min=0)).exp()
