@@ -161,9 +161,7 @@ def _evaluate(checkpoint: Path, seq_len: int, console: Console) -> dict[str, dic
     with console.status(f"lm-eval on {checkpoint.name}"):
         options = {**DOCUMENTS, "questions": QUESTIONS}
         carried = evaluate(checkpoint, TASKS, metadata=options, progress=False)
-        windows = evaluate(
-            checkpoint, TASKS[:1], metadata=options, rolling_window=seq_len, progress=False
-        )
+        windows = evaluate(checkpoint, TASKS[:1], metadata=options, rolling_window=seq_len, progress=False)
     return {
         "carried": carried["tasks"][TASKS[0]],
         "windows": windows["tasks"][TASKS[0]],

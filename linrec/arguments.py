@@ -47,7 +47,9 @@ class Arg:
         return " or ".join(f"[{', '.join(s)}]" for s in self.shapes)
 
 
-def check_arguments(args: Mapping[str, Arg], values: Mapping[str, Any], who: str, deep: bool) -> dict[str, int]:
+def check_arguments(
+    args: Mapping[str, Arg], values: Mapping[str, Any], who: str, deep: bool
+) -> dict[str, int]:
     """Check ranks, dimensions, dtypes and devices (and values if ``deep``); return the dimensions.
 
     Raises ShapeError, DtypeError, DeviceError or RangeError.
@@ -97,7 +99,9 @@ def _check_shape(name: str, arg: Arg, x: Tensor, dims: dict[str, int], who: str)
 def _check_groups(dims: dict[str, int], who: str) -> None:
     for many, few in (("HV", "H"), ("HQ", "H"), ("HV", "G")):
         if many in dims and few in dims and (dims[few] == 0 or dims[many] % dims[few]):
-            raise ShapeError(f"{who}: {many} must be a multiple of {few}, got {many}={dims[many]}, {few}={dims[few]}")
+            raise ShapeError(
+                f"{who}: {many} must be a multiple of {few}, got {many}={dims[many]}, {few}={dims[few]}"
+            )
 
 
 def gain_time(args: Mapping[str, Arg], values: dict[str, Any], who: str) -> bool:

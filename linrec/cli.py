@@ -61,7 +61,7 @@ def rules(
     from linrec import table
 
     if markdown:
-        typer.echo(table.support_table())
+        typer.echo(table.support_table(), nl=False)
     else:
         _print_rules(table.COLUMNS, table.rows(), table.explanation(_device(None)) if explain else [])
 
@@ -224,7 +224,7 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.0,
     top_k: Annotated[int | None, typer.Option(min=1)] = None,
     top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
-    seed: Annotated[int, typer.Option(help="of the sampling")] = 0,
+    seed: Annotated[int, typer.Option(help="of the sampling; a restored stream has its own")] = 0,
     session: Annotated[
         Path | None,
         typer.Option(help="restore the stream from this file if it exists, and save it there at the end"),
@@ -244,9 +244,7 @@ def generate(
     if not prompt and not restored:
         raise ConfigError("expected --prompt, or --session with a file to continue")
     sys.stdout.write(prompt)
-    for piece in stream_text(
-        stream, prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p
-    ):
+    for piece in stream_text(stream, prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -7,13 +7,14 @@ A reset is thereby exact: it is never emulated by a large negative decay.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from linrec.errors import DtypeError, ShapeError
-from linrec.state import State, map_tensors, named_tensors, replace_tensors
+from linrec.state import State, named_tensors, replace_tensors, select_rows
 
 Tensors = Mapping[str, Tensor]
 Run = Callable[[Tensors, State, Tensor], tuple[Tensor, State]]
@@ -27,9 +28,11 @@ def check_cu_seqlens(cu_seqlens: Tensor, batch: int, length: int, who: str) -> l
     if cu_seqlens.dim() != 1 or cu_seqlens.numel() < 1:
         raise ShapeError(f"{who}: cu_seqlens must have shape [S + 1], got {list(cu_seqlens.shape)}")
     if batch != 1:
-        raise ShapeError(f"{who}: with cu_seqlens the batch must be 1 (segments lie along T), got B = {batch}")
+        raise ShapeError(
+            f"{who}: with cu_seqlens the batch must be 1 (segments lie along T), got B = {batch}"
+        )
     bounds: list[int] = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != length or any(b < a for a, b in zip(bounds, bounds[1:], strict=False)):
+    if bounds[0] != 0 or bounds[-1] != length or any(b < a for a, b in itertools.pairwise(bounds)):
         raise ShapeError(f"{who}: cu_seqlens must rise from 0 to T = {length}, got {bounds}")
     return bounds
 
@@ -62,7 +65,7 @@ def by_segment(
     ``tensors`` are ``[1, T, ...]``; the state has one row a segment; ``o`` comes back as ``[1, T, ...]``.
     ``run`` receives ``[n, L, ...]`` tensors padded with zeros at the end and the n true lengths.
     """
-    lengths = [b - a for a, b in zip(bounds, bounds[1:], strict=False)]
+    lengths = [b - a for a, b in itertools.pairwise(bounds)]
     device = next(iter(tensors.values())).device
     outputs, states, order_tokens, order_rows = [], [], [], []
     for rows in grouping(lengths) or [[]]:
@@ -75,7 +78,7 @@ def by_segment(
         row_index = torch.tensor(rows, device=device, dtype=torch.long)
         o, new_state = run(
             {name: _gather(x, source, keep) for name, x in tensors.items()},
-            map_tensors(lambda t, i=row_index: t.index_select(0, i), state),
+            select_rows(state, row_index),
             real,
         )
         outputs.append(o.flatten(0, 1).index_select(0, keep.flatten().nonzero().flatten()))
@@ -97,7 +100,7 @@ def _gather(x: Tensor, source: Tensor, keep: Tensor) -> Tensor:
 def _merge(states: list[State], order: Tensor) -> State:
     """Rows of several states in one state; states that grow with the tokens are padded to the longest."""
     if len(states) == 1:
-        return map_tensors(lambda t: t.index_select(0, order), states[0])
+        return select_rows(states[0], order)
     columns = [dict(named_tensors(s)) for s in states]
     merged = {}
     for path in columns[0]:

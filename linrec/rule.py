@@ -25,8 +25,8 @@ import difflib
 import inspect
 import typing
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple, Protocol
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -71,6 +71,10 @@ class Terms:
     def over_time(self) -> dict[str, Tensor]:
         """The tensors with a time axis, ``[B, T, ...]``, by field name."""
         raise NotImplementedError
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
+        """The same terms with these fields replaced."""
+        return replace(self, **tensors)  # type: ignore[arg-type]
 
     def segments(self, call: Call) -> int:
         """Rows of the state: the batch, or the number of packed segments."""
@@ -121,10 +125,7 @@ class Rule:
         self.grows = "T" in self.state_floats.split("*")
         hints = typing.get_type_hints(lower, include_extras=True)
         self.arguments: dict[str, Arg] = {
-            name: meta
-            for name, hint in hints.items()
-            for meta in _annotations(hint)
-            if isinstance(meta, Arg)
+            name: meta for name, hint in hints.items() for meta in _annotations(hint) if isinstance(meta, Arg)
         }
         self._lower_signature = inspect.signature(lower)
         self.__signature__ = _with_options(self._lower_signature)
@@ -175,7 +176,9 @@ class Rule:
         o = o.to(dtype)
         return Output(o if had_time else drop_time(o), state)
 
-    def _bind(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, Call, State, torch.dtype, bool]:
+    def _bind(
+        self, form: str | None, args: tuple, kwargs: dict[str, Any]
+    ) -> tuple[Any, Call, State, torch.dtype, bool]:
         options = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
         try:
             bound = self._lower_signature.bind(*args, **kwargs)
@@ -277,9 +280,7 @@ _OPTIONS = ("state", "scale", "cu_seqlens", "chunk_size", "backend")
 
 def _with_options(signature: inspect.Signature) -> inspect.Signature:
     keyword = inspect.Parameter.KEYWORD_ONLY
-    extra = [
-        inspect.Parameter(n, keyword, default="auto" if n == "backend" else None) for n in _OPTIONS
-    ]
+    extra = [inspect.Parameter(n, keyword, default="auto" if n == "backend" else None) for n in _OPTIONS]
     return signature.replace(parameters=[*signature.parameters.values(), *extra], return_annotation=Output)
 
 

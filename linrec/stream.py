@@ -148,17 +148,16 @@ class Session:
         """Write the session to one safetensors file, under a temporary name that is then renamed."""
         write_session(path, self.model.fingerprint(), self.state, self._logits, self._generator.get_state())
 
-    @classmethod
-    def restore(cls, model: StreamModel, path: str | os.PathLike[str]) -> Session:
-        """The session that was saved to ``path``, with the model it was saved with.
+    def restore(self, path: str | os.PathLike[str]) -> Session:
+        """Go on where a saved session stood, and return this one: ``Session(model).restore(path)``.
 
-        Raises CheckpointError for a file of another model or version, a truncated or a damaged one.
+        Raises CheckpointError for a file of another model or version, a truncated or a damaged one; this
+        session is then as it was.
         """
-        session = cls(model)
-        saved = read_session(path, model.fingerprint(), session.state, session._device)
-        session.state, session._logits = saved.state, saved.logits
-        session._generator.set_state(saved.rng)
-        return session
+        saved = read_session(path, self.model.fingerprint(), self.model.init_state(1), self._device)
+        self._generator.set_state(saved.rng)
+        self.state, self._logits = saved.state, saved.logits
+        return self
 
 
 def _device_of(state: State) -> torch.device:

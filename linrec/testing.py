@@ -58,8 +58,10 @@ def draw(arg: Arg, shape: list[int], generator: torch.Generator) -> Tensor:
 def example_state(rule: Rule, inputs: dict[str, Any], *, seed: int = 1, segments: int | None = None) -> Any:
     """A state that is not empty: what the rule leaves after a few random tokens of the same sizes."""
     first = next(inputs[n] for n, a in rule.arguments.items() if a.carries_tokens)
-    shapes = {n: dict(zip(a.shape_for(inputs[n].dim()) or (), inputs[n].shape, strict=True)) for n, a in
-              rule.arguments.items()}
+    shapes = {
+        n: dict(zip(a.shape_for(inputs[n].dim()) or (), inputs[n].shape, strict=True))
+        for n, a in rule.arguments.items()
+    }
     dims = {d: size for shape in shapes.values() for d, size in shape.items()}
     dims.update(T=5, B=segments or dims["B"])
     before = example_inputs(rule, seed=seed, dtype=first.dtype, device=first.device, **dims)

@@ -16,7 +16,7 @@ from linrec.errors import ConfigError, DeviceError, DtypeError, RangeError, Shap
 from linrec.files import tensor_chunks
 from linrec.layers import LAYERS, Layer
 from linrec.models.config import Config
-from linrec.state import State, named_tensors
+from linrec.state import State, map_tensors, named_tensors
 
 
 class ModelState(NamedTuple):
@@ -130,10 +130,10 @@ class LanguageModel(nn.Module):
         attention_mask: Tensor | None = None,
         chunk: int = 2048,
     ) -> ModelOutput:
-        """Read a prompt ``chunk`` tokens at a time; logits ``[B, 1, vocab_size]`` of each row's last real token.
+        """Read a prompt ``chunk`` tokens at a time; logits ``[B, 1, vocab_size]`` of each row's last token.
 
-        Activations take the memory of one chunk whatever T is. Padding may stand on either side. Raises
-        ShapeError for an empty prompt and for a row without a real token.
+        Activations take the memory of one chunk whatever T is. Padding may stand on either side, the last
+        real token counts. Raises ShapeError for an empty prompt and for a row without a real token.
         """
         self._check_tokens(tokens)
         _check_mask(attention_mask, tokens)
@@ -143,7 +143,7 @@ class LanguageModel(nn.Module):
             part = slice(start, start + chunk)
             mask = None if attention_mask is None else attention_mask[:, part]
             h, state = self.hidden(tokens[:, part], state, attention_mask=mask)
-            last = _last_real(h, mask, last)
+            last, state = _last_real(h, mask, last), map_tensors(_own_storage, state)
         assert last is not None
         assert state is not None
         return ModelOutput(self.logits(last), state)
@@ -256,6 +256,11 @@ def _check_prompt(tokens: Tensor, mask: Tensor | None, chunk: int) -> None:
     if mask is not None and not bool(mask.bool().any(1).all()):
         empty = (~mask.bool().any(1)).nonzero().flatten().tolist()
         raise ShapeError(f"prefill: expected at least one real token a row, got none in rows {empty}")
+
+
+def _own_storage(tensor: Tensor) -> Tensor:
+    """A copy of a view: a state must not keep the activations of a whole chunk alive."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def _last_real(h: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:

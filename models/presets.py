@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 def preset(name: str, **changes: Any) -> Config:
-    """The configuration ``name`` with some fields changed. Raises ConfigError for unknown names and fields."""
+    """The configuration ``name`` with some fields changed; ConfigError for unknown names and fields."""
     check_name(name, PRESETS, "preset")
     for key in changes:
         check_name(key, [f.name for f in dataclasses.fields(Config)], "config: field")

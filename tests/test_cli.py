@@ -100,9 +100,7 @@ def test_rules_come_from_the_registry() -> None:
         (["train", "--out", "OUT", "--steps", "0"], "steps"),
     ],
 )
-def test_typed_errors_are_one_line(
-    arguments: list[str], says: str, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_typed_errors_are_one_line(arguments: list[str], says: str, checkpoint: Path, tmp_path: Path) -> None:
     filled = [a.replace("CKPT", str(checkpoint)).replace("OUT", str(tmp_path / "out")) for a in arguments]
     done = call(*filled)
     assert done.exit_code == 1

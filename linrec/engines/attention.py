@@ -9,7 +9,7 @@ The state is the cache itself: it grows with the tokens, and rows may hold diffe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -67,22 +67,28 @@ class AttentionEngine:
         """What ``backend="auto"`` runs on this kind of device."""
         return "torch (scaled_dot_product_attention picks its own fused kernel)"
 
-    def run(self, terms: AttentionTerms, state: KVCache | None, call: Call, who: str) -> tuple[Tensor, KVCache]:
+    def run(
+        self, terms: AttentionTerms, state: KVCache | None, call: Call, who: str
+    ) -> tuple[Tensor, KVCache]:
         """Output ``[B, T, HQ, V]`` and the cache with this call's tokens appended."""
-        check_backend(call, who, "softmax attention runs through torch's own fused kernels; use backend='auto'")
+        check_backend(
+            call, who, "softmax attention runs through torch's own fused kernels; use backend='auto'"
+        )
         empty = self.init_state(terms, terms.segments(call))
         cache = empty if state is None else _checked(state, empty, who)
         if call.bounds is None:
             return _run_batch(terms, cache, None, call)
         return by_segment(
-            lambda tensors, rows, lengths: _run_batch(replace(terms, **tensors), rows, lengths, call),
+            lambda tensors, rows, lengths: _run_batch(terms.with_tensors(tensors), rows, lengths, call),
             terms.over_time(),
             cache,
             call.bounds,
         )
 
 
-def _run_batch(terms: AttentionTerms, cache: KVCache, lengths: Tensor | None, call: Call) -> tuple[Tensor, KVCache]:
+def _run_batch(
+    terms: AttentionTerms, cache: KVCache, lengths: Tensor | None, call: Call
+) -> tuple[Tensor, KVCache]:
     start = cache.length
     cache = _append(cache, terms.k, terms.v, lengths)
     length = terms.q.shape[1]
@@ -111,7 +117,11 @@ def _append(cache: KVCache, k: Tensor, v: Tensor, lengths: Tensor | None) -> KVC
     take = take.clamp(max=old + new - 1)
     size = int(after.max()) if batch else 0
     row = torch.arange(batch, device=k.device)[:, None]
-    return KVCache(*(torch.cat(pair, dim=1)[row, take[:, :size]] for pair in ((cache.k, k), (cache.v, v))), after)
+
+    def merged(old: Tensor, fresh: Tensor) -> Tensor:
+        return torch.cat([old, fresh], dim=1)[row, take[:, :size]]
+
+    return KVCache(merged(cache.k, k), merged(cache.v, v), after)
 
 
 def _attend(q: Tensor, cache: KVCache, start: Tensor, offset: int, scale: float) -> Tensor:

@@ -89,7 +89,9 @@ class HeadsLayer(Layer):
         """The rule's arguments besides q, k and v, from the layer's input."""
         return {}
 
-    def mix(self, x: Tensor, state: HeadsState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, HeadsState]:
+    def mix(
+        self, x: Tensor, state: HeadsState | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, HeadsState]:
         """See :class:`Layer`."""
         if state is None:
             empty = torch.zeros(segment_count(x, cu_seqlens), dtype=torch.int64, device=x.device)

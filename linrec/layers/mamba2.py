@@ -64,7 +64,9 @@ class Mamba2(Layer):
         self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True)
         self.out_proj = nn.Linear(self.inner, d_model, bias=False)
 
-    def mix(self, x: Tensor, state: Mamba2State | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Mamba2State]:
+    def mix(
+        self, x: Tensor, state: Mamba2State | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Mamba2State]:
         """See :class:`Layer`."""
         state = state or Mamba2State(None, None)
         z, mixed, raw = self.in_proj(x).split(self.widths, dim=-1)

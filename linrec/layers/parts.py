@@ -67,7 +67,9 @@ class ShortConvolution(nn.Module):
 class GatedRMSNorm(nn.Module):
     """RMSNorm times an activated gate: ``rms(x) w act(z)``, or ``rms(x act(z)) w`` with ``gate_first``."""
 
-    def __init__(self, width: int, eps: float = 1e-5, activation: str | None = "silu", gate_first: bool = False):
+    def __init__(
+        self, width: int, eps: float = 1e-5, activation: str | None = "silu", gate_first: bool = False
+    ):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps, self.activation, self.gate_first = eps, activation, gate_first

@@ -53,9 +53,7 @@ class SoftmaxAttention(Layer):
 
     def mix(self, x: Tensor, state: KVCache | None, cu_seqlens: Tensor | None) -> tuple[Tensor, KVCache]:
         """See :class:`Layer`."""
-        q, k, v = (
-            z.unflatten(-1, (-1, self.head_dim)) for z in self.qkv_proj(x).split(self.widths, dim=-1)
-        )
+        q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in self.qkv_proj(x).split(self.widths, dim=-1))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope_base:

@@ -9,9 +9,7 @@ from linrec.rule import ChannelDecay, Query, Strength, UnitKey, Value, rule
     cite="Kimi Team 2025 (Kimi Linear), arXiv:2510.26692",
     equation="S_t = (I - β_t k_t k_tᵀ) Diag(e^{g_t}) S_{t-1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t",
 )
-def kimi_delta_attention(
-    q: Query, k: UnitKey, v: Value, g: ChannelDecay, beta: Strength
-) -> MatrixTerms:
+def kimi_delta_attention(q: Query, k: UnitKey, v: Value, g: ChannelDecay, beta: Strength) -> MatrixTerms:
     """Kimi delta attention (Kimi Team 2025, arXiv:2510.26692): decay by channel first, then predict.
 
     .. code-block:: text

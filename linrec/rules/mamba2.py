@@ -22,7 +22,9 @@ Skip = Annotated[Tensor, Arg("HV")]
     state="N*P",
     scale="1",
 )
-def mamba2(x: Input, dt: TimeStep, A: Rate, B: Projection, C: Projection, D: Skip | None = None) -> MatrixTerms:
+def mamba2(
+    x: Input, dt: TimeStep, A: Rate, B: Projection, C: Projection, D: Skip | None = None
+) -> MatrixTerms:
     """Mamba-2 (Dao, Gu 2024, arXiv:2405.21060).
 
     .. code-block:: text

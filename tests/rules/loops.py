@@ -85,7 +85,9 @@ def mamba2(x, dt, A, B, C, D=None, scale=None, state=None):
         for h in range(x.shape[2]):
             S = x.new_zeros(B.shape[3], x.shape[3]) if state is None else state[b, h]
             for t in range(x.shape[1]):
-                S = torch.exp(dt[b, t, h] * A[h]) * S + dt[b, t, h] * torch.outer(B[b, t, h // group], x[b, t, h])
+                S = torch.exp(dt[b, t, h] * A[h]) * S + dt[b, t, h] * torch.outer(
+                    B[b, t, h // group], x[b, t, h]
+                )
                 y = S.T @ (scale * C[b, t, h // group])
                 rows.append(y if D is None else y + D[h] * x[b, t, h])
             states.append(S)
@@ -97,7 +99,9 @@ def linear_attention(q, k, v, scale=None, state=None):
     def phi(x):
         return torch.where(x > 0, x + 1, torch.exp(x))
 
-    values = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)  # the last column accumulates the denominator
+    values = torch.cat(
+        [v, torch.ones_like(v[..., :1])], dim=-1
+    )  # the last column accumulates the denominator
     scale = 1.0 if scale is None else scale
     o, last = per_head(lambda S, k, v: S + torch.outer(k, v), phi(q), phi(k), values, [], scale, state)
     return o[..., :-1] / o[..., -1:], last

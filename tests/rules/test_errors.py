@@ -24,7 +24,11 @@ def inputs():
         ({"g": lambda x: x[..., :1]}, ShapeError, r"g must be \[B=2, T=8, HV=4\], got \[2, 8, 1\]"),
         ({"beta": lambda x: x[..., None]}, ShapeError, r"beta must be \[B, T, HV\], got \[2, 8, 4, 1\]"),
         ({"k": lambda x: x.float()}, DtypeError, "k is torch.float32, but q is torch.float64"),
-        ({"q": lambda x: x.long()}, DtypeError, "q must be float64, float32, bfloat16 or float16, got torch.int64"),
+        (
+            {"q": lambda x: x.long()},
+            DtypeError,
+            "q must be float64, float32, bfloat16 or float16, got torch.int64",
+        ),
         ({"v": lambda x: x.tolist()}, DtypeError, "v must be a tensor, got list"),
     ],
 )
@@ -72,7 +76,7 @@ def test_unknown_names_are_refused(inputs):
         RULE(**inputs, gama=1)
     with pytest.raises(TypeError, match="missing a required argument: 'beta'"):
         RULE(inputs["q"], inputs["k"], inputs["v"], inputs["g"])
-    with pytest.raises(UnknownNameError, match="did you mean .*gated_delta_net"):
+    with pytest.raises(UnknownNameError, match=r"did you mean .*gated_delta_net"):
         rules.get_rule("gated_deltanet")
     with pytest.raises(UnknownNameError, match="unknown form 'fused'"):
         RULE.form("fused")

@@ -1,11 +1,13 @@
 """Every registered rule, in every form, against its own independent loop. Found from the registry."""
 
+import itertools
+
 import pytest
 import torch
 from torch.func import jvp, vmap
 
 from linrec.rules import RULES
-from linrec.state import map_tensors, named_tensors
+from linrec.state import map_tensors, named_tensors, select_rows
 from linrec.testing import SIZES, budget, example_inputs, example_state, relative_error
 from tests.rules.loops import LOOPS
 
@@ -14,12 +16,15 @@ FORMS = ("parallel", "chunkwise", "recurrent")
 TIGHT = 1e-10
 
 
+def has_time(rule, name, x):
+    return "T" in (rule.arguments[name].shape_for(x.dim()) or ())
+
+
 def over_time(rule, inputs, start, stop):
     """The tokens start .. stop of the inputs; parameters without a time axis stay."""
     cut = {}
     for name, x in inputs.items():
-        shape = rule.arguments[name].shape_for(x.dim())
-        cut[name] = x[:, start:stop] if "T" in shape else x
+        cut[name] = x[:, start:stop] if has_time(rule, name, x) else x
     return cut
 
 
@@ -71,9 +76,7 @@ def test_default_form_and_steps(name):
     for t in range(7):
         token = over_time(rule, inputs, t, t + 1)
         if t % 2:  # without the time axis
-            token = {
-                n: x[:, 0] if "T" in rule.arguments[n].shape_for(x.dim()) else x for n, x in token.items()
-            }
+            token = {n: x[:, 0] if has_time(rule, n, x) else x for n, x in token.items()}
         o, state = rule.step(**token, state=state)
         outputs.append(o if o.dim() == whole.o.dim() else o[:, None])
     assert_close((torch.cat(outputs, 1), state), tuple(whole))
@@ -111,12 +114,12 @@ def test_packed_equals_separate(name, form):
     inputs = example_inputs(rule, T=bounds[-1], B=1)
     state = example_state(rule, inputs, segments=len(bounds) - 1)
     packed = rule.form(form)(**inputs, state=state, cu_seqlens=torch.tensor(bounds))
-    for s, (start, stop) in enumerate(zip(bounds, bounds[1:], strict=False)):
-        row = map_tensors(lambda t, s=s: t[s : s + 1], state)
+    for s, (start, stop) in enumerate(itertools.pairwise(bounds)):
+        row = select_rows(state, torch.tensor([s]))
         alone = rule.form(form)(**over_time(rule, inputs, start, stop), state=row)
         if stop > start:
             assert_close(packed.o[:, start:stop], alone.o)
-        assert_close(_trim(map_tensors(lambda t, s=s: t[s : s + 1], packed.state)), _trim(alone.state))
+        assert_close(_trim(select_rows(packed.state, torch.tensor([s]))), _trim(alone.state))
 
 
 def _trim(state):
@@ -172,9 +175,9 @@ def test_forward_mode(name):
     rule = RULES[name]
     inputs = tuple(example_inputs(rule, T=19).values())
     tangents = tuple(torch.cos(x * 3) for x in inputs)
-    _, want = jvp(lambda *x: LOOPS[name](*x)[0], inputs, tangents)
+    want = jvp(lambda *x: LOOPS[name](*x)[0], inputs, tangents)[1]
     for form in FORMS:
-        _, got = jvp(lambda *x, f=form: rule.form(f)(*x).o, inputs, tangents)
+        got = jvp(lambda *x, f=form: rule.form(f)(*x).o, inputs, tangents)[1]
         assert relative_error(got, want) < TIGHT, form
 
 

@@ -138,7 +138,9 @@ ADVERSARIAL = {
     "g = -50": lambda x: {"g": torch.full_like(x["g"], -50.0)},
     "g = -400": lambda x: {"g": torch.full_like(x["g"], -400.0)},
     "g = 0": lambda x: {"g": torch.zeros_like(x["g"])},
-    "resets among weak decays": lambda x: {"g": torch.where(torch.rand_like(x["g"]) < 0.2, -400.0, x["g"] / 50)},
+    "resets among weak decays": lambda x: {
+        "g": torch.where(torch.rand_like(x["g"]) < 0.2, -400.0, x["g"] / 50)
+    },
 }
 
 

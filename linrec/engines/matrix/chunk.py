@@ -32,9 +32,9 @@ def one_chunk(x: Heads, state: Tensor, predict: str, readout: str) -> tuple[Tens
     seen_by_q = total if readout == "post" else before
     reads_now = readout == "post"
     scores_qk = decayed_scores(x.q, x.k, seen_by_q, total, diagonal=reads_now)
-    if x.bonus is not None:
-        scores_qk = scores_qk + torch.diag_embed((x.q * x.bonus * x.k).sum(-1))
     o = (x.q * _exp(seen_by_q, x.q)) @ state
+    if x.bonus is not None:
+        o = o + (x.q * x.bonus * x.k).sum(-1, keepdim=True) * x.v
     to_end = _exp(total[..., -1:, :] - total, x.k)
     new_state = _exp(total[..., -1:, :], state).mT * state
     if x.a is None:
@@ -104,9 +104,7 @@ def _block_row(
     if start == 0:
         return F.pad(here, (0, right))
     reference = at_y[..., start - 1 : start, :]
-    left = (xi * _exp(gi - reference, x)) @ (
-        y[..., :start, :] * _exp(reference - at_y[..., :start, :], y)
-    ).mT
+    left = (xi * _exp(gi - reference, x)) @ (y[..., :start, :] * _exp(reference - at_y[..., :start, :], y)).mT
     return F.pad(torch.cat([left, here], dim=-1), (0, right))
 
 

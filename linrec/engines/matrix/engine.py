@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -42,7 +40,7 @@ class MatrixEngine:
         if call.bounds is None:
             return _run_batch(terms, state, call)
         return by_segment(
-            lambda tensors, rows, lengths: _run_batch(replace(terms, **tensors), rows, call),
+            lambda tensors, rows, lengths: _run_batch(terms.with_tensors(tensors), rows, call),
             terms.over_time(),
             state,
             call.bounds,

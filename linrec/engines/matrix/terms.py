@@ -72,8 +72,9 @@ class Heads(NamedTuple):
 
     def rows(self, start: int, stop: int) -> Heads:
         """The tokens ``start .. stop`` of every tensor that has a time axis."""
-        cut = [None if x is None else x[..., start:stop, :] for x in self[:6]]
-        return Heads(*cut, self.bonus)  # type: ignore[arg-type]
+        q, k, v, g = (x[..., start:stop, :] for x in self[:4])
+        a, b = (None if x is None else x[..., start:stop, :] for x in (self.a, self.b))
+        return Heads(q, k, v, g, a, b, self.bonus)
 
 
 def to_heads(terms: MatrixTerms, scale: float) -> Heads:

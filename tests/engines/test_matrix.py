@@ -1,0 +1,167 @@
+"""The matrix engine beyond what any one rule uses: general path, undecayed prediction, "pre" readout, bonus."""
+
+import itertools
+
+import pytest
+import torch
+
+from linrec.engines.matrix import MATRIX, MatrixTerms
+from linrec.engines.matrix.chunk import decayed_scores, one_chunk, solve_unit_lower
+from linrec.engines.matrix.terms import to_heads
+from linrec.rule import Call
+from linrec.testing import relative_error
+
+FORMS = ("parallel", "chunkwise", "recurrent")
+F64 = torch.float64
+
+
+def draw(length=37, batch=1, heads=2, value_heads=4, width=5, value_width=3, channel=False, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+
+    def n(*shape):
+        return torch.randn(*shape, generator=gen, dtype=F64)
+
+    gate = (batch, length, value_heads, width) if channel else (batch, length, value_heads)
+    return {
+        "q": n(batch, length, heads, width),
+        "k": n(batch, length, heads, width) / 2,
+        "v": n(batch, length, value_heads, value_width),
+        "g": -n(*gate).abs(),
+        "a": n(batch, length, value_heads, width) / 2,
+        "b": n(batch, length, heads, width) / 2,
+        "bonus": n(value_heads, width),
+    }
+
+
+def loop(x, state, predict, readout, scale):
+    """The definition on single heads."""
+    group = x["v"].shape[2] // x["k"].shape[2]
+    batch, length, value_heads, value_width = x["v"].shape
+    o = torch.zeros(batch, length, value_heads, value_width, dtype=F64)
+    last = state.clone()
+    for i, h in itertools.product(range(batch), range(value_heads)):
+        S, kv = state[i, h], h // group
+        for t in range(length):
+            q, k, v = scale * x["q"][i, t, kv], x["k"][i, t, kv], x["v"][i, t, h]
+            g = x["g"][i, t, h] if x.get("g") is not None else torch.zeros((), dtype=F64)
+            decayed = torch.exp(g)[..., None] * S if g.dim() else torch.exp(g) * S
+            new = decayed + torch.outer(k, v)
+            if x.get("a") is not None:
+                b = k if x.get("b") is None else x["b"][i, t, kv]
+                seen = decayed if predict == "decayed" else S
+                new = new + torch.outer(b, seen.T @ x["a"][i, t, h])
+            if readout == "pre":
+                bonus = 0 if x.get("bonus") is None else (q * x["bonus"][h] * k).sum()
+                o[i, t, h] = S.T @ q + bonus * v
+            else:
+                o[i, t, h] = new.T @ q
+            S = new
+        last[i, h] = S
+    return o, last
+
+
+def run(x, state, form, predict="undecayed", readout="post", bounds=None, chunk=16):
+    terms = MatrixTerms(**x, predict=predict, readout=readout)
+    return MATRIX.run(terms, state, Call(form, 0.6, bounds, chunk, "auto"), "test")
+
+
+PATHS = {"additive": ("a", "b"), "delta": ("b",), "general": ()}
+
+
+@pytest.mark.parametrize("channel", [False, True], ids=["scalar", "channel"])
+@pytest.mark.parametrize("readout", ["post", "pre"])
+@pytest.mark.parametrize("predict", ["decayed", "undecayed"])
+@pytest.mark.parametrize("path", PATHS)
+def test_every_path_equals_the_loop(path, predict, readout, channel):
+    x = {n: t for n, t in draw(channel=channel).items() if n not in PATHS[path]}
+    if readout == "post":
+        x.pop("bonus")
+    state = torch.randn(1, 4, 5, 3, dtype=F64, generator=torch.Generator().manual_seed(1))
+    want = loop(x, state, predict, readout, 0.6)
+    for form in FORMS:
+        got = run(x, state, form, predict, readout)
+        assert all(relative_error(a, b) < 1e-10 for a, b in zip(got, want, strict=True)), form
+    bounds = [0, 0, 3, 20, 37]
+    states = torch.randn(4, 4, 5, 3, dtype=F64, generator=torch.Generator().manual_seed(2))
+    packed = run(x, states, "chunkwise", predict, readout, bounds)
+    for s, (i, j) in enumerate(itertools.pairwise(bounds)):
+        part = {n: t[:, i:j] if n != "bonus" else t for n, t in x.items()}
+        o, last = loop(part, states[s : s + 1], predict, readout, 0.6)
+        assert relative_error(packed[0][:, i:j], o) < 1e-10
+        assert relative_error(packed[1][s : s + 1], last) < 1e-10
+
+
+@pytest.mark.parametrize("readout", ["post", "pre"])
+@pytest.mark.parametrize("path", PATHS)
+def test_gradients_of_every_path(path, readout):
+    x = {
+        n: t for n, t in draw(length=9, value_heads=2, heads=1, channel=True).items() if n not in PATHS[path]
+    }
+    if readout == "post":
+        x.pop("bonus")
+    names = list(x)
+
+    def call(*values):
+        return run(dict(zip(names, values, strict=True)), None, "chunkwise", "undecayed", readout, chunk=4)
+
+    assert torch.autograd.gradcheck(call, tuple(t.requires_grad_() for t in x.values()))
+
+
+def test_no_gate_and_grouped_a_and_b():
+    """g absent means no decay; a may live on key heads."""
+    x = {n: t for n, t in draw().items() if n in ("q", "k", "v")}
+    x["a"] = draw(seed=3)["b"]
+    spread = {**x, "a": x["a"].repeat_interleave(2, dim=2), "g": torch.zeros(1, 37, 4, dtype=F64)}
+    for form in FORMS:
+        got = run(x, None, form)
+        want = loop(spread, torch.zeros(1, 4, 5, 3, dtype=F64), "undecayed", "post", 0.6)
+        assert all(relative_error(a, b) < 1e-10 for a, b in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
+def test_channel_scores_by_sub_chunks_equal_the_definition(length):
+    gen = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 3, length, 4, dtype=F64, generator=gen).unbind(0)
+    g = -torch.rand(3, length, 4, dtype=F64, generator=gen) * 60
+    total = g.cumsum(-2)
+    exponent = total[:, :, None] - total[:, None]
+    keep = torch.ones(length, length, dtype=torch.bool).tril()[..., None]
+    want = (x[:, :, None] * y[:, None] * exponent.masked_fill(~keep, -torch.inf).exp()).sum(-1)
+    assert relative_error(decayed_scores(x, y, total, total, diagonal=True), want) < 1e-14
+
+
+def test_forward_substitution_survives_what_doubling_does_not():
+    """Equal keys: powers of the system reach 5e17, the inverse is bounded by one."""
+    keys = torch.nn.functional.normalize(
+        torch.ones(64, 64, dtype=F64) + 0.3 * torch.eye(64, dtype=F64), dim=-1
+    )
+    system = -(keys @ keys.T).tril(-1)
+    exact = torch.linalg.inv(torch.eye(64, dtype=F64) - system)
+    got = solve_unit_lower(system.float(), torch.eye(64))
+    assert exact.abs().max() < 1.01
+    assert relative_error(got, exact) < 1e-6
+    doubled, power = torch.eye(64) + system.float(), system.float()
+    for _ in range(5):
+        power = power @ power
+        doubled = doubled + doubled @ power
+    assert relative_error(doubled, exact) > 1.0
+
+
+def test_chunk_maps_compose():
+    """A chunk is an affine map of its entry state: S -> P S + N; two chunks compose as (P2 P1, P2 N1 + N2)."""
+    x = {n: t for n, t in draw(length=24, heads=2, value_heads=2).items() if n != "bonus"}
+    heads = to_heads(MatrixTerms(**x), 1.0)
+
+    def chunk(i, j, entry):
+        return one_chunk(heads.rows(i, j), entry, "undecayed", "post")[1]
+
+    def affine(i, j):
+        """(P, N): N is the exit state of an empty one, P the response to unit states of width K."""
+        unit = torch.eye(5, dtype=F64).expand(1, 2, 1, 5, 5)
+        wide = heads._replace(v=torch.zeros(1, 2, 1, 24, 5, dtype=F64))
+        linear = one_chunk(wide.rows(i, j), unit, "undecayed", "post")[1]
+        return linear, chunk(i, j, torch.zeros(1, 2, 1, 5, 3, dtype=F64))
+
+    (p1, n1), (p2, n2), (p, n) = affine(0, 10), affine(10, 24), affine(0, 24)
+    assert relative_error(p2 @ p1, p) < 1e-12
+    assert relative_error(p2 @ n1 + n2, n) < 1e-12
