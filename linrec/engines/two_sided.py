@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from linrec.engines.decays import grown, lower
 from linrec.engines.matrix.chunk import SUB_CHUNK, cumulative_decay, decayed_scores
 from linrec.engines.program import Run, heads_first
 
@@ -29,10 +30,10 @@ def _one_chunk(x: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
     by_key = cumulative_decay(heads_first(x["g"]) if "g" in x else q.new_zeros(q.shape[2], 1))
     by_value = cumulative_decay(h)
     scores = decayed_scores(q, k, by_key, by_key, diagonal=True)
-    o = value_decayed(scores, v, by_value) + _exp(by_value, v) * ((q * _exp(by_key, q)) @ state)
+    o = value_decayed(scores, v, by_value) + grown(by_value, v) * ((q * grown(by_key, q)) @ state)
     key_end, value_end = by_key[..., -1:, :], by_value[..., -1:, :]
-    written = (k * _exp(key_end - by_key, k)).mT @ (v * _exp(value_end - by_value, v))
-    return heads_first(o), _exp(key_end, state).mT * state * _exp(value_end, state) + written
+    written = (k * grown(key_end - by_key, k)).mT @ (v * grown(value_end - by_value, v))
+    return heads_first(o), grown(key_end, state).mT * state * grown(value_end, state) + written
 
 
 def value_decayed(scores: Tensor, v: Tensor, total: Tensor) -> Tensor:
@@ -45,17 +46,14 @@ def value_decayed(scores: Tensor, v: Tensor, total: Tensor) -> Tensor:
     for start in range(0, length, SUB_CHUNK):
         stop = min(start + SUB_CHUNK, length)
         here = total[..., start:stop, :]
-        keep = torch.ones(stop - start, stop - start, dtype=torch.bool, device=v.device).tril()
+        keep = lower(stop - start, v.device)
         exponent = (here[..., :, None, :] - here[..., None, :, :]).masked_fill(~keep[..., None], -torch.inf)
-        near = scores[..., start:stop, start:stop, None] * _exp(exponent, v) * v[..., None, start:stop, :]
+        near = scores[..., start:stop, start:stop, None] * grown(exponent, v) * v[..., None, start:stop, :]
         row = near.sum(-2)
         if start:
             reference = total[..., start - 1 : start, :]
-            past = _exp(reference - total[..., :start, :], v) * v[..., :start, :]
-            row = row + _exp(here - reference, v) * (scores[..., start:stop, :start] @ past)
+            past = grown(reference - total[..., :start, :], v) * v[..., :start, :]
+            row = row + grown(here - reference, v) * (scores[..., start:stop, :start] @ past)
         rows.append(row)
     return torch.cat(rows, dim=-2)
 
-
-def _exp(exponent: Tensor, like: Tensor) -> Tensor:
-    return exponent.to(like.dtype).exp()

@@ -2,6 +2,7 @@
 
 from linrec.rule import RULES, Output, get_rule, validation
 from linrec.rules.abc import abc
+from linrec.rules.block_delta import block_delta
 from linrec.rules.comba import comba
 from linrec.rules.delta_net import delta_net
 from linrec.rules.delta_product import delta_product
@@ -16,10 +17,15 @@ from linrec.rules.hgrn2 import hgrn2
 from linrec.rules.kimi_delta_attention import kimi_delta_attention
 from linrec.rules.lightning import lightning, lightning_decay
 from linrec.rules.linear_attention import linear_attention
+from linrec.rules.log_linear_attention import log_linear_attention
+from linrec.rules.log_linear_gated_delta import log_linear_gated_delta
 from linrec.rules.longhorn_delta import longhorn_delta
 from linrec.rules.mamba2 import mamba2
 from linrec.rules.mamba3 import mamba3
+from linrec.rules.mesa_net import mesa_net
 from linrec.rules.mlstm import mlstm
+from linrec.rules.momentum_delta import momentum_delta
+from linrec.rules.omega import omega
 from linrec.rules.retnet import retnet, retnet_decay
 from linrec.rules.rwkv5 import rwkv5
 from linrec.rules.rwkv6 import rwkv6
@@ -57,6 +63,12 @@ __all__ = [
     "abc",
     "gateloop",
     "mamba3",
+    "momentum_delta",
+    "block_delta",
+    "omega",
+    "log_linear_attention",
+    "log_linear_gated_delta",
+    "mesa_net",
     "validation",
     "weight_decay_delta",
 ]

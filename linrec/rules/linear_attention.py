@@ -1,6 +1,7 @@
 """Linear attention, with feature maps and the normalising denominator."""
 
 import torch.nn.functional as F
+from torch import Tensor
 
 from linrec.engines.matrix import MATRIX, MatrixTerms
 from linrec.rule import Key, Query, Value, rule

@@ -255,6 +255,117 @@ def mamba3(x, dt, A, B, C, lam, theta, D, scale=None, state=None):
     return walk(token, x.shape[0], x.shape[2], x.shape[1], starts)
 
 
+def momentum_delta(q, k, v, g, h, eta, beta, p, scale=None, state=None):
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, n, t, held):
+        S, M = held
+        kt, at = k[b, t, n // group], (b, t, n)
+        error = v[at] - S.T @ p[b, t, n // group]
+        M = torch.exp(h[at]) * M + eta[at] * outer(kt, error)
+        S = torch.exp(g[at]) * S + beta[at] * M
+        return S.T @ (scale * q[b, t, n // group]), (S, M)
+
+    shape = (k.shape[3], v.shape[3])
+    return walk(token, v.shape[0], v.shape[2], v.shape[1], zeros_or(state, v, shape, shape))
+
+
+def block_delta(q, k, v, g, eta, scale=None, state=None):
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        before = held[0]
+        S = torch.exp(g[b, t, h]) * before
+        for r in range(k.shape[3]):
+            kr = k[b, t, h // group, r]
+            S = S + eta[b, t, h, r] * outer(kr, v[b, t, h, r] - before.T @ kr)
+        return S.T @ (scale * q[b, t, h // group]), (S,)
+
+    starts = zeros_or(None if state is None else (state,), v, (k.shape[4], v.shape[4]))
+    o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+    return o, last
+
+
+def omega(q, k, v, g, eta, scale=None, state=None):
+    """Gathers each token's window, then the block rule; a window that reaches before the start holds zeros."""
+    window = eta.shape[3]
+    before = window - 1
+    zeros = [x.new_zeros(x.shape[0], before, *x.shape[2:]) for x in (k, v)]
+    old_k, old_v = zeros if state is None else (state.k, state.v)
+    keys, values = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+
+    def gathered(x):
+        return torch.stack([x[:, t : t + window].flip(1).transpose(1, 2) for t in range(v.shape[1])], 1)
+
+    memory = None if state is None else state.memory
+    o, last = block_delta(q, gathered(keys), gathered(values), g, eta, default(scale, k), memory)
+    return o, (last, keys[:, v.shape[1] :], values[:, v.shape[1] :])
+
+
+def log_linear(transition, write, q, k, v, lam, scale, state):
+    """The states of the levels, merged as the tokens come; ``transition(S, k, b, h, t)``, ``write(k, v, b, h, t)``."""
+    levels, group = lam.shape[3], v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        (memory,) = held
+        kt, now = k[b, t, h // group], t + (0 if state is None else int(state.seen[b]))
+        if now:  # merge the levels up to the lowest set bit of the position into the next one
+            lowest = (now & -now).bit_length() - 1
+            top = min(lowest + 1, levels - 1)
+            merged = memory[: lowest + 2].sum(0) if top == lowest + 1 else memory.sum(0)
+            rest = [memory[n] for n in range(top + 1, levels)]
+            memory = torch.stack([*[torch.zeros_like(merged)] * top, merged, *rest])
+        memory = torch.stack([transition(S, kt, b, h, t) for S in memory])
+        memory = torch.cat([(memory[0] + write(kt, v[b, t, h], b, h, t))[None], memory[1:]])
+        o = sum(lam[b, t, h, n] * (memory[n].T @ (scale * q[b, t, h // group])) for n in range(levels))
+        return o, (memory,)
+
+    def starts(b, h):
+        if state is None:
+            return (v.new_zeros(levels, k.shape[3], v.shape[3]),)
+        last = int(state.seen[b]) - 1  # a level without a bucket holds nothing
+        used = [n == 0 or (last >> (n - 1)) & 1 or (n == levels - 1 and last >> (n - 1) > 0) for n in range(levels)]
+        return (torch.stack([state.memory[b, n, h] * bool(u) for n, u in enumerate(used)]),)
+
+    o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+    seen = torch.full((v.shape[0],), v.shape[1]) + (0 if state is None else state.seen)
+    return o, (last.transpose(1, 2), seen)
+
+
+def log_linear_attention(q, k, v, g, lam, scale=None, state=None):
+    return log_linear(
+        lambda S, k, *at: torch.exp(g[at[0], at[2], at[1]]) * S,
+        lambda k, v, *at: outer(k, v),
+        *(q, k, v, lam, default(scale, k), state),
+    )
+
+
+def log_linear_gated_delta(q, k, v, g, beta, lam, scale=None, state=None):
+    def transition(S, k, b, h, t):
+        S = torch.exp(g[b, t, h]) * S
+        return S - beta[b, t, h] * outer(k, S.T @ k)
+
+    def write(k, v, b, h, t):
+        return beta[b, t, h] * outer(k, v)
+
+    return log_linear(transition, write, q, k, v, lam, default(scale, k), state)
+
+
+def mesa_net(q, k, v, g, beta, lam, scale=None, state=None):
+    scale, group = 1.0 if scale is None else scale, v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        S, H = held
+        kt, decay = k[b, t, h // group], torch.exp(g[b, t, h])
+        S = decay * S + beta[b, t, h] * outer(kt, v[b, t, h])
+        H = decay * H + beta[b, t, h] * outer(kt, kt)
+        inverse = torch.linalg.inv(H.T + torch.diag(lam[h]))
+        return S.T @ (inverse @ (scale * q[b, t, h // group])), (S, H)
+
+    starts = zeros_or(state, v, (k.shape[3], v.shape[3]), (k.shape[3], k.shape[3]))
+    return walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+
+
 COMPOSITE_LOOPS = {
     f.__name__: f
     for f in (
@@ -274,5 +385,11 @@ COMPOSITE_LOOPS = {
         abc,
         gateloop,
         mamba3,
+        momentum_delta,
+        block_delta,
+        omega,
+        log_linear_attention,
+        log_linear_gated_delta,
+        mesa_net,
     )
 }
