@@ -127,7 +127,8 @@ def test_bfloat16_and_autocast(name):
         assert relative_error(y, exact) < 16 * torch.finfo(torch.bfloat16).eps
     half.sum().backward()
     if name != "softmax_attention":
-        assert state.memory.dtype == torch.float32
+        held = [t for _, t in named_tensors(state.memory) if t.is_floating_point()]
+        assert held and all(t.dtype == torch.float32 for t in held)
 
 
 @pytest.mark.parametrize("name", NAMES)
