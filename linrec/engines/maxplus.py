@@ -19,6 +19,7 @@ def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor
     m = total + torch.maximum(start, (i.detach() - total).cummax(1).values)
     m = m.to(f.dtype)
     before = torch.cat([m0[:, None], m[:, :-1]], dim=1)
-    # Rounding of m must not make a decay grow; the clamp is by a rounding error and leaves the derivative alone.
-    excess = (f + before - m).detach().clamp(min=0)
-    return m, f + before - m - excess, (i - m - (i - m).detach().clamp(min=0)).exp()
+    g, log_weight = f + (before - m), i - m  # the difference of the two m is exact, their sum with f would not be
+    # Rounding of m must not make a decay grow; this takes off a rounding error and leaves the derivative alone.
+    g, log_weight = (x - x.detach().clamp(min=0) for x in (g, log_weight))
+    return m, g, log_weight.exp()

@@ -29,7 +29,7 @@ FEATURE_MAPS = (*PLAIN, *RANDOM)
 def squares(x: Tensor) -> Tensor:
     """The products x_i x_j with i <= j, so weighted that squares(q) . squares(k) = (q . k)^2; width K (K + 1) / 2."""
     i, j = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
-    weight = torch.where(i == j, 1.0, 2.0**0.5).to(x.dtype)
+    weight = torch.where(i == j, 1.0, 2.0).to(x.dtype).sqrt()
     return x[..., i] * x[..., j] * weight
 
 

@@ -16,7 +16,8 @@ LevelWeights = Annotated[Tensor, Arg("B T HV L", draw="strength")]
 @rule(
     engine=PROGRAM,
     cite="Guo et al. 2025, arXiv:2506.04761",
-    equation="S_t^{(l)}: e^{g_t}(I - β_t k_t k_tᵀ) on every level, β_t k_t v_tᵀ on level 0,  o_t = Σ_l λ_{t,l} S_t^{(l)ᵀ} q_t",
+    equation="S_t^{(l)} = e^{g_t} (I - β_t k_t k_tᵀ) S_{t-1}^{(l)},  S_t^{(0)} = β_t k_t v_tᵀ,  "
+    "o_t = Σ_l λ_{t,l} S_t^{(l)ᵀ} q_t",
     state="L*K*V",
 )
 def log_linear_gated_delta(

@@ -24,7 +24,8 @@ class MesaState(NamedTuple):
 @rule(
     engine=PROGRAM,
     cite="von Oswald et al. 2025, arXiv:2506.05233",
-    equation="H_t = e^{g_t} H_{t-1} + β_t k_t k_tᵀ,  S_t = e^{g_t} S_{t-1} + β_t k_t v_tᵀ,  o_t = S_tᵀ (H_t + Diag(λ))⁻¹ q_t",
+    equation="H_t = e^{g_t} H_{t-1} + β_t k_t k_tᵀ,  "
+    "S_t = e^{g_t} S_{t-1} + β_t k_t v_tᵀ,  o_t = S_tᵀ (H_t + Diag(λ))⁻¹ q_t",
     state="K*V+K*K",
     scale="1",
 )
@@ -38,8 +39,8 @@ def mesa_net(
         H_t = e^{g_t} H_{t-1} + beta_t k_t k_t^T;   S_t = e^{g_t} S_{t-1} + beta_t k_t v_t^T
         o_t = S_t^T (H_t + Diag(lam))^-1 (scale q_t)
 
-    q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0, beta ``[B, T, HV]`` >= 0, lam ``[HV, K]``
-    > 0, not decayed. The parallel and chunkwise forms take ``iterations`` conjugate-gradient steps (K of them are
+    q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0, beta ``[B, T, HV]`` >= 0, lam
+    ``[HV, K]`` > 0, not decayed. The parallel and chunkwise forms take ``iterations`` conjugate-gradient steps (K of them are
     exact but for rounding), the recurrent form and step solve directly. The state is a ``MesaState(memory, gram)``;
     default scale 1. First derivatives only.
     """

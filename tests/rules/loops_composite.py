@@ -151,7 +151,7 @@ def mlstm(q, k, v, g, i, scale=None, state=None):
         return o[:-1] / torch.maximum(o[-1].abs(), torch.exp(-m)), (memory, m)
 
     shapes = (k.shape[3], v.shape[3] + 1), ()
-    return walk(token, *v.shape[:1], v.shape[2], v.shape[1], zeros_or(state, v, *shapes))
+    return walk(token, v.shape[0], v.shape[2], v.shape[1], zeros_or(state, v, *shapes))
 
 
 def zeros_or(state, like, *shapes):
