@@ -16,10 +16,8 @@ from torch import Tensor
 from linrec.arguments import Arg
 from linrec.rule import Rule
 
-SIZES = {
-    **{"B": 2, "T": 65, "H": 2, "HV": 4, "HQ": 4, "G": 2, "K": 8, "V": 6, "P": 6, "N": 8},
-    **{"J": 4, "M": 5, "R": 3, "L": 9},
-}
+SIZES = {"B": 2, "T": 65, "H": 2, "HV": 4, "HQ": 4, "G": 2, "K": 8, "V": 6, "P": 6, "N": 8}
+SIZES |= {"J": 4, "M": 5, "R": 3, "L": 9}  # angle pairs, slots, updates a token, levels
 
 
 def example_inputs(

@@ -31,7 +31,7 @@ def fenwick(run: Run, terms: MatrixTerms, weights: Tensor, state: LevelState) ->
 
     def step(x: dict[str, Tensor], held: LevelState) -> tuple[Tensor, LevelState]:
         factors = x.pop("weights")
-        return _one_chunk(run, replace(terms, **x), factors, held)
+        return _one_chunk(run, replace(terms, **x), factors, held)  # type: ignore[arg-type]
 
     return run.chunks(step, terms.over_time() | {"weights": weights}, state)
 
@@ -85,7 +85,9 @@ def _linear_maps(run: Run, terms: MatrixTerms, memory: Tensor) -> tuple[Tensor, 
     """
     batch, length, heads, width = terms.v.shape
     levels = memory.shape[1]
-    units = torch.eye(length, dtype=terms.v.dtype, device=terms.v.device)[:, None].expand(batch, -1, heads, -1)
+    units = torch.eye(length, dtype=terms.v.dtype, device=terms.v.device)[:, None].expand(
+        batch, -1, heads, -1
+    )
     stacked = memory.permute(0, 2, 3, 1, 4).flatten(3)
     v = F.pad(units, (0, levels * width))
     o, state = run.matrix(replace(terms, v=v), F.pad(stacked, (length, 0)))

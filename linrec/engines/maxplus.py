@@ -19,7 +19,6 @@ def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor
     m = total + torch.maximum(start, (i.detach() - total).cummax(1).values)
     m = m.to(f.dtype)
     before = torch.cat([m0[:, None], m[:, :-1]], dim=1)
-    g, log_weight = f + (before - m), i - m  # the difference of the two m is exact, their sum with f would not be
-    # Rounding of m must not make a decay grow; this takes off a rounding error and leaves the derivative alone.
-    g, log_weight = (x - x.detach().clamp(min=0) for x in (g, log_weight))
-    return m, g, log_weight.exp()
+    # The difference of the two m is exact, f + before would not be. A decay may exceed 0 by the rounding of m; taking
+    # that off would break the agreement of decays and weights, and it cancels over the steps.
+    return m, f + (before - m), (i - m).exp()

@@ -41,7 +41,9 @@ class Run(NamedTuple):
         """One call of the matrix engine: o ``[B, T, HV, V]`` and the final state."""
         return MATRIX.run(terms, state, self.call._replace(scale=1.0, bounds=None), self.who)
 
-    def chunks(self, step: ChunkStep, tensors: Tensors, state: State, default: int = CHUNK) -> tuple[Tensor, State]:
+    def chunks(
+        self, step: ChunkStep, tensors: Tensors, state: State, default: int = CHUNK
+    ) -> tuple[Tensor, State]:
         """``step(tensors of one chunk, state) -> (o, state)`` over the sequence, o joined along dim 1.
 
         A chunk is one token in the recurrent form, everything in the parallel form, else ``chunk_size`` tokens.

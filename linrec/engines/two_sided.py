@@ -56,4 +56,3 @@ def value_decayed(scores: Tensor, v: Tensor, total: Tensor) -> Tensor:
             row = row + grown(here - reference, v) * (scores[..., start:stop, :start] @ past)
         rows.append(row)
     return torch.cat(rows, dim=-2)
-

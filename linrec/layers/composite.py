@@ -23,7 +23,13 @@ class HGRN2(HeadsLayer):
     rule = rules.hgrn2
 
     def __init__(
-        self, d_model: int, num_heads: int = 4, *, lower_bound: float = 0.0, use_gate: bool = False, **sizes: Any
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        lower_bound: float = 0.0,
+        use_gate: bool = False,
+        **sizes: Any,
     ):
         super().__init__(d_model, num_heads, use_gate=use_gate, **sizes)
         self.lower_bound = lower_bound

@@ -55,7 +55,9 @@ class DeltaProduct(GatedDeltaNet):
     ):
         if num_steps < 1:
             raise ConfigError(f"DeltaProduct: num_steps must be at least 1, got {num_steps}")
-        super().__init__(d_model, num_heads, conv_size=conv_size, allow_neg_eigval=allow_neg_eigval, **options)
+        super().__init__(
+            d_model, num_heads, conv_size=conv_size, allow_neg_eigval=allow_neg_eigval, **options
+        )
         self.num_steps = num_steps
         queries, keys, values = self.widths
         self._make_projections([queries, keys * num_steps, values * num_steps], conv_size)

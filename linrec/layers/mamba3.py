@@ -60,7 +60,9 @@ class Mamba3(Layer):
         self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True)
         self.out_proj = nn.Linear(self.inner, d_model, bias=False)
 
-    def mix(self, x: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None) -> tuple[Tensor, Mamba3State]:
+    def mix(
+        self, x: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Mamba3State]:
         """See :class:`Layer`."""
         z, u, b, c, dt, lam, angle = self.in_proj(x).split(self.widths, dim=-1)
         dt = F.softplus(widened(dt) + self.decay.bias[:, 0])

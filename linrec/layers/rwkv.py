@@ -68,7 +68,9 @@ class RWKVLayer(Layer):
     ):
         super().__init__()
         if num_heads < 1 or d_model < 1 or d_model % num_heads:
-            raise ConfigError(f"{type(self).__name__}: d_model={d_model} must divide into num_heads={num_heads}")
+            raise ConfigError(
+                f"{type(self).__name__}: d_model={d_model} must divide into num_heads={num_heads}"
+            )
         self.d_model, self.num_heads, self.head_dim = d_model, num_heads, d_model // num_heads
         self.mix_rank, self.gate_rank = mix_rank, gate_rank
         self.how = {"chunk_size": chunk_size, "backend": backend}

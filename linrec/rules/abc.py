@@ -54,8 +54,6 @@ def abc(q: Query, k: Key, v: Value, z: SlotLogits) -> ProgramTerms:
     return ProgramTerms(
         {"q": q, "k": k, "v": v, "z": z},
         body,
-        lambda rows: ABCState(
-            empty_slots(k, v, z, rows), v.new_full((rows, *z.shape[2:]), -torch.inf)
-        ),
+        lambda rows: ABCState(empty_slots(k, v, z, rows), v.new_full((rows, *z.shape[2:]), -torch.inf)),
         out=tuple(v.shape[2:]),
     )

@@ -44,7 +44,10 @@ def gated_slot_attention(q: Query, k: Key, v: Value, g: SlotDecay) -> ProgramTer
         return attend_slots(run, q * run.scale, k, x["v"], -torch.expm1(x["g"]), x["g"], state)
 
     return ProgramTerms(
-        {"q": q, "k": k, "v": v, "g": g}, body, lambda rows: empty_slots(k, v, g, rows), out=tuple(v.shape[2:])
+        {"q": q, "k": k, "v": v, "g": g},
+        body,
+        lambda rows: empty_slots(k, v, g, rows),
+        out=tuple(v.shape[2:]),
     )
 
 

@@ -40,9 +40,9 @@ def mesa_net(
         o_t = S_t^T (H_t + Diag(lam))^-1 (scale q_t)
 
     q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0, beta ``[B, T, HV]`` >= 0, lam
-    ``[HV, K]`` > 0, not decayed. The parallel and chunkwise forms take ``iterations`` conjugate-gradient steps (K of them are
-    exact but for rounding), the recurrent form and step solve directly. The state is a ``MesaState(memory, gram)``;
-    default scale 1. First derivatives only.
+    ``[HV, K]`` > 0, not decayed. The parallel and chunkwise forms take ``iterations`` conjugate-gradient steps (K of
+    them are exact but for rounding), the recurrent form and step solve directly. The state is a
+    ``MesaState(memory, gram)``; default scale 1. First derivatives only.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: MesaState) -> tuple[Tensor, MesaState]:

@@ -26,7 +26,14 @@ class MomentumState(NamedTuple):
     state="2*K*V",
 )
 def momentum_delta(
-    q: Query, k: UnitKey, v: Value, g: Decay, h: Decay, eta: Strength, beta: Strength, p: UnitKey | None = None
+    q: Query,
+    k: UnitKey,
+    v: Value,
+    g: Decay,
+    h: Decay,
+    eta: Strength,
+    beta: Strength,
+    p: UnitKey | None = None,
 ) -> ProgramTerms:
     """Delta rule with momentum and weight decay: Titans (Behrouz et al. 2025, arXiv:2501.00663) with a linear memory.
 

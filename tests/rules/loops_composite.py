@@ -324,7 +324,10 @@ def log_linear(transition, write, q, k, v, lam, scale, state):
         if state is None:
             return (v.new_zeros(levels, k.shape[3], v.shape[3]),)
         last = int(state.seen[b]) - 1  # a level without a bucket holds nothing
-        used = [n == 0 or (last >> (n - 1)) & 1 or (n == levels - 1 and last >> (n - 1) > 0) for n in range(levels)]
+        used = [
+            n == 0 or (last >> (n - 1)) & 1 or (n == levels - 1 and last >> (n - 1) > 0)
+            for n in range(levels)
+        ]
         return (torch.stack([state.memory[b, n, h] * bool(u) for n, u in enumerate(used)]),)
 
     o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)

@@ -111,7 +111,9 @@ def test_comba_without_feedback_loss_is_weight_decay_delta():
 def test_gated_delta_net_2_limits():
     x = inputs_of(rules.gated_delta_net_2)
     beta = x["erase"][..., :1]
-    out = rules.gated_delta_net_2(**{**x, "erase": beta.expand_as(x["erase"]), "write": beta.expand_as(x["write"])})
+    out = rules.gated_delta_net_2(
+        **{**x, "erase": beta.expand_as(x["erase"]), "write": beta.expand_as(x["write"])}
+    )
     same(out, rules.kimi_delta_attention(x["q"], x["k"], x["v"], x["g"], beta[..., 0]))
     out = rules.gated_delta_net_2(**{**x, "erase": 0 * x["erase"]})
     same(out, rules.gla(x["q"], x["k"], x["write"] * x["v"], x["g"]))
@@ -120,7 +122,9 @@ def test_gated_delta_net_2_limits():
 def test_longhorn_is_a_delta_rule_that_no_key_upsets():
     x = inputs_of(rules.longhorn_delta)
     norm = x["k"].square().sum(-1).repeat_interleave(2, 2)
-    same(rules.longhorn_delta(**x), rules.delta_net(x["q"], x["k"], x["v"], x["beta"] / (1 + x["beta"] * norm)))
+    same(
+        rules.longhorn_delta(**x), rules.delta_net(x["q"], x["k"], x["v"], x["beta"] / (1 + x["beta"] * norm))
+    )
     out = rules.longhorn_delta(**{**x, "k": 100 * x["k"]})
     assert out.state.abs().max() < 10 * x["v"].abs().max()
 
@@ -200,6 +204,13 @@ def test_mlstm_takes_any_input_gate(form, gate):
     close(out.o, LOOPS["mlstm"](**{**x, "i": extreme})[0], 1e-10)
     grads = torch.autograd.grad(out.o.square().sum(), list(x.values()))
     assert all(torch.isfinite(g).all() for g in grads)
+
+
+def test_mlstm_keeps_its_precision_under_large_gates():
+    x = {n: t.float() for n, t in inputs_of(rules.mlstm).items()}
+    x["i"] = torch.where(torch.arange(70)[:, None] % 7 == 3, 1e4, x["i"])
+    want = rules.mlstm(**{n: t.double() for n, t in x.items()}).o
+    close(rules.mlstm(**x).o, want, 1e-5)
 
 
 def test_mlstm_floor_is_one_in_true_units():
@@ -393,11 +404,29 @@ HARD = {
     "zero keys": lambda x: {"k": torch.zeros_like(x["k"])},
     "g = -400": lambda x: {"g": torch.full_like(x["g"], -400.0)},
     "g = 0": lambda x: {"g": torch.zeros_like(x["g"])},
-    "resets among weak decays": lambda x: {"g": torch.where(torch.rand_like(x["g"]) < 0.2, -400.0, x["g"] / 50)},
+    "resets among weak decays": lambda x: {
+        "g": torch.where(torch.rand_like(x["g"]) < 0.2, -400.0, x["g"] / 50)
+    },
 }
 FAMILY = (
-    *("rwkv6", "rwkv7", "weight_decay_delta", "comba", "gated_delta_net_2", "delta_product", "momentum_delta"),
-    *("mlstm", "gated_slot_attention", "dfw", "gateloop", "mesa_net", "log_linear_gated_delta", "block_delta"),
+    *(
+        "rwkv6",
+        "rwkv7",
+        "weight_decay_delta",
+        "comba",
+        "gated_delta_net_2",
+        "delta_product",
+        "momentum_delta",
+    ),
+    *(
+        "mlstm",
+        "gated_slot_attention",
+        "dfw",
+        "gateloop",
+        "mesa_net",
+        "log_linear_gated_delta",
+        "block_delta",
+    ),
 )
 
 
