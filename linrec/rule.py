@@ -53,6 +53,7 @@ Channels = Annotated[Tensor, Arg("B T D")]
 ChannelLogDecay = Annotated[Tensor, Arg("B T D", draw="log_decay")]
 ChannelGate = Annotated[Tensor, Arg("B T D", draw="strength")]
 ChannelSkip = Annotated[Tensor, Arg("D")]
+ChannelStrength = Annotated[Tensor, Arg("B T HV K", draw="strength")]
 
 
 class Output(NamedTuple):

@@ -54,3 +54,17 @@ def stabilised(forget: Tensor, gain: Tensor, start: Tensor, lengths: Tensor | No
     m = running_max(forget, gain, start)
     before = torch.cat([start[:, None], m[:, :-1]], dim=1)[:, : m.shape[1]]
     return Stabilised((forget + before - m).clamp(min=NOTHING), (gain - m).exp(), m, before)
+
+
+def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """m_t = max(f_t + m_{t-1}, i_t); returns (m, g, weight), g_t = f_t + m_{t-1} - m_t and weight_t = e^{i_t - m_t}.
+
+    f (log-decay) and i (log input gate) ``[B, T, ...]``, m0 ``[B, ...]``; g and weight define an ordinary linear
+    recurrence whose state is e^{-m_t} times the true one. m is a gauge, so no derivative runs through it, except
+    through m0: the entry state is stored in m0's units.
+    """
+    m = running_max(f.detach(), i.detach(), m0.detach())
+    before = torch.cat([m0[:, None], m[:, :-1]], dim=1)
+    # The difference of the two m is exact, f + before would not be. A decay may exceed 0 by the rounding of m; taking
+    # that off would break the agreement of decays and weights, and it cancels over the steps.
+    return m, f + (before - m), (i - m).exp()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tests.rules.loops_composite import COMPOSITE_LOOPS
 from tests.rules.loops_elementwise import LOOPS as ELEMENTWISE
 from tests.rules.loops_feedback import LOOPS as FEEDBACK
 
@@ -143,4 +144,5 @@ LOOPS = (
         )
     }
     | FEEDBACK
+    | COMPOSITE_LOOPS
 )

@@ -167,7 +167,7 @@ def test_gradients_equal_those_of_the_loop(name, with_state):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name):
     rule = RULES[name]
-    inputs = example_inputs(rule, T=5, B=1, H=1, HV=2, HQ=2, G=1, K=3, N=3, V=2, P=2, D=2)
+    inputs = example_inputs(rule, T=5, B=1, H=1, HV=2, HQ=2, G=1, K=4, N=4, J=2, M=3, R=2, L=4, V=2, P=2, D=2)
     inputs = {n: x.requires_grad_() for n, x in inputs.items()}
 
     def call(*values):

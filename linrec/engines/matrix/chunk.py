@@ -66,5 +66,3 @@ def cumulative_decay(g: Tensor) -> Tensor:
 
 def _exp(exponent: Tensor, like: Tensor) -> Tensor:
     return exponent.to(like.dtype).exp()
-
-
