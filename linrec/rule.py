@@ -9,13 +9,14 @@ H     heads of q and k (for softmax attention: of k and v)
 HV    heads of v, a multiple of H: value head h reads q/k head ``h // (HV // H)``
 HQ    heads of q in softmax attention, a multiple of H, interleaved the same way
 K, V  key width, value width;  P, N: Mamba's names for V and K;  G: Mamba's name for H
+D     channels of the elementwise rules;  N there: states a channel
 C     chunk length
 ====  =========================================================================================
 
 Layout is time first: q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, scalar gates ``[B, T, HV]``, channel
 gates ``[B, T, HV, K]``, matrix states ``[B, HV, K, V]``. ``g`` is always a *natural-log decay*, ``g <= 0``;
 ``beta`` a write strength. States and accumulators are float32, or float64 for float64 inputs; the
-output has the dtype of v. ``scale`` multiplies q.
+output has the dtype of v. ``scale`` multiplies q, or the state as it is read where there is no q.
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ ChannelDecay = Annotated[Tensor, Arg("B T HV K", draw="log_decay")]
 AnyDecay = Annotated[Tensor, Arg("B T HV K", "B T HV", draw="log_decay")]
 HeadDecay = Annotated[Tensor, Arg("HV", "B T HV", draw="log_decay")]
 Strength = Annotated[Tensor, Arg("B T HV", draw="strength")]
+Channels = Annotated[Tensor, Arg("B T D")]
+ChannelLogDecay = Annotated[Tensor, Arg("B T D", draw="log_decay")]
+ChannelGate = Annotated[Tensor, Arg("B T D", draw="strength")]
+ChannelSkip = Annotated[Tensor, Arg("D")]
+ChannelStrength = Annotated[Tensor, Arg("B T HV K", draw="strength")]
 
 
 class Output(NamedTuple):
@@ -135,11 +141,12 @@ class Rule:
         return f"<rule {self.name}({', '.join(self._lower_signature.parameters)})>"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Output:
-        """Chunkwise, or recurrent when T = 1."""
+        """Chunkwise, or recurrent when T = 1; where one of them is missing, the other."""
         return self._run(None, args, kwargs)
 
     def parallel(self, *args: Any, **kwargs: Any) -> Output:
-        """The whole sequence as one masked matrix product; work and memory grow with T squared."""
+        """The whole sequence as one masked matrix product, whose work and memory grow with T squared (elementwise
+        rules whose decays do not depend on time: one FFT convolution; with many states a channel: one scan)."""
         return self._run("parallel", args, kwargs)
 
     def chunkwise(self, *args: Any, **kwargs: Any) -> Output:
@@ -159,6 +166,11 @@ class Rule:
         if name not in FORMS:
             raise UnknownNameError(f"{self.name}: unknown form {name!r}; forms are {', '.join(FORMS)}")
         return getattr(self, name)
+
+    def default_form(self, length: int) -> str:
+        """The form that a plain call on ``length`` tokens takes."""
+        wanted = ("recurrent", "chunkwise") if length == 1 else ("chunkwise", "recurrent")
+        return next(form for form in (*wanted, "parallel") if form not in self.reasons)
 
     def init_state(self, *args: Any, **kwargs: Any) -> State:
         """The empty state from which a call with these arguments starts."""
@@ -194,14 +206,16 @@ class Rule:
     def _in_compute_dtype(self, values: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """Lowering happens in accumulator precision: rounding beta * v to bfloat16 first would cost accuracy."""
         compute = self.engine.compute_dtype(dtype)
-        cast = {n: values[n].to(compute) for n in self.arguments if values.get(n) is not None}
+        wide = torch.promote_types(compute, torch.float32)  # gates and parameters never fall below float32
+        dtypes = {n: compute if arg.carries_tokens else wide for n, arg in self.arguments.items()}
+        cast = {n: values[n].to(d) for n, d in dtypes.items() if values.get(n) is not None}
         return {**values, **cast}
 
     def _call(self, form: str | None, options: dict[str, Any], dims: dict[str, int], terms: Any) -> Call:
         length, batch = dims["T"], dims["B"]
         if form == "step" and (length != 1 or options.get("cu_seqlens") is not None):
             raise ShapeError(f"{self.name}.step takes one token of each sequence (T = 1), got T = {length}")
-        form = form or ("recurrent" if length == 1 and "recurrent" not in self.reasons else "chunkwise")
+        form = form or self.default_form(length)
         if form in self.reasons:
             raise FormError(f"{self.name} has no {form} form: {self.reasons[form]}")
         cu_seqlens, chunk, scale = (options.get(n) for n in ("cu_seqlens", "chunk_size", "scale"))
@@ -228,9 +242,9 @@ def rule(
 ) -> Callable[[Callable[..., Terms]], Rule]:
     """Make a rule of a function that lowers the mechanism's arguments to an engine's terms.
 
-    ``state`` is the number of state floats a head as an expression in the legend's names; ``scale`` the
-    default factor on q, ``"1"`` or ``"K^-1/2"``; ``missing`` gives, for each form that does not exist,
-    the mathematical reason.
+    ``state`` is the number of state floats a head (a channel where there are no heads), as an expression in
+    the legend's names; ``scale`` the default factor on q, ``"1"`` or ``"K^-1/2"``; ``missing`` gives, for each
+    form that does not exist, the mathematical reason.
     """
 
     def register(lower: Callable[..., Terms]) -> Rule:
@@ -281,7 +295,7 @@ def _annotations(hint: Any) -> tuple[Any, ...]:
 
 def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast would run the accumulators in half precision; the engines choose their own dtypes."""
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 

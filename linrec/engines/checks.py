@@ -1,0 +1,26 @@
+"""What every engine checks of a state that a caller hands in."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from linrec.errors import DeviceError, DtypeError, ShapeError
+from linrec.state import State, named_tensors, replace_tensors
+
+
+def checked_state(state: State, empty: State, who: str) -> State:
+    """The state in the dtypes of ``empty``; typed errors for another kind, shape, type or device than that has."""
+    if type(state) is not type(empty):
+        wanted = f"a tensor {list(empty.shape)}" if isinstance(empty, Tensor) else f"a {type(empty).__name__}"
+        raise DtypeError(f"{who}: state must be {wanted}, got {type(state).__name__}")
+    values = {}
+    for (path, x), (_, want) in zip(named_tensors(state), named_tensors(empty), strict=True):
+        name = f"state.{path}" if path else "state"
+        if x.shape != want.shape:
+            raise ShapeError(f"{who}: {name} must be {list(want.shape)}, got {list(x.shape)}")
+        if not x.is_floating_point():
+            raise DtypeError(f"{who}: {name} must be floating point, got {x.dtype}")
+        if x.device != want.device:
+            raise DeviceError(f"{who}: {name} is on {x.device}, but the inputs are on {want.device}")
+        values[path] = x.to(want.dtype)
+    return replace_tensors(state, values)

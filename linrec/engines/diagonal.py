@@ -1,0 +1,185 @@
+"""The diagonal recurrence h_t = a_t * h_{t-1} + x_t, elementwise; a real of any sign, zero, or complex.
+
+.. code-block:: text
+
+    a_t, x_t = expand(tokens_t);   h_t = a_t * h_{t-1} + x_t;   o_t = read(tokens_t, scale h_t)
+
+A rule gives its tokens in their small layout and says how one stretch of them expands to decays and inputs:
+selective state spaces have N states a channel, and only one chunk of them exists at a time. ``read`` sees
+h_{t-1} instead of h_t if ``late``. A complex state is stored as pairs of real numbers, ``[..., 2]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from linrec.engines import scans
+from linrec.engines.checks import checked_state
+from linrec.packing import by_segment
+from linrec.rule import Call, Terms, check_backend
+
+CHUNK = 128
+
+Tokens = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class DiagonalTerms(Terms):
+    """``tokens`` ``[B, T, ...]`` by name; ``expand`` and ``read`` pointwise in time; ``channels`` the state's shape.
+
+    ``expand`` returns the decay ``[B or 1, L or 1, *channels]``, its logarithm if ``log``, and the input
+    ``[B, L, *channels]``. ``recompute`` says that the expanded tensors are much larger than the tokens: the
+    backward pass then expands each chunk again instead of keeping all of them.
+    ``parallel`` is the algorithm of the parallel form; "convolution" is for a decay that is constant in time,
+    and ``kernel`` then may map the powers a^l ``[T, *channels]`` to the response of the output to tokens["x"].
+    """
+
+    tokens: Tokens
+    expand: Callable[[Tokens], tuple[Tensor, Tensor]]
+    channels: tuple[int, ...]
+    read: Callable[[Tokens, Tensor], Tensor] = lambda tokens, h: h
+    log: bool = True
+    complex: bool = False
+    late: bool = False
+    recompute: bool = False
+    parallel: Literal["associative", "quadratic", "convolution"] = "associative"
+    kernel: Callable[[Tensor], Tensor] | None = None
+
+    def over_time(self) -> dict[str, Tensor]:
+        """The tokens."""
+        return dict(self.tokens)
+
+    def reading(self, read: Callable[[Tokens, Tensor], Tensor], **more: Tensor) -> DiagonalTerms:
+        """The same recurrence read by ``read``, which needs ``more`` tokens."""
+        return replace(self, tokens={**self.tokens, **more}, read=read)
+
+
+def gated_terms(g: Tensor, x: Tensor) -> DiagonalTerms:
+    """h_t = e^{g_t} h_{t-1} + x_t with g and x ``[B, T, ...]``, small enough to be tokens themselves."""
+    return DiagonalTerms(
+        {"g": g, "x": x}, lambda t: (t["g"], t["x"]), channels=tuple(x.shape[2:]), parallel="quadratic"
+    )
+
+
+class DiagonalEngine:
+    """See :mod:`linrec.engines.diagonal`."""
+
+    name = "diagonal"
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """Everything after the arguments happens in float32, or float64 for float64 inputs."""
+        return torch.float64 if dtype == torch.float64 else torch.float32
+
+    def init_state(self, terms: DiagonalTerms, segments: int) -> Tensor:
+        """Zeros ``[segments, *channels]``, or ``[segments, *channels, 2]`` if complex, in accumulator precision."""
+        first = next(iter(terms.tokens.values()))
+        return first.new_zeros(segments, *terms.channels, *([2] if terms.complex else []))
+
+    def auto_backend(self, device: str) -> str:
+        """What ``backend="auto"`` runs on this kind of device."""
+        return "torch (no Triton kernel for the diagonal engine)"
+
+    def run(self, terms: DiagonalTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
+        """Output ``[B, T, ...]`` in accumulator precision, and the final state."""
+        check_backend(
+            call, who, "this version ships no Triton kernel for the diagonal engine; use backend='torch'"
+        )
+        empty = self.init_state(terms, terms.segments(call))
+        state = empty if state is None else checked_state(state, empty, who)
+        if call.bounds is None:
+            return scan_batch(terms, state, None, call)
+        return by_segment(
+            lambda tokens, rows, lengths: scan_batch(replace(terms, tokens=tokens), rows, lengths, call),
+            terms.tokens,
+            state,
+            call.bounds,
+        )
+
+
+def scan_batch(
+    terms: DiagonalTerms, state: Tensor, lengths: Tensor | None, call: Call
+) -> tuple[Tensor, Tensor]:
+    """Output and final state of a batch; row b holds ``lengths[b]`` tokens (None: all of them), then padding."""
+    h = torch.complex(*state.unbind(-1)) if terms.complex else state
+    length = next(iter(terms.tokens.values())).shape[1]
+    if call.form == "parallel" and terms.parallel == "convolution" and length:
+        o, h = _convolution(terms, h, lengths, call.scale)
+    else:
+        o, h = _chunks(terms, h, lengths, call, length)
+    return o, torch.view_as_real(h) if terms.complex else h
+
+
+def _chunks(
+    terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, call: Call, length: int
+) -> tuple[Tensor, Tensor]:
+    """Chunk after chunk; token by token is a chunk of one, the parallel form a chunk of everything."""
+    chunk = {"recurrent": 1, "step": 1, "parallel": length}.get(call.form, call.chunk_size or CHUNK)
+    quadratic = call.form == "parallel" and terms.parallel == "quadratic"
+    outputs = []
+    for start in range(0, max(length, 1), max(chunk, 1)):
+        tokens = {name: x[:, start : start + chunk] for name, x in terms.tokens.items()}
+        real = None if lengths is None else _real(lengths, start, min(chunk, length - start))
+
+        def one(h: Tensor, tokens: Tokens = tokens, real: Tensor | None = real) -> tuple[Tensor, Tensor]:
+            return _one_chunk(terms, tokens, h, real, call.scale, quadratic)
+
+        o, h = _recomputed(one, h) if terms.recompute and chunk > 1 else one(h)
+        outputs.append(o)
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), h
+
+
+def _one_chunk(
+    terms: DiagonalTerms, tokens: Tokens, h: Tensor, real: Tensor | None, scale: float, quadratic: bool
+) -> tuple[Tensor, Tensor]:
+    decay, x = terms.expand(tokens)
+    decay = decay.expand(-1, x.shape[1], *x.shape[2:])
+    if real is not None:  # padding leaves the state as it is
+        real = real.reshape(*real.shape, *[1] * (x.dim() - 2))
+        decay, x = torch.where(real, decay, 0.0 if terms.log else 1.0), torch.where(real, x, 0.0)
+    a = decay if quadratic or not terms.log else decay.exp()
+    seen = scans.quadratic(a, x, h) if quadratic else scans.associative(a, x, h)
+    every = torch.cat([h[:, None], seen], dim=1)
+    return terms.read(tokens, scale * (every[:, :-1] if terms.late else seen)), every[:, -1]
+
+
+def _real(lengths: Tensor, start: int, count: int) -> Tensor:
+    return torch.arange(start, start + max(count, 0), device=lengths.device) < lengths[:, None]
+
+
+def _recomputed(one: Callable[[Tensor], tuple[Tensor, Tensor]], h: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep nothing of a chunk but its entry state; torch.func's transforms cannot, and keep everything."""
+    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return one(h)
+    return checkpoint(one, h, use_reentrant=False, preserve_rng_state=False)
+
+
+def _convolution(
+    terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Constant decay: the response to an input is a power of it, and the whole sequence one FFT product."""
+    decay, x = terms.expand(terms.tokens)
+    log_a = decay[0, 0]
+    length = x.shape[1]
+    steps = torch.arange(length + 1, device=x.device)
+    ladder = scans.powers(log_a, steps)
+    seen = ladder[1:] * h[:, None]
+    if terms.kernel is None:
+        o = terms.read(terms.tokens, scale * (seen + scans.convolve(ladder[:-1], x)))
+    else:
+        response = scans.convolve(terms.kernel(ladder[:-1]), terms.tokens["x"])
+        o = terms.read(terms.tokens, scale * seen) + scale * response
+    left = length - 1 - steps[:-1] if lengths is None else lengths[:, None] - 1 - steps[:-1]
+    weights = scans.powers(log_a, left.clamp(min=0))
+    if lengths is None:
+        return o, ladder[-1] * h + (weights * x).sum(1)
+    keep = (left >= 0).reshape(*left.shape, *[1] * log_a.dim())
+    return o, scans.powers(log_a, lengths) * h + torch.where(keep, weights * x, 0.0).sum(1)
+
+
+DIAGONAL = DiagonalEngine()

@@ -1,0 +1,68 @@
+"""Ways to compute h_t = a_t * h_{t-1} + x_t, elementwise, along the time axis of ``[B, T, ...]`` tensors.
+
+None divides by a decay: ``cumsum(x / A) * A`` overflows as soon as a product of decays is small.
+``a`` may have a batch axis of length one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def associative(a: Tensor, x: Tensor, start: Tensor) -> Tensor:
+    """Every h_t, for any a: negative, zero or complex. ``start`` is h_0, ``[B, ...]``. Work T, depth log T."""
+    first = x[:, :1] + a[:, :1] * start[:, None]
+    return _scan(a, torch.cat([first, x[:, 1:]], dim=1))
+
+
+def _scan(a: Tensor, x: Tensor) -> Tensor:
+    """Neighbours are joined, (a2, x2) after (a1, x1) being (a1 a2, a2 x1 + x2); the half as long problem
+    gives every second h, and one more step gives the others."""
+    length = x.shape[1]
+    if length < 2:
+        return x
+    left, right = slice(0, length - 1, 2), slice(1, None, 2)
+    second = _scan(a[:, left] * a[:, right], a[:, right] * x[:, left] + x[:, right])
+    rest = slice(2, None, 2)
+    first = torch.cat([x[:, :1], a[:, rest] * second[:, : (length - 1) // 2] + x[:, rest]], dim=1)
+    woven = torch.stack([first[:, : length // 2], second], dim=2).flatten(1, 2)
+    return woven if length % 2 == 0 else torch.cat([woven, first[:, -1:]], dim=1)
+
+
+def quadratic(g: Tensor, x: Tensor, start: Tensor) -> Tensor:
+    """Every h_t as one masked product, h_t = e^{G_t} h_0 + sum_{j <= t} e^{G_t - G_j} x_j; a = e^g, g real or
+    complex with a real part <= 0. Memory grows with T squared."""
+    length = x.shape[1]
+    total = exact(g).cumsum(1)
+    keep = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
+    keep = keep.reshape(length, length, *[1] * (x.dim() - 2))
+    # The exponent is masked, not the result: exp of the upper triangle could overflow, and 0 * inf has no gradient.
+    exponent = (total[:, :, None] - total[:, None]).masked_fill(~keep, -torch.inf)
+    weights = exponent.to(x.dtype).exp()
+    return (weights * x[:, None]).sum(2) + total.to(x.dtype).exp() * start[:, None]
+
+
+def powers(log_a: Tensor, exponents: Tensor) -> Tensor:
+    """a^n for each n of ``exponents`` ``[...]`` and each a = e^{log_a} ``[*S]``: ``[..., *S]``, in log_a's dtype.
+
+    The phase n * angle is formed in double precision: in single precision it would be lost after some thousand steps.
+    """
+    n = exact(exponents.to(log_a.real.dtype)).reshape(*exponents.shape, *[1] * log_a.dim())
+    return (n * exact(log_a)).exp().to(log_a.dtype)
+
+
+def convolve(kernel: Tensor, x: Tensor) -> Tensor:
+    """sum_{j <= t} kernel_{t-j} x_j by FFT; kernel ``[T, ...]``, x ``[B, T, ...]``, both real or both complex."""
+    length = x.shape[1]
+    size = 2 * length
+    if x.is_complex():
+        return torch.fft.ifft(torch.fft.fft(kernel, size, 0) * torch.fft.fft(x, size, 1), dim=1)[:, :length]
+    return torch.fft.irfft(torch.fft.rfft(kernel, size, 0) * torch.fft.rfft(x, size, 1), size, 1)[:, :length]
+
+
+def exact(x: Tensor) -> Tensor:
+    """In double precision where the device has it: sums of log-decays are only used in differences."""
+    if x.device.type == "mps":
+        return x
+    return x.to(torch.complex128 if x.is_complex() else torch.float64)

@@ -1,0 +1,112 @@
+"""Exponentially weighted averages of values, one a channel, with a running maximum: RWKV-4's attention.
+
+.. code-block:: text
+
+    num_t = e^{w} num_{t-1} + e^{k_t} v_t;   den_t = e^{w} den_{t-1} + e^{k_t}
+    o_t = (num_{t-1} + e^{u + k_t} v_t) / (den_{t-1} + e^{u + k_t})
+
+The state holds e^{-m} num, e^{-m} den and m: the diagonal recurrence twice, relative to the running maximum.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from linrec.engines.checks import checked_state
+from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens, scan_batch
+from linrec.engines.maxplus import EMPTY, stabilised
+from linrec.packing import by_segment
+from linrec.rule import Call, Terms, check_backend
+
+
+class WKVState(NamedTuple):
+    """num and den ``[B, D]`` divided by e^m, and m ``[B, D]``, -1e38 while nothing has been seen."""
+
+    num: Tensor
+    den: Tensor
+    m: Tensor
+
+
+@dataclass(frozen=True)
+class WKVTerms(Terms):
+    """k, v ``[B, T, D]``; w ``[D]`` log-decay, u ``[D]`` the current token's bonus."""
+
+    k: Tensor
+    v: Tensor
+    w: Tensor
+    u: Tensor
+
+    def over_time(self) -> dict[str, Tensor]:
+        """k and v."""
+        return {"k": self.k, "v": self.v}
+
+
+class WKVEngine:
+    """See :mod:`linrec.engines.wkv`."""
+
+    name = "wkv"
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """As the diagonal engine."""
+        return DIAGONAL.compute_dtype(dtype)
+
+    def auto_backend(self, device: str) -> str:
+        """As the diagonal engine."""
+        return DIAGONAL.auto_backend(device)
+
+    def init_state(self, terms: WKVTerms, segments: int) -> WKVState:
+        """Nothing seen."""
+        shape = (segments, terms.k.shape[2])
+        return WKVState(*(terms.k.new_full(shape, value) for value in (0.0, 0.0, EMPTY)))
+
+    def run(self, terms: WKVTerms, state: WKVState | None, call: Call, who: str) -> tuple[Tensor, WKVState]:
+        """Output ``[B, T, D]`` in accumulator precision, and the final state."""
+        check_backend(call, who, "this version ships no Triton kernel for it; use backend='torch'")
+        empty = self.init_state(terms, terms.segments(call))
+        state = empty if state is None else checked_state(state, empty, who)
+        if call.bounds is None:
+            return _run_batch(terms, state, None, call)
+
+        def run(tensors: Tokens, rows: WKVState, lengths: Tensor) -> tuple[Tensor, WKVState]:
+            return _run_batch(replace(terms, k=tensors["k"], v=tensors["v"]), rows, lengths, call)
+
+        return by_segment(run, terms.over_time(), state, call.bounds)
+
+
+def _run_batch(
+    terms: WKVTerms, state: WKVState, lengths: Tensor | None, call: Call
+) -> tuple[Tensor, WKVState]:
+    gates = stabilised(terms.w.expand(terms.k.shape), terms.k, state.m, lengths)
+    tokens = {
+        "g": gates.g[..., None],
+        "x": torch.stack([gates.weight * terms.v, gates.weight], dim=-1),
+        "before": gates.before,
+        "k": terms.k,
+        "v": terms.v,
+    }
+
+    def average(t: Tokens, h: Tensor) -> Tensor:
+        """The state is one token old, in units of e^{before}; the current token is not decayed but weighted by u."""
+        now = terms.u + t["k"]
+        top = torch.maximum(t["before"], now)
+        old, new = (t["before"] - top).exp(), (now - top).exp()
+        return call.scale * (old * h[..., 0] + new * t["v"]) / (old * h[..., 1] + new)
+
+    scan = DiagonalTerms(
+        tokens,
+        lambda t: (t["g"], t["x"]),
+        channels=(terms.k.shape[2], 2),
+        read=average,
+        late=True,
+        parallel="quadratic",
+    )
+    o, sums = scan_batch(scan, torch.stack([state.num, state.den], dim=-1), lengths, call._replace(scale=1.0))
+    m = torch.cat([state.m[:, None], gates.m], dim=1)[:, -1]
+    return o, WKVState(sums[..., 0], sums[..., 1], m)
+
+
+WKV = WKVEngine()

@@ -1,0 +1,185 @@
+"""The elementwise recurrence: any decay, bounded memory, no loop over tokens, inputs chosen to break it."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from linrec import rules
+from linrec.engines import scans
+from linrec.engines.maxplus import EMPTY, running_max, stabilised
+from linrec.errors import DtypeError, ShapeError
+from linrec.testing import example_inputs, relative_error
+from tests.rules.loops import LOOPS
+
+FORMS = ("parallel", "chunkwise", "recurrent")
+GATED = ["hgrn", "qrnn", "rg_lru", "sru"]
+
+
+def loop(a, x, start):
+    rows, h = [], start
+    for t in range(x.shape[1]):
+        h = a[:, t] * h + x[:, t]
+        rows.append(h)
+    return torch.stack(rows, 1)
+
+
+def decays(kind, *shape):
+    a = torch.randn(*shape, dtype=torch.complex128 if kind == "complex" else torch.float64)
+    if kind == "zeros":
+        return torch.where(torch.rand(*shape) < 0.3, 0.0, a)
+    return a if kind != "growing" else 1 + a.abs() / 50
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 7, 8, 9, 64, 65])
+@pytest.mark.parametrize("kind", ["any sign", "zeros", "complex", "growing"])
+def test_associative_scan(kind, length):
+    a = decays(kind, 2, length, 3)
+    x, start = torch.randn(2, length, 3, dtype=a.dtype), torch.randn(2, 3, dtype=a.dtype)
+    assert relative_error_complex(scans.associative(a, x, start), loop(a, x, start)) < 1e-13
+
+
+def relative_error_complex(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize("kind", ["real", "complex"])
+def test_quadratic_equals_associative(kind):
+    g = -2 * torch.rand(2, 40, 3, dtype=torch.float64)
+    if kind == "complex":
+        g = torch.complex(g, torch.randn_like(g))
+    x, start = torch.randn_like(g), torch.randn_like(g[:, 0])
+    assert relative_error_complex(scans.quadratic(g, x, start), scans.associative(g.exp(), x, start)) < 1e-13
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_convolution_and_powers(dtype):
+    kernel, x = torch.randn(9, 3, dtype=dtype), torch.randn(2, 9, 3, dtype=dtype)
+    want = torch.stack([(kernel[: t + 1].flip(0) * x[:, : t + 1]).sum(1) for t in range(9)], 1)
+    assert relative_error_complex(scans.convolve(kernel, x), want) < 1e-13
+
+
+def test_powers_keep_the_phase():
+    """After thousands of steps the phase is still that of the rounded angle."""
+    log_a = torch.complex(torch.tensor([-1e-5]), torch.tensor([2.5]))
+    got = scans.powers(log_a, torch.tensor([5000]))
+    assert relative_error_complex(got.to(torch.complex128), (5000 * log_a.to(torch.complex128)).exp()) < 2e-7
+
+
+def test_running_max_is_the_recursion():
+    f, i = torch.randn(2, 30, 3).double() - 1, 50 * torch.randn(2, 30, 3).double()
+    for start in (torch.full((2, 3), EMPTY).double(), torch.randn(2, 3).double()):
+        m, rows = start, []
+        for t in range(30):
+            m = torch.maximum(f[:, t] + m, i[:, t])
+            rows.append(m)
+        assert relative_error(running_max(f, i, start), torch.stack(rows, 1)) < 1e-14
+        gates = stabilised(f, i, start)
+        assert (gates.g <= 1e-13).all() and (gates.weight <= 1).all()
+        assert torch.equal(gates.before[:, 0], start)
+
+
+def test_running_max_skips_padding():
+    f, i, start = -torch.rand(2, 5, 1), torch.randn(2, 5, 1), torch.zeros(2, 1)
+    padded = stabilised(f, i, start, lengths=torch.tensor([0, 3]))
+    assert torch.equal(padded.m[0, -1], start[0])
+    assert torch.equal(padded.m[1, -1], stabilised(f, i, start).m[1, 2])
+
+
+ADVERSARIAL = {
+    "g = 0": torch.zeros_like,
+    "g = -50": lambda g: torch.full_like(g, -50.0),
+    "g = -400": lambda g: torch.full_like(g, -400.0),
+    "resets among weak decays": lambda g: torch.where(torch.rand_like(g) < 0.2, -400.0, g / 50),
+}
+
+
+@pytest.mark.parametrize("case", ADVERSARIAL)
+@pytest.mark.parametrize("name", GATED)
+def test_adversarial_decays(name, case):
+    rule = rules.get_rule(name)
+    x = example_inputs(rule, T=130, B=1)
+    x["g"] = ADVERSARIAL[case](x["g"])
+    want = LOOPS[name](**x)[0]
+    low = LOOPS[name](**{n: t.float() for n, t in x.items()})[0]
+    for form in FORMS:
+        leaves = {n: t.clone().requires_grad_() for n, t in x.items()}
+        out = rule.form(form)(**leaves)
+        assert relative_error(out.o, want) < 1e-12
+        grads = torch.autograd.grad(out.o.square().sum() + out.state.sum(), list(leaves.values()))
+        assert all(torch.isfinite(g).all() for g in grads)
+        single = rule.form(form)(**{n: t.float() for n, t in x.items()}).o
+        assert relative_error(single, want) < 2 * relative_error(low, want) + 5e-7
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operation returned, and the number of operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements, self.calls = 0, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        self.calls += 1
+        for x in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.numel())
+        return result
+
+
+@pytest.mark.parametrize("name", ["mamba", "longhorn", "s4d"])
+def test_selective_scans_hold_one_chunk_of_states(name):
+    rule, length, chunk = rules.get_rule(name), 512, 32
+    x = {n: t.requires_grad_() for n, t in example_inputs(rule, T=length, B=1, D=16, N=16).items()}
+    kept = []
+
+    def keep(t):
+        kept.append(t.numel())
+        return t
+
+    with Largest() as seen:
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
+            o = rule.chunkwise(**x, chunk_size=chunk).o
+        o.sum().backward()
+    states = 16 * 16
+    assert seen.elements <= max(2 * (chunk + 1) * states, length * 16)
+    assert sum(kept) < length * states / 2
+
+
+@pytest.mark.parametrize("name", ["mamba", "longhorn", "s4d", "s5", "lru", "rwkv4", *GATED])
+def test_no_loop_over_tokens(name):
+    """Twice the tokens in as many chunks cost the same number of operations, up to the scan's depth."""
+    rule = rules.get_rule(name)
+    calls = []
+    for length in (2048, 4096):
+        x = example_inputs(rule, T=length, B=1)
+        with Largest() as seen:
+            rule.chunkwise(**x, chunk_size=length // 4)
+        calls.append(seen.calls)
+    assert calls[0] < 1024 and calls[1] < calls[0] * 1.25
+
+
+def test_functional_gradients():
+    """torch.func's transforms, which do not allow the recomputation that the ordinary backward pass uses."""
+    x = example_inputs(rules.mamba, T=10)
+    rest = list(x.values())[1:]
+    got = torch.func.grad(lambda u: rules.mamba(u, *rest, chunk_size=4).o.square().sum())(x["x"])
+    leaf = x["x"].requires_grad_()
+    (want,) = torch.autograd.grad(rules.mamba(leaf, *rest, chunk_size=4).o.square().sum(), leaf)
+    assert relative_error(got, want) < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("name", "state", "error", "text"),
+    [
+        ("hgrn", torch.zeros(2, 3), ShapeError, r"hgrn: state must be \[2, 4\], got \[2, 3\]"),
+        ("hgrn", (1,), DtypeError, r"hgrn: state must be a tensor \[2, 4\], got tuple"),
+        ("hgrn", torch.zeros(2, 4, dtype=torch.long), DtypeError, "must be floating point"),
+        ("lru", torch.zeros(2, 8), ShapeError, r"lru: state must be \[2, 8, 2\]"),
+        ("rwkv4", torch.zeros(2, 4), DtypeError, "rwkv4: state must be a WKVState, got Tensor"),
+    ],
+)
+def test_wrong_states(name, state, error, text):
+    rule = rules.get_rule(name)
+    with pytest.raises(error, match=text):
+        rule(**example_inputs(rule, T=3), state=state)
