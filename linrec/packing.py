@@ -45,7 +45,21 @@ def length_groups(lengths: list[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def by_segment(run: Run, tensors: Tensors, state: State, bounds: list[int]) -> tuple[Tensor, State]:
+def equal_lengths(lengths: list[int]) -> list[list[int]]:
+    """Segment numbers grouped by exactly equal length: no padding, for mechanisms that zeros would disturb."""
+    groups: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        groups.setdefault(length, []).append(number)
+    return list(groups.values())
+
+
+def by_segment(
+    run: Run,
+    tensors: Tensors,
+    state: State,
+    bounds: list[int],
+    grouping: Callable[[list[int]], list[list[int]]] = length_groups,
+) -> tuple[Tensor, State]:
     """Apply ``run(tensors, state, lengths) -> (o, state)`` to every segment of a packed batch of one.
 
     ``tensors`` are ``[1, T, ...]``; the state has one row a segment; ``o`` comes back as ``[1, T, ...]``.
@@ -54,7 +68,7 @@ def by_segment(run: Run, tensors: Tensors, state: State, bounds: list[int]) -> t
     lengths = [b - a for a, b in itertools.pairwise(bounds)]
     device = next(iter(tensors.values())).device
     outputs, states, order_tokens, order_rows = [], [], [], []
-    for rows in length_groups(lengths) or [[]]:
+    for rows in grouping(lengths) or [[]]:
         longest = max((lengths[r] for r in rows), default=0)
         real = torch.tensor([lengths[r] for r in rows], device=device, dtype=torch.long)
         start = torch.tensor([bounds[r] for r in rows], device=device, dtype=torch.long)

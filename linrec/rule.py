@@ -53,6 +53,7 @@ Channels = Annotated[Tensor, Arg("B T D")]
 ChannelLogDecay = Annotated[Tensor, Arg("B T D", draw="log_decay")]
 ChannelGate = Annotated[Tensor, Arg("B T D", draw="strength")]
 ChannelSkip = Annotated[Tensor, Arg("D")]
+ChannelStrength = Annotated[Tensor, Arg("B T HV K", draw="strength")]
 
 
 class Output(NamedTuple):
@@ -205,7 +206,9 @@ class Rule:
     def _in_compute_dtype(self, values: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """Lowering happens in accumulator precision: rounding beta * v to bfloat16 first would cost accuracy."""
         compute = self.engine.compute_dtype(dtype)
-        cast = {n: values[n].to(compute) for n in self.arguments if values.get(n) is not None}
+        wide = torch.promote_types(compute, torch.float32)  # gates and parameters never fall below float32
+        dtypes = {n: compute if arg.carries_tokens else wide for n, arg in self.arguments.items()}
+        cast = {n: values[n].to(d) for n, d in dtypes.items() if values.get(n) is not None}
         return {**values, **cast}
 
     def _call(self, form: str | None, options: dict[str, Any], dims: dict[str, int], terms: Any) -> Call:
@@ -292,7 +295,7 @@ def _annotations(hint: Any) -> tuple[Any, ...]:
 
 def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
     """Autocast would run the accumulators in half precision; the engines choose their own dtypes."""
-    if torch.is_autocast_enabled(device):
+    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.autocast(device, enabled=False)
     return contextlib.nullcontext()
 

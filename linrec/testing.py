@@ -16,7 +16,8 @@ from torch import Tensor
 from linrec.arguments import Arg
 from linrec.rule import Rule
 
-SIZES = {"B": 2, "T": 65, "H": 2, "HV": 4, "HQ": 4, "G": 2, "K": 8, "V": 6, "P": 6, "N": 8, "D": 4}
+SIZES = {"B": 2, "T": 65, "H": 2, "HV": 4, "HQ": 4, "G": 2, "K": 8, "V": 6, "P": 6, "N": 8}
+SIZES |= {"C": 5, "D": 4, "E": 24, "J": 4, "L": 9, "M": 5, "R": 4, "RV": 3, "W": 4}
 
 
 def example_inputs(

@@ -71,8 +71,8 @@ def build_questions(
     """Which line comes next? Four-way questions for ``linrec_stdlib_choice``.
 
     The context is the 100 to ``context_bytes`` bytes before a line, from a line's start. The three wrong
-    lines come from other held-out modules and have the same indentation, so that indentation alone does
-    not give the answer away.
+    lines come from other held-out modules and have the same indentation and nearly the same length, so that
+    neither gives the answer away and a sum of log-probabilities compares like with like.
     """
     from datasets import Dataset
 
@@ -129,11 +129,12 @@ def _context(before: str, limit: int) -> str | None:
 
 
 def _wrong_lines(rng: random.Random, line: Line, pool: list[Line]) -> list[str] | None:
-    """Three different lines of other modules, or None where the pool holds too few."""
+    """Three different lines of other modules and of about this length, or None where few are found."""
     chosen: list[str] = []
-    for _ in range(30):
+    for _ in range(200):
         other = rng.choice(pool)
-        if other.module != line.module and other.text != line.text and other.text not in chosen:
+        similar = abs(len(other.text) - len(line.text)) <= 4
+        if similar and other.module != line.module and other.text not in (line.text, *chosen):
             chosen.append(other.text)
             if len(chosen) == 3:
                 return chosen

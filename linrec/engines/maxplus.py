@@ -1,9 +1,11 @@
-"""The running-maximum stabiliser that turns unbounded input gates into decays and weights of at most one."""
+"""The running maximum that turns unbounded exponential gates into decays and weights of at most one."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from linrec.engines.scans import exact
 
 
 def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -11,13 +13,12 @@ def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor
 
     f (log-decay) and i (log input gate) ``[B, T, ...]``, m0 ``[B, ...]``; g and weight define an ordinary linear
     recurrence whose state is e^{-m_t} times the true one. m is a gauge, so no derivative runs through it, except
-    through m0: the entry state is stored in m0's units.
+    through m0: the entry state is stored in m0's units. In closed form m_t = F_t + max(m_0, max_{j <= t} (i_j - F_j))
+    with F the cumulative sum of f.
     """
-    wide = f.dtype if f.device.type == "mps" else torch.float64  # g is a difference of long sums
-    total = f.detach().to(wide).cumsum(1)
-    start = m0.detach().to(wide)[:, None]
-    m = total + torch.maximum(start, (i.detach() - total).cummax(1).values)
-    m = m.to(f.dtype)
+    total = exact(f.detach()).cumsum(1)
+    highest = (exact(i.detach()) - total).cummax(1).values
+    m = (total + torch.maximum(exact(m0.detach())[:, None], highest)).to(f.dtype)
     before = torch.cat([m0[:, None], m[:, :-1]], dim=1)
     # The difference of the two m is exact, f + before would not be. A decay may exceed 0 by the rounding of m; taking
     # that off would break the agreement of decays and weights, and it cancels over the steps.

@@ -3,11 +3,25 @@
 from linrec.layers.additive import GLA, Lightning, LinearAttention, RetNet
 from linrec.layers.base import Layer
 from linrec.layers.channels import HGRN, QRNN, SRU, MinGRU, MinLSTM
+from linrec.layers.composite import HGRN2, MLSTM, GatedSlotAttention, MesaNet
+from linrec.layers.convolution import Canon, TokenShift
 from linrec.layers.delta import DeltaNet, GatedDeltaNet, KimiDeltaAttention
+from linrec.layers.delta_variants import Comba, DeltaProduct, LogLinearAttention, LogLinearGatedDelta
+from linrec.layers.feedback import (
+    Alibi,
+    Cope,
+    DeltaFormer,
+    ForgettingAttention,
+    PathAttention,
+    StickBreaking,
+)
 from linrec.layers.griffin import RGLRU
 from linrec.layers.mamba import Longhorn, Mamba
 from linrec.layers.mamba2 import Mamba2
+from linrec.layers.mamba3 import Mamba3
+from linrec.layers.rwkv import RWKV6, RWKV7
 from linrec.layers.rwkv4 import RWKV4
+from linrec.layers.shared import MultiHeadLatentAttention, SharedKVAttention, TensorProductAttention
 from linrec.layers.slstm import SLSTM
 from linrec.layers.softmax import SoftmaxAttention
 from linrec.layers.state_space import LRU, S4D, S5
@@ -23,7 +37,29 @@ LAYERS: dict[str, type[Layer]] = {
         DeltaNet,
         GatedDeltaNet,
         KimiDeltaAttention,
+        HGRN2,
+        MLSTM,
+        GatedSlotAttention,
+        MesaNet,
+        Comba,
+        DeltaProduct,
+        LogLinearAttention,
+        LogLinearGatedDelta,
+        Mamba3,
+        RWKV6,
+        RWKV7,
         SoftmaxAttention,
+        Alibi,
+        Cope,
+        DeltaFormer,
+        ForgettingAttention,
+        PathAttention,
+        StickBreaking,
+        MultiHeadLatentAttention,
+        SharedKVAttention,
+        TensorProductAttention,
+        Canon,
+        TokenShift,
         HGRN,
         QRNN,
         SRU,
@@ -43,26 +79,48 @@ LAYERS: dict[str, type[Layer]] = {
 __all__ = [
     "GLA",
     "HGRN",
+    "HGRN2",
     "LAYERS",
     "LRU",
+    "MLSTM",
     "QRNN",
     "RGLRU",
     "RWKV4",
+    "RWKV6",
+    "RWKV7",
     "S4D",
     "S5",
     "SLSTM",
     "SRU",
+    "Alibi",
+    "Canon",
+    "Comba",
+    "Cope",
+    "DeltaFormer",
     "DeltaNet",
+    "DeltaProduct",
+    "ForgettingAttention",
     "GatedDeltaNet",
+    "GatedSlotAttention",
     "KimiDeltaAttention",
     "Layer",
     "Lightning",
     "LinearAttention",
+    "LogLinearAttention",
+    "LogLinearGatedDelta",
     "Longhorn",
     "Mamba",
     "Mamba2",
+    "Mamba3",
+    "MesaNet",
     "MinGRU",
     "MinLSTM",
+    "MultiHeadLatentAttention",
+    "PathAttention",
     "RetNet",
+    "SharedKVAttention",
     "SoftmaxAttention",
+    "StickBreaking",
+    "TensorProductAttention",
+    "TokenShift",
 ]

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions, tokens_seen
 from linrec.layers.parts import GatedRMSNorm, ShortConvolution, rotate, unit_norm
+from linrec.state import State
 
 
 class HeadsState(NamedTuple):
     """conv ``[B, w - 1, channels]`` (None without convolution), memory (the rule's state), seen ``[B]`` tokens."""
 
     conv: Tensor | None
-    memory: Tensor | None
+    memory: State
     seen: Tensor
 
 
@@ -59,13 +60,16 @@ class HeadsLayer(Layer):
         self._check_sizes()
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
         keys, values = self.num_heads * self.head_dim, self.num_v_heads * self.value_dim
-        self.widths = [keys, keys, values]
-        self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False)
-        self.conv = ShortConvolution(sum(self.widths), conv_size) if conv_size else None
+        self._make_projections([keys, keys, values], conv_size)
         self.gate_proj = self.make_gate(values) if use_gate else None
         normed = values if self.norm_all_heads else self.value_dim
         self.norm = GatedRMSNorm(normed, norm_eps, self.gate_activation) if use_norm else None
         self.o_proj = nn.Linear(values, d_model, bias=False)
+
+    def _make_projections(self, widths: list[int], conv_size: int) -> None:
+        self.widths = widths
+        self.qkv_proj = nn.Linear(self.d_model, sum(widths), bias=False)
+        self.conv = ShortConvolution(sum(widths), conv_size) if conv_size else None
 
     def _check_sizes(self) -> None:
         who = type(self).__name__
@@ -89,6 +93,10 @@ class HeadsLayer(Layer):
         """The rule's arguments besides q, k and v, from the layer's input."""
         return {}
 
+    def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> dict[str, Any]:
+        """All arguments of the rule by name."""
+        return {"q": q, "k": k, "v": v, **self.gates(x)}
+
     def mix(
         self, x: Tensor, state: HeadsState | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, HeadsState]:
@@ -97,7 +105,8 @@ class HeadsLayer(Layer):
             empty = torch.zeros(segment_count(x, cu_seqlens), dtype=torch.int64, device=x.device)
             state = HeadsState(None, None, empty)
         q, k, v, conv = self._project(x, state, cu_seqlens)
-        o, memory = self.rule(q, k, v, **self.gates(x), state=state.memory, cu_seqlens=cu_seqlens, **self.how)
+        inputs = self.inputs(q, k, v, x)
+        o, memory = self.rule(**inputs, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
         return self._output(o, x), HeadsState(conv, memory, tokens_seen(state.seen, x, cu_seqlens))
 
     def _project(
@@ -109,8 +118,8 @@ class HeadsLayer(Layer):
         elif self.activation:
             qkv = F.silu(qkv)
         q, k, v = qkv.split(self.widths, dim=-1)
-        q, k = (z.unflatten(-1, (self.num_heads, self.head_dim)) for z in (q, k))
-        v = v.unflatten(-1, (self.num_v_heads, self.value_dim))
+        q, k = (z.unflatten(-1, (self.num_heads, -1)) for z in (q, k))
+        v = v.unflatten(-1, (self.num_v_heads, -1))
         if self.unit_keys:
             q, k = unit_norm(q), unit_norm(k)
         if self.rotary:

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linrec.engines.convolution import short_convolution
 from linrec.errors import ShapeError
 from linrec.packing import by_segment
 from linrec.state import State
@@ -49,19 +50,7 @@ class ShortConvolution(nn.Module):
         return (F.silu(y) if self.activation else y), state
 
     def _batch(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        history = torch.cat([state.to(x.dtype), x], dim=1)
-        if x.shape[1] == 0:
-            return x, state
-        if x.shape[1] == 1:
-            y = (history * self.weight.T).sum(1, keepdim=True)
-            y = y if self.bias is None else y + self.bias
-        else:
-            kernel = self.weight[:, None]
-            y = F.conv1d(history.transpose(1, 2), kernel, self.bias, groups=self.channels).transpose(1, 2)
-        if lengths is None:
-            return y, history[:, x.shape[1] :].clone()  # a view would keep the whole call's tokens alive
-        last = lengths[:, None] + torch.arange(self.width - 1, device=x.device)
-        return y, history.gather(1, last[..., None].expand(-1, -1, self.channels))
+        return short_convolution(x, self.weight, self.bias, state, lengths)
 
 
 class GatedRMSNorm(nn.Module):

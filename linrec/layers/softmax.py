@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from linrec import rules
-from linrec.engines.attention import KVCache
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions
+from linrec.layers.delta import low_rank
 from linrec.layers.parts import GatedRMSNorm, rotate
+from linrec.state import State
 
 
 class SoftmaxAttention(Layer):
     """Causal multi-head attention (Vaswani et al. 2017, arXiv:1706.03762).
 
-    Grouped queries with ``num_kv_heads`` (Ainslie et al. 2023, arXiv:2305.13245), rotary embedding with
-    ``rope_base`` (None: no positions), optional RMSNorm on q and k. The state is the key-value cache.
+    Grouped queries with ``num_kv_heads`` (Ainslie et al. 2023, arXiv:2305.13245; 1 is multi-query attention),
+    rotary embedding with ``rope_base`` (None: no positions) on the first ``rope_dim`` channels of each head
+    (None: all), optional RMSNorm on q and k, optional sliding ``window``, query and output projections through
+    ``qo_rank`` channels if it is given. The state is the key-value cache.
     """
 
     rule = rules.softmax_attention
@@ -32,34 +35,80 @@ class SoftmaxAttention(Layer):
         num_kv_heads: int | None = None,
         head_dim: int | None = None,
         rope_base: float | None = 10000.0,
+        rope_dim: int | None = None,
         qk_norm: bool = False,
         norm_eps: float = 1e-5,
+        window: int | None = None,
+        qo_rank: int | None = None,
     ):
         super().__init__()
         self.d_model, self.num_heads = d_model, num_heads
         self.num_kv_heads = num_kv_heads or num_heads
         self.head_dim = head_dim or d_model // num_heads
-        if self.head_dim < 1 or num_heads % self.num_kv_heads or (rope_base and self.head_dim % 2):
-            raise ConfigError(
-                f"SoftmaxAttention: num_heads={num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}, "
-                f"and head_dim={self.head_dim} positive (even with rotary embedding)"
-            )
-        self.rope_base = rope_base
+        self.rope_base, self.window = rope_base, window
+        self.rope_dim = self.head_dim if rope_dim is None else rope_dim
+        self._check_sizes()
         self.widths = [h * self.head_dim for h in (num_heads, self.num_kv_heads, self.num_kv_heads)]
-        self.qkv_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.q_proj = low_rank(d_model, qo_rank, self.widths[0]) if qo_rank else None
+        self.qkv_proj = nn.Linear(d_model, sum(self.widths[1:] if qo_rank else self.widths), bias=False)
         self.q_norm = GatedRMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.k_norm = GatedRMSNorm(self.head_dim, norm_eps) if qk_norm else None
-        self.o_proj = nn.Linear(self.widths[0], d_model, bias=False)
+        self.o_proj = projection(self.widths[0], d_model, qo_rank)
 
-    def mix(self, x: Tensor, state: KVCache | None, cu_seqlens: Tensor | None) -> tuple[Tensor, KVCache]:
+    def _check_sizes(self) -> None:
+        who = type(self).__name__
+        if self.head_dim < 1 or self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"{who}: num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}, "
+                f"and head_dim={self.head_dim} positive"
+            )
+        if self.rope_base and (self.rope_dim % 2 or not 0 < self.rope_dim <= self.head_dim):
+            raise ConfigError(
+                f"{who}: rotary embedding needs an even rope_dim up to head_dim={self.head_dim}, got {self.rope_dim}"
+            )
+        if self.window is not None and self.window < 1:
+            raise ConfigError(f"{who}: window must be None or positive, got {self.window}")
+
+    def gates(self, x: Tensor) -> dict[str, Any]:
+        """The rule's arguments besides q, k and v, from the layer's input."""
+        return {} if self.window is None else {"window": self.window}
+
+    def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """See :class:`Layer`."""
-        q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in self.qkv_proj(x).split(self.widths, dim=-1))
+        q, k, v = self.heads(x, state, cu_seqlens)
+        o, state = self.rule(q, k, v, **self.gates(x), state=state, cu_seqlens=cu_seqlens)
+        return self.o_proj(o.flatten(2)), state
+
+    def heads(self, x: Tensor, cache: State, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q ``[B, T, HQ, K]``, k and v ``[B, T, H, K]``, normed and rotated."""
+        projected = self.qkv_proj(x)
+        if self.q_proj is not None:
+            projected = torch.cat([self.q_proj(x), projected], dim=-1)
+        q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in projected.split(self.widths, dim=-1))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope_base:
-            rows = segment_count(x, cu_seqlens)
-            start = torch.zeros(rows, dtype=torch.int64, device=x.device) if state is None else state.length
-            where = token_positions(x, start, cu_seqlens)
-            q, k = rotate(q, where, self.rope_base), rotate(k, where, self.rope_base)
-        o, state = self.rule(q, k, v, state=state, cu_seqlens=cu_seqlens)
-        return self.o_proj(o.flatten(2)), state
+            where = cache_positions(x, cache, cu_seqlens)
+            q, k = (rotate_first(z, where, self.rope_base, self.rope_dim) for z in (q, k))
+        return q, k, v
+
+
+def cache_positions(x: Tensor, cache: State, cu_seqlens: Tensor | None) -> Tensor:
+    """Position of each token ``[B, T]``, behind the tokens that the cache has seen."""
+    if cache is None:
+        start = torch.zeros(segment_count(x, cu_seqlens), dtype=torch.int64, device=x.device)
+    else:
+        start = cache.length
+    return token_positions(x, start, cu_seqlens)
+
+
+def rotate_first(x: Tensor, positions: Tensor, base: float, width: int) -> Tensor:
+    """Rotary embedding of the first ``width`` channels of each head."""
+    if width == x.shape[-1]:
+        return rotate(x, positions, base)
+    return torch.cat([rotate(x[..., :width], positions, base), x[..., width:]], dim=-1)
+
+
+def projection(d_in: int, d_out: int, rank: int | None) -> nn.Module:
+    """A projection, through ``rank`` channels if it is given."""
+    return low_rank(d_in, rank, d_out) if rank else nn.Linear(d_in, d_out, bias=False)

@@ -126,8 +126,8 @@ def test_bfloat16_and_autocast(name):
     for y in (mixed, half):
         assert relative_error(y, exact) < 16 * torch.finfo(torch.bfloat16).eps
     half.sum().backward()
-    if name != "softmax_attention":
-        assert all(t.dtype == torch.float32 for _, t in named_tensors(state.memory))
+    memory = getattr(state, "memory", None)  # what grows keeps the dtype of the tokens
+    assert all(t.dtype == torch.float32 for _, t in named_tensors(memory) if t.is_floating_point())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tests.rules.loops_composite import COMPOSITE_LOOPS
 from tests.rules.loops_elementwise import LOOPS as ELEMENTWISE
+from tests.rules.loops_feedback import LOOPS as FEEDBACK
 
 
 def per_head(step, q, k, v, gates, scale, state):
@@ -125,17 +127,22 @@ def softmax_attention(q, k, v, scale=None, state=None):
     return torch.stack(rows).view(*q.shape[:3], v.shape[3]), (k, v, length)
 
 
-LOOPS = ELEMENTWISE | {
-    f.__name__: f
-    for f in (
-        delta_net,
-        gated_delta_net,
-        kimi_delta_attention,
-        gla,
-        retnet,
-        lightning,
-        mamba2,
-        linear_attention,
-        softmax_attention,
-    )
-}
+LOOPS = (
+    ELEMENTWISE
+    | {
+        f.__name__: f
+        for f in (
+            delta_net,
+            gated_delta_net,
+            kimi_delta_attention,
+            gla,
+            retnet,
+            lightning,
+            mamba2,
+            linear_attention,
+            softmax_attention,
+        )
+    }
+    | FEEDBACK
+    | COMPOSITE_LOOPS
+)

@@ -8,7 +8,7 @@ from torch.func import jvp, vmap
 
 from linrec.rules import RULES
 from linrec.state import map_tensors, named_tensors, select_rows
-from linrec.testing import budget, example_inputs, example_state, relative_error
+from linrec.testing import SIZES, budget, example_inputs, example_state, relative_error
 from tests.rules.loops import LOOPS
 
 NAMES = sorted(RULES)
@@ -131,7 +131,8 @@ def _trim(state):
     """A cache without the padding that a packed batch needs."""
     if hasattr(state, "length"):
         used = int(state.length.max())
-        return state._replace(k=state.k[:, :used], v=state.v[:, :used])
+        columns = [getattr(state, n)[:, :used] for n in state._fields if n != "length"]
+        return type(state)(*columns, state.length)
     return state
 
 
@@ -166,7 +167,7 @@ def test_gradients_equal_those_of_the_loop(name, with_state):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradcheck(name):
     rule = RULES[name]
-    inputs = example_inputs(rule, T=5, B=1, H=1, HV=2, HQ=2, G=1, K=3, N=3, V=2, P=2, D=2)
+    inputs = example_inputs(rule, T=5, B=1, H=1, HV=2, HQ=2, G=1, K=4, N=4, J=2, M=3, R=2, L=4, V=2, P=2, D=2)
     inputs = {n: x.requires_grad_() for n, x in inputs.items()}
 
     def call(*values):
@@ -226,7 +227,7 @@ def test_low_precision_within_its_budget(name, dtype):
 @pytest.mark.parametrize("name", NAMES)
 def test_state_floats_are_counted_right(name):
     rule = RULES[name]
-    sizes = {"K": 8, "V": 6, "N": 8, "P": 6, "T": 11, "D": 2}
+    sizes = {**SIZES, "T": 11, "H": 2, "HV": 2, "HQ": 2, "D": 2}
     state = rule(**example_inputs(rule, T=11, B=1, H=2, HV=2, HQ=2, G=2, D=2)).state
     held = sum(s.numel() for _, s in named_tensors(state) if s.is_floating_point())
     assert held == 2 * eval(rule.state_floats, {}, sizes)

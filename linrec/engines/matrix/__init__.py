@@ -11,6 +11,6 @@
 """
 
 from linrec.engines.matrix.engine import MATRIX
-from linrec.engines.matrix.terms import MatrixTerms, delta_terms, strengthened
+from linrec.engines.matrix.terms import MatrixTerms, delta_terms, on_value_heads, strengthened
 
-__all__ = ["MATRIX", "MatrixTerms", "delta_terms", "strengthened"]
+__all__ = ["MATRIX", "MatrixTerms", "delta_terms", "on_value_heads", "strengthened"]

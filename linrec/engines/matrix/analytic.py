@@ -23,8 +23,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from linrec.engines.matrix.chunk import cumulative_decay, solve_unit_lower
+from linrec.engines.matrix.chunk import cumulative_decay
 from linrec.engines.matrix.scores import Decay
+from linrec.engines.triangular import solve_unit_lower, solve_unit_lower_transposed
 
 
 class Plan(NamedTuple):
@@ -170,11 +171,6 @@ def _general_adjoint(c: Chunk, s: Solved, do: Tensor, dexit: Tensor, grads: dict
     c.at_q.adjoint(torch.bmm(do, z.mT), c.q, c.b, grads["q"], grads["b"])
     grads["v"].baddbmm_(within.mT, dright)
     return dright
-
-
-def solve_unit_lower_transposed(system: Tensor, right: Tensor) -> Tensor:
-    """(I - system)^-T right; only the part below the diagonal is read."""
-    return torch.linalg.solve_triangular(-system.mT, right, upper=True, unitriangular=True)
 
 
 def decay_adjoint(c: Chunk, grads: dict[str, Tensor], at_end: Tensor, plan: Plan) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from linrec.engines.matrix.scores import decayed_scores
 from linrec.engines.matrix.terms import Heads
+from linrec.engines.triangular import solve_unit_lower
 
 
 def scan_chunks(x: Heads, state: Tensor, chunk: int, predict: str, readout: str) -> tuple[Tensor, Tensor]:
@@ -65,17 +66,3 @@ def cumulative_decay(g: Tensor) -> Tensor:
 
 def _exp(exponent: Tensor, like: Tensor) -> Tensor:
     return exponent.to(like.dtype).exp()
-
-
-def solve_unit_lower(system: Tensor, rhs: Tensor) -> Tensor:
-    """X with (I - system) X = rhs for a strictly lower triangular system, by forward substitution.
-
-    Never by Neumann doubling: powers of the system grow combinatorially when keys are alike.
-    """
-    shape = torch.broadcast_shapes(system.shape[:-2], rhs.shape[:-2])
-    return torch.linalg.solve_triangular(
-        -system.expand(*shape, *system.shape[-2:]),
-        rhs.expand(*shape, *rhs.shape[-2:]),
-        upper=False,
-        unitriangular=True,
-    )

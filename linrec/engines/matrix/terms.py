@@ -47,7 +47,12 @@ def delta_terms(
 
 def strengthened(beta: Tensor, x: Tensor) -> Tensor:
     """beta_t x_t on value heads: beta ``[B, T, HV]``, x ``[B, T, H or HV, .]`` -> ``[B, T, HV, .]``."""
-    return beta[..., None] * x.repeat_interleave(beta.shape[2] // x.shape[2], dim=2)
+    return beta[..., None] * on_value_heads(x, beta)
+
+
+def on_value_heads(x: Tensor, like: Tensor) -> Tensor:
+    """x ``[B, T, H or HV, .]`` given to every value head of its group, interleaved; ``like`` is ``[B, T, HV, ...]``."""
+    return x.repeat_interleave(like.shape[2] // x.shape[2], dim=2)
 
 
 class Heads(NamedTuple):

@@ -1,0 +1,63 @@
+"""torch's scaled_dot_product_attention in the kit's layout, and the merge of partial results."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+def sdpa(
+    q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False, scale: float
+) -> Tensor:
+    """q ``[B, n, HQ, K]``, k ``[B, S, H, K]``, v ``[B, S, H, V]`` -> ``[B, n, HQ, V]``, with grouped heads.
+
+    ``mask`` is boolean (true: attend) or an additive float bias, broadcastable to ``[B, HQ, n, S]``. The fused
+    kernels have no forward-mode derivative; under it the composite path is taken.
+    """
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+
+    def call() -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+
+    operands = [q, k, v] if mask is None else [q, k, v, mask]
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in operands):
+        with sdpa_kernel(SDPBackend.MATH):
+            return call().transpose(1, 2)
+    return call().transpose(1, 2)
+
+
+def merge(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two disjoint key sets from the attention over each: outputs and log-sum-exps of the scores.
+
+    o ``[..., V]``, lse ``[...]``; a set without keys has lse = -inf and any finite output.
+    """
+    lse = torch.logaddexp(lse1, lse2)
+    base = lse.masked_fill(lse == -torch.inf, 0.0)
+    return (lse1 - base).exp()[..., None] * o1 + (lse2 - base).exp()[..., None] * o2, lse
+
+
+def grouped_scores(q: Tensor, k: Tensor) -> Tensor:
+    """q ``[B, n, HQ, K]``, k ``[B, S, H, K]`` -> q . k ``[B, H, HQ // H, n, S]``, at least in float32."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    q = q.to(wide).unflatten(2, (k.shape[2], -1)).permute(0, 2, 3, 1, 4)
+    return q @ k.to(wide).permute(0, 2, 3, 1)[:, :, None]
+
+
+def weighted_values(weights: Tensor, v: Tensor) -> Tensor:
+    """weights ``[B, H, R, n, S]``, v ``[B, S, H, V]`` -> ``[B, n, H * R, V]``."""
+    o = weights @ v.to(weights.dtype).transpose(1, 2)[:, :, None]
+    return o.permute(0, 3, 1, 2, 4).flatten(2, 3)
+
+
+def masked_softmax(scores: Tensor, keep: Tensor) -> Tensor:
+    """Softmax over the kept entries of each row; a row without any is zero."""
+    scores = scores.masked_fill(~keep, -torch.inf)
+    top = scores.detach().amax(-1, keepdim=True) if scores.shape[-1] else scores.new_zeros(1)
+    weights = (scores - top.masked_fill(top == -torch.inf, 0.0)).exp()
+    total = weights.sum(-1, keepdim=True)
+    return weights / torch.where(total == 0, 1.0, total)

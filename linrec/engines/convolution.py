@@ -1,0 +1,111 @@
+"""Short causal depthwise convolution with a streaming state.
+
+.. code-block:: text
+
+    y_t = bias + sum_{i < W} weight_i * x_{t - W + 1 + i}        weight_{W - 1} meets the current token
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linrec.errors import DtypeError, ShapeError
+from linrec.packing import by_segment
+from linrec.rule import Call, Terms, check_backend
+
+
+def short_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, lengths: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x ``[B, T, D]``, weight ``[D, W]``, state ``[B, W - 1, D]`` the last inputs -> (y, next state).
+
+    ``lengths`` ``[B]``: how many tokens of each row are real, if not all.
+    """
+    width = weight.shape[1]
+    history = torch.cat([state.to(x.dtype), x], dim=1)
+    if x.shape[1] == 0:
+        return x, state
+    if x.shape[1] == 1:
+        y = (history * weight.T).sum(1, keepdim=True)
+        y = y if bias is None else y + bias
+    else:
+        y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
+    if lengths is None:
+        return y, history[:, x.shape[1] :].clone()  # a view would keep the whole call's tokens alive
+    last = lengths[:, None] + torch.arange(width - 1, device=x.device)
+    return y, history.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
+
+
+@dataclass(frozen=True)
+class ConvolutionTerms(Terms):
+    """x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]`` or None; the output is multiplied by the scale."""
+
+    x: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+
+    def over_time(self) -> dict[str, Tensor]:
+        """The tensors with a time axis, by name."""
+        return {"x": self.x}
+
+
+class ConvolutionEngine:
+    """See :mod:`linrec.engines.convolution`."""
+
+    name = "convolution"
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """At least float32."""
+        return torch.promote_types(dtype, torch.float32)
+
+    def init_state(self, terms: ConvolutionTerms, segments: int) -> Tensor:
+        """Zeros ``[segments, W - 1, D]``."""
+        return terms.x.new_zeros(segments, terms.weight.shape[1] - 1, terms.x.shape[2])
+
+    def auto_backend(self, device: str) -> str:
+        """What ``backend="auto"`` runs on this kind of device."""
+        return "torch (conv1d)"
+
+    def run(
+        self, terms: ConvolutionTerms, state: Tensor | None, call: Call, who: str
+    ) -> tuple[Tensor, Tensor]:
+        """Every form is the same sum of W products; the recurrent one goes token by token."""
+        check_backend(call, who, "short convolutions run through torch's conv1d; use backend='auto'")
+        empty = self.init_state(terms, terms.segments(call))
+        state = empty if state is None else _checked(state, empty, who)
+        if call.bounds is None:
+            return _run_batch(terms, state, None, call)
+        return by_segment(
+            lambda tensors, rows, lengths: _run_batch(terms.with_tensors(tensors), rows, lengths, call),
+            terms.over_time(),
+            state,
+            call.bounds,
+        )
+
+
+def _run_batch(
+    terms: ConvolutionTerms, state: Tensor, lengths: Tensor | None, call: Call
+) -> tuple[Tensor, Tensor]:
+    if call.form != "recurrent" or lengths is not None or terms.x.shape[1] == 0:
+        y, state = short_convolution(terms.x, terms.weight, terms.bias, state, lengths)
+        return y * call.scale, state
+    outputs = []
+    for x in terms.x.split(1, dim=1):
+        y, state = short_convolution(x, terms.weight, terms.bias, state)
+        outputs.append(y)
+    return torch.cat(outputs, dim=1) * call.scale, state
+
+
+def _checked(state: Tensor, empty: Tensor, who: str) -> Tensor:
+    if not isinstance(state, Tensor):
+        raise DtypeError(f"{who}: state must be a tensor {list(empty.shape)}, got {type(state).__name__}")
+    if state.shape != empty.shape:
+        raise ShapeError(f"{who}: state must be [B, W - 1, D] = {list(empty.shape)}, got {list(state.shape)}")
+    return state.to(empty.dtype)
+
+
+CONVOLUTION = ConvolutionEngine()

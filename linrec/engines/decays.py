@@ -1,0 +1,27 @@
+"""Small pieces of chunk algorithms with a log-decay: every exponent is formed masked, and is <= 0."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def grown(exponent: Tensor, like: Tensor) -> Tensor:
+    """e^exponent in the dtype of ``like``."""
+    return exponent.to(like.dtype).exp()
+
+
+def exclusive(total: Tensor) -> Tensor:
+    """The exclusive sums that belong to inclusive ones ``[..., T, 1]``, by a shift: a difference would lose digits."""
+    return F.pad(total[..., :-1, :], (0, 0, 1, 0))
+
+
+def between(at_row: Tensor, at_column: Tensor, keep: Tensor, like: Tensor) -> Tensor:
+    """e^{at_row_i - at_column_j} where ``keep``, else 0; the sums are ``[..., I, 1]`` and ``[..., J, 1]``."""
+    return grown((at_row - at_column.mT).masked_fill(~keep, -torch.inf), like)
+
+
+def lower(length: int, device: torch.device) -> Tensor:
+    """Mask of j <= i."""
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril()

@@ -1,0 +1,150 @@
+"""Rules that are more than one engine call.
+
+The terms hold the tensors with a time axis as they are, and a body ``body(run, tensors, state) -> (o, state)``
+that computes one ordinary batch. The body calls the matrix engine through ``run.matrix`` and walks chunks of its
+own through ``run.chunks``; both follow the form that was asked for. Packing is handled here, once: segments of
+equal length make a batch, so a body never meets padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from linrec.engines.matrix import MATRIX, MatrixTerms
+from linrec.errors import DeviceError, DtypeError, ShapeError
+from linrec.packing import by_segment, equal_lengths
+from linrec.rule import Call, Terms, check_backend
+from linrec.state import State, named_tensors, replace_tensors
+
+Tensors = Mapping[str, Tensor]
+ChunkStep = Callable[[dict[str, Tensor], Any], tuple[Tensor, Any]]
+CHUNK = 64
+
+
+class Run(NamedTuple):
+    """How a body reaches the forms: everything it calls follows the form, chunk size and backend of the call."""
+
+    call: Call
+    who: str
+
+    @property
+    def scale(self) -> float:
+        """The factor on q; the body applies it, the engine calls it makes have scale 1."""
+        return self.call.scale
+
+    def matrix(self, terms: MatrixTerms, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One call of the matrix engine: o ``[B, T, HV, V]`` and the final state."""
+        return MATRIX.run(terms, state, self.call._replace(scale=1.0, bounds=None), self.who)
+
+    def chunks(
+        self, step: ChunkStep, tensors: Tensors, state: State, default: int = CHUNK
+    ) -> tuple[Tensor, State]:
+        """``step(tensors of one chunk, state) -> (o, state)`` over the sequence, o joined along dim 1.
+
+        A chunk is one token in the recurrent form, everything in the parallel form, else ``chunk_size`` tokens.
+        """
+        length = next(iter(tensors.values())).shape[1]
+        size = {"parallel": length, "chunkwise": self.call.chunk_size or default}.get(self.call.form, 1)
+        outputs = []
+        for start in range(0, length, size):
+            o, state = step({n: x[:, start : start + size] for n, x in tensors.items()}, state)
+            outputs.append(o)
+        return torch.cat(outputs, dim=1), state
+
+
+Body = Callable[[Run, dict[str, Tensor], Any], tuple[Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class ProgramTerms(Terms):
+    """``tensors`` ``[B, T, ...]`` by name; ``empty(rows)`` the empty state; ``out`` the output's shape after time."""
+
+    tensors: Tensors
+    body: Body
+    empty: Callable[[int], State]
+    out: tuple[int, ...]
+
+    def over_time(self) -> dict[str, Tensor]:
+        """The tensors with a time axis, by name."""
+        return dict(self.tensors)
+
+    @property
+    def q(self) -> Tensor:
+        """The query, whose width decides the default scale."""
+        return self.tensors["q"]
+
+
+class ProgramEngine:
+    """See :mod:`linrec.engines.program`."""
+
+    name = "program"
+
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """As the matrix engine: float32, or float64 for float64 inputs."""
+        return MATRIX.compute_dtype(dtype)
+
+    def auto_backend(self, device: str) -> str:
+        """What ``backend="auto"`` runs: the backends of the engine calls inside."""
+        return MATRIX.auto_backend(device)
+
+    def init_state(self, terms: ProgramTerms, segments: int) -> State:
+        """The body's own empty state."""
+        return terms.empty(segments)
+
+    def run(self, terms: ProgramTerms, state: State, call: Call, who: str) -> tuple[Tensor, State]:
+        """Output ``[B, T, *out]`` in accumulator precision, and the final state."""
+        check_backend(call, who, "it is composed of several engine calls; use backend='auto'")
+        empty = terms.empty(terms.segments(call))
+        state = empty if state is None else checked_state(state, empty, who)
+
+        def run_batch(tensors: Tensors, rows: State, lengths: Tensor | None) -> tuple[Tensor, State]:
+            first = next(iter(tensors.values()))
+            if not first.shape[1]:
+                return first.new_zeros(first.shape[0], 0, *terms.out), rows
+            return terms.body(Run(call, who), dict(tensors), rows)
+
+        if call.bounds is None:
+            return run_batch(terms.tensors, state, None)
+        return by_segment(run_batch, terms.tensors, state, call.bounds, equal_lengths)
+
+
+def checked_state(state: State, empty: State, who: str) -> State:
+    """``state`` in accumulator precision, if it has the tree and shapes of ``empty``.
+
+    Where ``empty`` has size 0 in dim 1, the state grows there and any size will do.
+    Raises DtypeError, ShapeError, DeviceError.
+    """
+    got, want = dict(named_tensors(state)), dict(named_tensors(empty))
+    if type(state) is not type(empty) or got.keys() != want.keys():
+        raise DtypeError(f"{who}: state must be a {_shown(empty)}, got {type(state).__name__}")
+    for path, expected in want.items():
+        x, grows = got[path], expected.dim() > 1 and expected.shape[1] == 0
+        shape = [x.shape[0], 0, *x.shape[2:]] if grows and x.dim() > 1 else list(x.shape)
+        name = f"state.{path}" if path else "state"
+        if shape != list(expected.shape):
+            raise ShapeError(f"{who}: {name} must be {list(expected.shape)}, got {list(x.shape)}")
+        if x.is_floating_point() != expected.is_floating_point():
+            raise DtypeError(f"{who}: {name} must be {expected.dtype}, got {x.dtype}")
+        if x.device != expected.device:
+            raise DeviceError(f"{who}: {name} is on {x.device}, but the inputs are on {expected.device}")
+    return replace_tensors(state, {path: x.to(want[path].dtype) for path, x in got.items()})
+
+
+def _shown(empty: State) -> str:
+    fields = getattr(empty, "_fields", None)
+    if fields is None:
+        return f"tensor {list(empty.shape)}"
+    return f"{type(empty).__name__}({', '.join(fields)})"
+
+
+def heads_first(x: Tensor) -> Tensor:
+    """``[B, T, H, ...] -> [B, H, T, ...]`` and back."""
+    return x.transpose(1, 2)
+
+
+PROGRAM = ProgramEngine()

@@ -1,0 +1,140 @@
+"""Layers of the frame of :class:`HeadsLayer` around HGRN2, mLSTM, gated slots and MesaNet."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linrec import rules
+from linrec.layers.heads import HeadsLayer
+from linrec.layers.parts import widened
+
+
+class HGRN2(HeadsLayer):
+    """HGRN2 layer (Qin et al. 2024, arXiv:2404.07904).
+
+    SiLU on q; forget gate f = sigmoid(x W) for every channel, raised to ``lower_bound`` + (1 - lower_bound) f; the
+    key is 1 - f; RMSNorm on each head, no gate.
+    """
+
+    rule = rules.hgrn2
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        lower_bound: float = 0.0,
+        use_gate: bool = False,
+        **sizes: Any,
+    ):
+        super().__init__(d_model, num_heads, use_gate=use_gate, **sizes)
+        self.lower_bound = lower_bound
+
+    def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> dict[str, Any]:
+        """The projection that is k elsewhere is the forget gate."""
+        g = F.logsigmoid(widened(k))
+        if self.lower_bound > 0:
+            floor = g.new_tensor(self.lower_bound)
+            g = torch.logaddexp(floor.log(), torch.log1p(-floor) + g).clamp(max=0)
+        groups = self.num_v_heads // self.num_heads
+        return {"q": F.silu(q), "v": v, "g": g.repeat_interleave(groups, dim=2)}
+
+
+class MLSTM(HeadsLayer):
+    """mLSTM layer (Beck et al. 2024, arXiv:2405.04517).
+
+    Input and forget gates from x with biases -10 and 3 .. 6, capped smoothly at +-``gate_cap``; RMSNorm on each head
+    and a sigmoid gate.
+    """
+
+    rule = rules.mlstm
+    gate_activation: ClassVar[str | None] = "sigmoid"
+
+    def __init__(self, d_model: int, num_heads: int = 4, *, gate_cap: float = 15.0, **sizes: Any):
+        super().__init__(d_model, num_heads, **sizes)
+        self.gate_cap = gate_cap
+        self.i_proj, self.f_proj = (nn.Linear(d_model, self.num_v_heads) for _ in range(2))
+        with torch.no_grad():
+            self.i_proj.bias.fill_(-10.0)
+            self.f_proj.bias.copy_(torch.linspace(3.0, 6.0, self.num_v_heads))
+
+    def gates(self, x: Tensor) -> dict[str, Any]:
+        """g and i ``[B, T, HV]``."""
+        i, f = (self.gate_cap * (widened(p(x)) / self.gate_cap).tanh() for p in (self.i_proj, self.f_proj))
+        return {"g": F.logsigmoid(f), "i": i}
+
+
+class GatedSlotAttention(HeadsLayer):
+    """Gated slot attention layer (Zhang et al. 2024, arXiv:2409.07146).
+
+    SiLU on q, k, v; ``num_slots`` slots with log-decay logsigmoid(x W) / ``gate_temperature``; SiLU and RMSNorm on the
+    output.
+    """
+
+    rule = rules.gated_slot_attention
+    activation: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        num_slots: int = 64,
+        gate_temperature: float = 8.0,
+        use_gate: bool = False,
+        **sizes: Any,
+    ):
+        super().__init__(d_model, num_heads, use_gate=use_gate, **sizes)
+        self.num_slots, self.gate_temperature = num_slots, gate_temperature
+        self.f_proj = nn.Linear(d_model, self.num_v_heads * num_slots, bias=False)
+
+    def gates(self, x: Tensor) -> dict[str, Any]:
+        """g ``[B, T, HV, M]``."""
+        raw = widened(self.f_proj(x)).unflatten(-1, (self.num_v_heads, self.num_slots))
+        return {"g": F.logsigmoid(raw) / self.gate_temperature}
+
+    def _output(self, o: Tensor, x: Tensor) -> Tensor:
+        return super()._output(F.silu(o), x)
+
+
+class MesaNet(HeadsLayer):
+    """MesaNet layer (von Oswald et al. 2025, arXiv:2506.05233).
+
+    Short convolution of width 4 with SiLU on q, k, v; L2-normalised q and k; g = logsigmoid(x W + b), beta =
+    sigmoid(x W + b), lam = softplus(parameter) + ``ridge`` for every key channel; RMSNorm on each head and a gate.
+    ``iterations`` of conjugate gradients in training and prefill, a direct solve at each decoded token.
+    """
+
+    rule = rules.mesa_net
+    activation: ClassVar[bool] = True
+    unit_keys: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        conv_size: int = 4,
+        iterations: int = 30,
+        ridge: float = 0.25,
+        **sizes: Any,
+    ):
+        super().__init__(d_model, num_heads, conv_size=conv_size, **sizes)
+        self.iterations, self.ridge = iterations, ridge
+        self.a_proj, self.b_proj = (nn.Linear(d_model, self.num_v_heads) for _ in range(2))
+        with torch.no_grad():
+            self.a_proj.bias.copy_(torch.linspace(3.0, 6.0, self.num_v_heads))
+        self.lam = nn.Parameter(torch.zeros(self.num_v_heads, self.head_dim))
+
+    def gates(self, x: Tensor) -> dict[str, Any]:
+        """g and beta ``[B, T, HV]``, lam ``[HV, K]``."""
+        return {
+            "g": F.logsigmoid(widened(self.a_proj(x))),
+            "beta": widened(self.b_proj(x)).sigmoid(),
+            "lam": F.softplus(widened(self.lam)) + self.ridge,
+            "iterations": self.iterations,
+        }

@@ -1,0 +1,88 @@
+"""The Mamba-3 block."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linrec import rules
+from linrec.errors import ConfigError
+from linrec.layers.base import Layer
+from linrec.layers.parts import DecayRate, GatedRMSNorm, widened
+from linrec.rules.mamba3 import Mamba3State
+
+
+class Mamba3(Layer):
+    """Mamba-3 block, single input and output (Lahoti, Li, Chen et al. 2026, arXiv:2603.15569).
+
+    One input projection to z, x, B, C, dt, the trapezoidal share lam = sigmoid(raw) and the angles
+    dt pi tanh(raw); no convolution. RMSNorm on B and C, and a bias a head on each (so B and C are per head); skip D;
+    RMSNorm(y * silu(z)); output projection. ``rotary_fraction`` of the ``state_size`` channels turn.
+    """
+
+    rule = rules.mamba3
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int | None = None,
+        *,
+        expand: float = 2.0,
+        head_dim: int = 64,
+        state_size: int = 128,
+        num_groups: int = 1,
+        rotary_fraction: float = 0.5,
+        norm_eps: float = 1e-5,
+        chunk_size: int | None = None,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        self.d_model, self.inner = d_model, int(expand * d_model)
+        self.num_heads = num_heads or max(self.inner // head_dim, 1)
+        if self.inner % self.num_heads or self.num_heads % num_groups:
+            raise ConfigError(
+                f"Mamba3: {self.inner} channels must divide into num_heads={self.num_heads}, "
+                f"and these into num_groups={num_groups}"
+            )
+        self.num_groups, self.state_size = num_groups, state_size
+        self.angles = max(int(state_size * rotary_fraction) // 2, 1)
+        self.how = {"chunk_size": chunk_size, "backend": backend}
+        bc = num_groups * state_size
+        self.widths = [self.inner, self.inner, bc, bc, self.num_heads, self.num_heads, self.angles]
+        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.b_norm, self.c_norm = (GatedRMSNorm(state_size, norm_eps) for _ in range(2))
+        self.b_bias, self.c_bias = (nn.Parameter(torch.ones(self.num_heads, state_size)) for _ in range(2))
+        self.decay = DecayRate(self.num_heads)
+        self.D = nn.Parameter(torch.ones(self.num_heads))
+        self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True)
+        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
+
+    def mix(
+        self, x: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None
+    ) -> tuple[Tensor, Mamba3State]:
+        """See :class:`Layer`."""
+        z, u, b, c, dt, lam, angle = self.in_proj(x).split(self.widths, dim=-1)
+        dt = F.softplus(widened(dt) + self.decay.bias[:, 0])
+        rate = -self.decay.A_log[:, 0].exp()
+        y, memory = self.rule(
+            u.unflatten(-1, (self.num_heads, -1)),
+            dt,
+            rate,
+            self._per_head(b, self.b_norm, self.b_bias),
+            self._per_head(c, self.c_norm, self.c_bias),
+            widened(lam).sigmoid(),
+            dt[..., None] * math.pi * widened(angle).tanh()[:, :, None],
+            self.D,
+            state=state,
+            cu_seqlens=cu_seqlens,
+            **self.how,
+        )
+        return self.out_proj(self.norm(y.flatten(2), z)), memory
+
+    def _per_head(self, x: Tensor, norm: GatedRMSNorm, bias: Tensor) -> Tensor:
+        """Normalised in groups, then given to the heads with their biases."""
+        grouped = norm(x.unflatten(-1, (self.num_groups, self.state_size)))
+        return grouped.repeat_interleave(self.num_heads // self.num_groups, dim=2) + bias.to(grouped.dtype)

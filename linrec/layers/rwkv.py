@@ -1,0 +1,169 @@
+"""The time mixing of RWKV-6 and RWKV-7: token shift, low-rank gates, a rule, a norm on each head."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from linrec import rules
+from linrec.errors import ConfigError
+from linrec.layers.base import Layer, segment_count
+from linrec.layers.delta import low_rank
+from linrec.layers.parts import unit_norm, widened
+
+
+class RWKVState(NamedTuple):
+    """last ``[B, d_model]``, the last token; memory ``[B, HV, K, V]``."""
+
+    last: Tensor
+    memory: Tensor | None
+
+
+def shifted(x: Tensor, last: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The token before each one, ``last`` ``[B or segments, d]`` before the first; and the new last tokens."""
+    if x.shape[1] == 0:
+        return x, last
+    last = last.to(x.dtype)
+    if cu_seqlens is None:
+        return torch.cat([last[:, None], x[:, :-1]], dim=1), x[:, -1]
+    start, end = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
+    real = end > start
+    before = torch.cat([x[0, :1], x[0, :-1]]).index_copy(0, start[real], last[real])
+    return before[None], torch.where(real[:, None], x[0, (end - 1).clamp(min=0)], last)
+
+
+class HeadNorm(nn.Module):
+    """Layer norm of each head with a weight and a bias of its own."""
+
+    def __init__(self, heads: int, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, width))
+        self.bias = nn.Parameter(torch.zeros(heads, width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[B, T, heads, width]``."""
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
+
+
+class RWKVLayer(Layer):
+    """What the two generations share; ``signals`` names the token-shifted inputs."""
+
+    signals: tuple[str, ...]
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        gate_rank: int = 64,
+        mix_rank: int = 32,
+        norm_eps: float | None = None,
+        chunk_size: int | None = None,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if num_heads < 1 or d_model < 1 or d_model % num_heads:
+            raise ConfigError(
+                f"{type(self).__name__}: d_model={d_model} must divide into num_heads={num_heads}"
+            )
+        self.d_model, self.num_heads, self.head_dim = d_model, num_heads, d_model // num_heads
+        self.mix_rank, self.gate_rank = mix_rank, gate_rank
+        self.how = {"chunk_size": chunk_size, "backend": backend}
+        self.mu = nn.Parameter(torch.rand(len(self.signals), d_model))
+        self.r_proj, self.k_proj, self.v_proj, self.o_proj = (
+            nn.Linear(d_model, d_model, bias=False) for _ in range(4)
+        )
+        self.norm = HeadNorm(num_heads, self.head_dim, norm_eps or 1e-5 * self.head_dim)
+
+    def heads(self, x: Tensor) -> Tensor:
+        """``[B, T, d_model] -> [B, T, H, K]``."""
+        return x.unflatten(-1, (self.num_heads, self.head_dim))
+
+    def start(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> RWKVState:
+        """The state, or the empty one."""
+        return state or RWKVState(x.new_zeros(segment_count(x, cu_seqlens), self.d_model), None)
+
+
+class RWKV6(RWKVLayer):
+    """RWKV-6 time mixing (Peng et al. 2024, arXiv:2404.05892).
+
+    Data-dependent token shift for r, w, k, v and gate; log-decay -e^{w0 + tanh(x W1) W2} for every channel; bonus u;
+    layer norm on each head, SiLU gate.
+    """
+
+    rule = rules.rwkv6
+    signals = ("w", "k", "v", "r", "g")
+
+    def __init__(self, d_model: int, num_heads: int = 4, **options: object):
+        super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
+        n = len(self.signals)
+        self.mu_x = nn.Parameter(torch.rand(d_model))
+        self.mix_down = nn.Linear(d_model, n * self.mix_rank, bias=False)
+        self.mix_up = nn.Parameter(torch.empty(n, self.mix_rank, d_model).uniform_(-0.01, 0.01))
+        self.w_proj = _tanh_low_rank(d_model, self.gate_rank)
+        self.w_bias = nn.Parameter(torch.linspace(-6, -1, d_model))
+        self.u = nn.Parameter(torch.linspace(-0.5, 0.5, d_model).view(num_heads, self.head_dim))
+        self.g_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def mix(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, RWKVState]:
+        """See :class:`Layer`."""
+        state = self.start(x, state, cu_seqlens)
+        before, last = shifted(x, state.last, cu_seqlens)
+        change = before - x
+        down = self.mix_down(x + change * self.mu_x).tanh().unflatten(-1, (len(self.signals), -1))
+        share = self.mu + torch.einsum("btnr,nrd->btnd", down, self.mix_up.to(down.dtype))
+        xw, xk, xv, xr, xg = (x[:, :, None] + change[:, :, None] * share).to(x.dtype).unbind(2)
+        r, k, v = (self.heads(p(z)) for p, z in ((self.r_proj, xr), (self.k_proj, xk), (self.v_proj, xv)))
+        g = -self.heads(widened(self.w_proj(xw)) + self.w_bias).exp()
+        o, memory = self.rule(r, k, v, g, self.u, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
+        y = self.norm(o).flatten(2) * F.silu(self.g_proj(xg))
+        return self.o_proj(y.to(x.dtype)), RWKVState(last, memory)
+
+
+class RWKV7(RWKVLayer):
+    """RWKV-7 time mixing (Peng et al. 2025, arXiv:2503.14456).
+
+    Token shift by learned shares; log-decay -e^{-1/2} sigmoid(w), in-context learning rate eta = sigmoid(a), removal
+    key kappa = unit(k * xi), replacement key k (1 + (eta - 1) k_a); layer norm on each head, then the bonus
+    (r . (rho * k)) v, then the gate. The paper's mixing of values with the first layer's is left to the model.
+    """
+
+    rule = rules.rwkv7
+    signals = ("r", "w", "k", "v", "a", "g")
+
+    def __init__(self, d_model: int, num_heads: int = 4, **options: object):
+        super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
+        self.w_proj = _tanh_low_rank(d_model, self.gate_rank)
+        self.w_bias = nn.Parameter(torch.linspace(-6, 1, d_model))
+        self.a_proj = low_rank(d_model, self.gate_rank, d_model)
+        self.a_bias = nn.Parameter(torch.zeros(d_model))
+        self.g_down = nn.Linear(d_model, self.gate_rank, bias=False)
+        self.g_up = nn.Linear(self.gate_rank, d_model, bias=False)
+        self.xi = nn.Parameter(torch.full((d_model,), 0.85))
+        self.k_a = nn.Parameter(torch.ones(d_model))
+        self.rho = nn.Parameter(torch.full((num_heads, self.head_dim), 0.1))
+
+    def mix(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, RWKVState]:
+        """See :class:`Layer`."""
+        state = self.start(x, state, cu_seqlens)
+        before, last = shifted(x, state.last, cu_seqlens)
+        xr, xw, xk, xv, xa, xg = (x[:, :, None] + (before - x)[:, :, None] * self.mu.to(x.dtype)).unbind(2)
+        r, k, v = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
+        g = -math.exp(-0.5) * (widened(self.w_proj(xw)) + self.w_bias).sigmoid()
+        eta = (widened(self.a_proj(xa)) + self.a_bias).sigmoid()
+        kappa = unit_norm(self.heads(k * self.xi.to(k.dtype)))
+        k = (k * (1 + (eta - 1) * self.k_a)).to(k.dtype)
+        r, k, v, g, eta = (self.heads(z) for z in (r, k, v, g, eta))
+        o, memory = self.rule(r, k, v, g, kappa, eta, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
+        bonus = (r * k * self.rho.to(k.dtype)).sum(-1, keepdim=True) * v
+        y = (self.norm(o) + bonus).flatten(2) * self.g_up(self.g_down(xg).sigmoid())
+        return self.o_proj(y.to(x.dtype)), RWKVState(last, memory)
+
+
+def _tanh_low_rank(width: int, rank: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Tanh(), nn.Linear(rank, width, bias=False))

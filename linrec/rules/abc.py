@@ -1,0 +1,59 @@
+"""Attention with bounded memory control."""
+
+from typing import Annotated, NamedTuple
+
+import torch
+from torch import Tensor
+
+from linrec.arguments import Arg
+from linrec.engines.matrix import on_value_heads
+from linrec.engines.program import PROGRAM, ProgramTerms, Run
+from linrec.rule import Key, Query, Value, rule
+from linrec.rules.gated_slot_attention import SlotState, attend_slots, empty_slots
+
+SlotLogits = Annotated[Tensor, Arg("B T HV M", draw="logit")]
+
+
+class ABCState(NamedTuple):
+    """The slots, and the log of the weights they have taken so far ``[B, HV, M]`` (-inf when empty)."""
+
+    slots: SlotState
+    log_weight: Tensor
+
+
+@rule(
+    engine=PROGRAM,
+    cite="Peng et al. 2021, arXiv:2110.02488",
+    equation="K̃_t = Σ_{j≤t} softmax_j(z_j) k_jᵀ,  Ṽ_t likewise with v,  o_t = Ṽ_tᵀ softmax(K̃_t q_t)",
+    state="M*(K+V+1)",
+)
+def abc(q: Query, k: Key, v: Value, z: SlotLogits) -> ProgramTerms:
+    """Attention with bounded memory control, ABC (Peng et al. 2021, arXiv:2110.02488).
+
+    .. code-block:: text
+
+        Z_t = log sum_{j <= t} e^{z_j};   each slot holds the average of the tokens weighted by e^{z_j - Z_t}
+        o_t = V_t^T softmax(K_t (scale q_t))
+
+    Gated slot attention with decay Z_{t-1} - Z_t and write e^{z_t - Z_t}. q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``,
+    z ``[B, T, HV, M]`` logits of the M slots, unbounded. The state is an ``ABCState(slots, log_weight)``; default
+    scale K^-1/2.
+    """
+
+    def body(run: Run, x: dict[str, Tensor], state: ABCState) -> tuple[Tensor, ABCState]:
+        q, k = (on_value_heads(x[n], x["v"]) for n in ("q", "k"))
+        start = state.log_weight[:, None]
+        total = torch.logaddexp(start, x["z"].logcumsumexp(1))
+        before = torch.cat([start, total[:, :-1]], dim=1)
+        fresh = torch.isneginf(before)  # nothing was there to decay
+        g = torch.where(fresh, 0.0, torch.where(fresh, total, before) - total).clamp(max=0)
+        write = (x["z"] - total).clamp(max=0).exp()
+        o, slots = attend_slots(run, q * run.scale, k, x["v"], write, g, state.slots)
+        return o, ABCState(slots, total[:, -1])
+
+    return ProgramTerms(
+        {"q": q, "k": k, "v": v, "z": z},
+        body,
+        lambda rows: ABCState(empty_slots(k, v, z, rows), v.new_full((rows, *z.shape[2:]), -torch.inf)),
+        out=tuple(v.shape[2:]),
+    )

@@ -1,0 +1,53 @@
+"""Contextual position encoding."""
+
+from typing import Annotated
+
+from torch import Tensor
+
+from linrec.arguments import Arg
+from linrec.engines.attention import ATTENTION, AttentionTerms
+from linrec.engines.attention.engine import Weighing
+from linrec.engines.attention.fused import grouped_scores, masked_softmax, weighted_values
+from linrec.rule import rule
+from linrec.rules.softmax_attention import GroupedQuery, Key, Value
+
+Positions = Annotated[Tensor, Arg("E K")]
+
+
+def counted_positions(emb: Tensor) -> Weighing:
+    """The weighing with the embeddings e_0 .. e_{E-1} of counted positions."""
+
+    def weigh(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, scale: float) -> Tensor:
+        z = grouped_scores(q * scale, k)
+        keep = (distance >= 0)[:, None, None]
+        gates = z.sigmoid().masked_fill(~keep, 0.0)
+        position = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=emb.shape[0] - 1)
+        below = position.detach().floor()
+        part = position - below
+        table = grouped_scores(q * scale, emb[None, :, None].expand(q.shape[0], -1, k.shape[2], -1))
+        low = table.gather(-1, below.long())
+        high = table.gather(-1, (below.long() + 1).clamp(max=emb.shape[0] - 1))
+        return weighted_values(masked_softmax(z + low + part * (high - low), keep), v)
+
+    return weigh
+
+
+@rule(
+    engine=ATTENTION,
+    cite="Golovneva et al. 2024, arXiv:2405.18719",
+    equation="p_tj = Σ_{l=j..t} σ(q_t·k_l),  o_t = Σ_{j≤t} softmax_j(q_t·(k_j + e[p_tj])) v_j",
+    state="T*(K+V)",
+)
+def cope(q: GroupedQuery, k: Key, v: Value, emb: Positions) -> AttentionTerms:
+    """Contextual position encoding, CoPE (Golovneva et al. 2024, arXiv:2405.18719).
+
+    .. code-block:: text
+
+        p_tj = min(E - 1, sum_{l = j .. t} sigmoid(q_t . k_l))
+        o_t = sum_{j <= t} softmax_j(q_t . (k_j + e[p_tj])) v_j
+
+    with q already multiplied by ``scale`` (default K^-1/2) and e[p] interpolated between floor(p) and the next.
+    q ``[B, T, HQ, K]``, k ``[B, T, H, K]``, v ``[B, T, H, V]``, emb ``[E, K]``. The state is a
+    ``KVCache(k, v, length)``.
+    """
+    return AttentionTerms(q, k, v, weigh=counted_positions(emb))

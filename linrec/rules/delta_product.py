@@ -1,0 +1,57 @@
+"""DeltaProduct: several delta steps a token."""
+
+from typing import Annotated
+
+import torch
+from torch import Tensor
+
+from linrec.arguments import Arg
+from linrec.engines.matrix import delta_terms, strengthened
+from linrec.engines.program import PROGRAM, ProgramTerms, Run
+from linrec.rule import Decay, Query, rule
+
+Keys = Annotated[Tensor, Arg("B T H R K", draw="unit")]
+Values = Annotated[Tensor, Arg("B T HV R V")]
+Strengths = Annotated[Tensor, Arg("B T HV R", draw="strength")]
+
+
+@rule(
+    engine=PROGRAM,
+    cite="Siems et al. 2025, arXiv:2502.10297; negative eigenvalues: Grazzi et al. 2024, arXiv:2411.12537",
+    equation="S_t = Π_r (I - β_tr k_tr k_trᵀ) e^{g_t} S_{t-1} + writes of the R steps,  o_t = S_tᵀ q_t",
+)
+def delta_product(q: Query, k: Keys, v: Values, g: Decay, beta: Strengths) -> ProgramTerms:
+    """DeltaProduct (Siems et al. 2025, arXiv:2502.10297): one decay, then R delta steps, then the readout.
+
+    .. code-block:: text
+
+        S <- e^{g_t} S_{t-1};   for r = 1 .. R:  S <- S + beta_tr k_tr (v_tr - S^T k_tr)^T;   S_t = S
+        o_t = S_t^T (scale q_t)
+
+    q ``[B, T, H, K]``, k ``[B, T, H, R, K]`` of unit norm, v ``[B, T, HV, R, V]``, g ``[B, T, HV]`` log-decay <= 0,
+    beta ``[B, T, HV, R]``, in (0, 2) for negative eigenvalues (Grazzi et al. 2024, arXiv:2411.12537): beta = 2 is a
+    reflection, two of them make a rotation. R = 1 is the gated delta rule. State ``[B, HV, K, V]``; default scale
+    K^-1/2. ``chunk_size`` counts micro steps.
+    """
+    heads, steps, width = v.shape[2:]
+
+    def body(run: Run, x: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        k, v, beta = (micro_steps(x[n]) for n in ("k", "v", "beta"))
+        q = (x["q"] * run.scale).repeat_interleave(steps, dim=1)
+        later = x["g"].new_zeros(*x["g"].shape, steps - 1)
+        decay = micro_steps(torch.cat([x["g"][..., None], later], dim=-1))
+        terms = delta_terms(q, k, strengthened(beta, v), decay, erase=strengthened(beta, k))
+        o, state = run.matrix(terms, state)
+        return o[:, steps - 1 :: steps], state
+
+    return ProgramTerms(
+        {"q": q, "k": k, "v": v, "g": g, "beta": beta},
+        body,
+        lambda rows: v.new_zeros(rows, heads, k.shape[4], width),
+        out=(heads, width),
+    )
+
+
+def micro_steps(x: Tensor) -> Tensor:
+    """``[B, T, H, R, ...] -> [B, T * R, H, ...]``: the micro steps as tokens of their own."""
+    return x.transpose(2, 3).flatten(1, 2)

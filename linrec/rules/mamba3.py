@@ -1,0 +1,84 @@
+"""Mamba-3: the trapezoidal rule and rotating states."""
+
+from typing import Annotated, NamedTuple
+
+import torch
+from torch import Tensor
+
+from linrec.arguments import Arg
+from linrec.engines.matrix import MatrixTerms, on_value_heads, strengthened
+from linrec.engines.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.rotation import cumulative_angle, turn, turn_rows
+from linrec.errors import ShapeError
+from linrec.rule import rule
+
+Input = Annotated[Tensor, Arg("B T HV P")]
+TimeStep = Annotated[Tensor, Arg("B T HV", draw="positive")]
+Rate = Annotated[Tensor, Arg("HV", draw="negative")]
+Projection = Annotated[Tensor, Arg("B T G N")]
+Mixing = Annotated[Tensor, Arg("B T HV", draw="strength")]
+Angle = Annotated[Tensor, Arg("B T HV J", draw="logit")]
+Skip = Annotated[Tensor, Arg("HV")]
+
+
+class Mamba3State(NamedTuple):
+    """memory ``[B, HV, N, P]``, and the last token's k ``[B, HV, N]`` and v ``[B, HV, P]``."""
+
+    memory: Tensor
+    k: Tensor
+    v: Tensor
+
+
+@rule(
+    engine=PROGRAM,
+    cite="Lahoti, Li, Chen et al. 2026, arXiv:2603.15569",
+    equation="S_t = α_t R_t (S_{t-1} + (1-λ_t) dt_t B_{t-1} x_{t-1}ᵀ) + λ_t dt_t B_t x_tᵀ,  y_t = S_tᵀ C_t + D x_t,  "
+    "α_t = e^{dt_t A}, R_t turns pairs by -θ_t",
+    state="N*P+N+P",
+    scale="1",
+)
+def mamba3(
+    x: Input,
+    dt: TimeStep,
+    A: Rate,
+    B: Projection,
+    C: Projection,
+    lam: Mixing,
+    theta: Angle,
+    D: Skip | None = None,
+) -> ProgramTerms:
+    """Mamba-3, single input and output (Lahoti, Li, Chen et al. 2026, arXiv:2603.15569).
+
+    .. code-block:: text
+
+        S_t = e^{dt_t A} R_t (S_{t-1} + (1 - lam_t) dt_t B_{t-1} x_{t-1}^T) + lam_t dt_t B_t x_t^T
+        y_t = S_t^T (scale C_t) + D x_t;   R_t turns the channel pairs (2i, 2i + 1), i < J, by -theta_t
+
+    x ``[B, T, HV, P]``, dt ``[B, T, HV]`` > 0, A ``[HV]`` < 0, B and C ``[B, T, G, N]`` with their biases added, lam
+    ``[B, T, HV]`` in (0, 1), theta ``[B, T, HV, J]`` with J <= N / 2 (the paper's dt pi tanh(raw)), D ``[HV]`` or
+    None. Turning the state is the paper's rotation of B and C by the cumulative angle. The state is a
+    ``Mamba3State(memory, k, v)``; default scale 1. lam = 1 and theta = 0 is Mamba-2. Raises ShapeError if J > N / 2.
+    """
+    if 2 * theta.shape[3] > B.shape[3]:
+        raise ShapeError(f"mamba3: J must be at most N / 2, got J={theta.shape[3]}, N={B.shape[3]}")
+
+    def body(run: Run, t: dict[str, Tensor], state: Mamba3State) -> tuple[Tensor, Mamba3State]:
+        angle = cumulative_angle(t["theta"])
+        q, k = (turn(on_value_heads(t[n], t["x"]), angle) for n in ("C", "B"))
+        late = (1 - t["lam"]) * t["dt"]  # the share of a token that is written one step later
+        ahead = torch.cat([late[:, 1:], torch.zeros_like(late[:, :1])], dim=1)
+        first = late[:, 0, :, None, None] * state.k[..., None] * state.v[:, :, None]
+        written = strengthened(t["lam"] * t["dt"] + ahead, t["x"])
+        terms = MatrixTerms(q * run.scale, k, written, t["dt"] * A)
+        y, memory = run.matrix(terms, state.memory + first)
+        y = y - ahead[..., None] * (terms.q * k).sum(-1, keepdim=True) * t["x"]
+        y = y if D is None else y + D[:, None] * t["x"]
+        last = angle[:, -1]
+        return y, Mamba3State(turn_rows(memory, -last), turn(k[:, -1], -last), t["x"][:, -1])
+
+    def empty(rows: int) -> Mamba3State:
+        heads, wide, narrow = x.shape[2], B.shape[3], x.shape[3]
+        return Mamba3State(*(x.new_zeros(rows, heads, *s) for s in ((wide, narrow), (wide,), (narrow,))))
+
+    tensors = {"x": x, "dt": dt, "B": B, "C": C, "lam": lam, "theta": theta}
+    return ProgramTerms(tensors, body, empty, out=tuple(x.shape[2:]))

@@ -1,0 +1,58 @@
+"""mLSTM: the matrix memory of xLSTM, with exponential input gates."""
+
+from typing import Annotated, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linrec.arguments import Arg
+from linrec.engines.matrix import MatrixTerms, strengthened
+from linrec.engines.maxplus import stabiliser
+from linrec.engines.program import PROGRAM, ProgramTerms, Run
+from linrec.rule import Decay, Key, Query, Value, rule
+
+InputGate = Annotated[Tensor, Arg("B T HV", draw="logit")]
+
+
+class MLSTMState(NamedTuple):
+    """memory ``[B, HV, K, V + 1]`` = e^-m times (S, n), and m ``[B, HV]``."""
+
+    memory: Tensor
+    m: Tensor
+
+
+@rule(
+    engine=PROGRAM,
+    cite="Beck et al. 2024, arXiv:2405.04517",
+    equation="S_t = e^{g_t} S_{t-1} + e^{i_t} k_t v_tᵀ,  n_t likewise with 1,  o_t = S_tᵀq_t / max(|n_t·q_t|, 1)",
+    state="K*(V+1)+1",
+)
+def mlstm(q: Query, k: Key, v: Value, g: Decay, i: InputGate) -> ProgramTerms:
+    """mLSTM (Beck et al. 2024, arXiv:2405.04517): linear attention with an exponential input gate.
+
+    .. code-block:: text
+
+        S_t = e^{g_t} S_{t-1} + e^{i_t} k_t v_t^T;   n_t = e^{g_t} n_{t-1} + e^{i_t} k_t
+        o_t = S_t^T (scale q_t) / max(|n_t . (scale q_t)|, 1)
+
+    q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0 (the forget gate's logsigmoid), i
+    ``[B, T, HV]`` log input gate, unbounded. e^i is never formed: memory and normaliser are stored times e^-m with
+    m_t = max(g_t + m_{t-1}, i_t), and the floor 1 becomes e^-m in those units. The state is an
+    ``MLSTMState(memory, m)``; default scale K^-1/2. Derivatives of the returned state hold m fixed.
+    """
+    heads, width = v.shape[2], v.shape[3]
+
+    def body(run: Run, x: dict[str, Tensor], state: MLSTMState) -> tuple[Tensor, MLSTMState]:
+        m, decay, weight = stabiliser(x["g"], x["i"], state.m)
+        values = strengthened(weight, F.pad(x["v"], (0, 1), value=1.0))
+        o, memory = run.matrix(MatrixTerms(x["q"] * run.scale, x["k"], values, decay), state.memory)
+        floor = (-m[..., None]).exp()  # may be infinite: then the output is zero, as it should be
+        return o[..., :-1] / torch.maximum(o[..., -1:].abs(), floor), MLSTMState(memory, m[:, -1])
+
+    return ProgramTerms(
+        {"q": q, "k": k, "v": v, "g": g, "i": i},
+        body,
+        lambda rows: MLSTMState(v.new_zeros(rows, heads, k.shape[3], width + 1), v.new_zeros(rows, heads)),
+        out=(heads, width),
+    )

@@ -1,0 +1,398 @@
+"""Independent loops of the rules with a bonus, of the general delta family and of the composite rules.
+
+As in :mod:`tests.rules.loops`: plain token-by-token code from the equations, on single heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def walk(token, batch, heads, length, starts):
+    """``token(b, h, t, state) -> (o, state)`` over every head; ``starts(b, h)`` is the head's entry state (a tuple).
+
+    Returns (o ``[B, T, HV, .]`` or None without tokens, the tuple of states ``[B, HV, ...]``).
+    """
+    rows, last = [], []
+    for b in range(batch):
+        for h in range(heads):
+            state = starts(b, h)
+            for t in range(length):
+                o, state = token(b, h, t, state)
+                rows.append(o)
+            last.append(state)
+    states = tuple(torch.stack(parts).unflatten(0, (batch, heads)) for parts in zip(*last, strict=True))
+    o = torch.stack(rows).unflatten(0, (batch, heads, length)).transpose(1, 2) if rows else None
+    return o, states
+
+
+def matrix_walk(step, q, k, v, scale, state):
+    """The common case: one matrix a head; ``step(S, q_t, k_t, v_t, b, h, t) -> (o, S)``."""
+    group = v.shape[2] // q.shape[2]
+    width = k.shape[3]
+
+    def token(b, h, t, held):
+        o, S = step(
+            held[0],
+            scale * q[b, t, h // group],
+            k[b, t, h // (v.shape[2] // k.shape[2])],
+            v[b, t, h],
+            b,
+            h,
+            t,
+        )
+        return o, (S,)
+
+    def starts(b, h):
+        return (v.new_zeros(width, v.shape[3]) if state is None else state[b, h],)
+
+    o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+    return o, last
+
+
+def default(scale, k):
+    return k.shape[-1] ** -0.5 if scale is None else scale
+
+
+def outer(x: Tensor, y: Tensor) -> Tensor:
+    return x[:, None] * y[None, :]
+
+
+def rwkv6(q, k, v, g, u, scale=None, state=None):
+    def step(S, q, k, v, b, h, t):
+        o = (S + outer(u[h] * k, v)).T @ q
+        return o, torch.exp(g[b, t, h])[:, None] * S + outer(k, v)
+
+    return matrix_walk(step, q, k, v, 1.0 if scale is None else scale, state)
+
+
+def rwkv5(q, k, v, g, u, scale=None, state=None):
+    return rwkv6(q, k, v, g.expand(*v.shape[:3], -1), u, scale, state)
+
+
+def hgrn2(q, v, g, scale=None, state=None):
+    def step(S, q, f, v, b, h, t):
+        f = torch.exp(f)
+        S = f[:, None] * S + outer(1 - f, v)
+        return S.T @ q, S
+
+    return matrix_walk(step, q, g, v, default(scale, q), state)
+
+
+def generalized_delta(q, k, v, a, b, g, scale=None, state=None):
+    def step(S, q, k, v, n, h, t):
+        S = torch.exp(g[n, t, h])[:, None] * S + outer(b[n, t, h], S.T @ a[n, t, h]) + outer(k, v)
+        return S.T @ q, S
+
+    return matrix_walk(step, q, k, v, default(scale, k), state)
+
+
+def rwkv7(q, k, v, g, kappa, eta, scale=None, state=None):
+    group = v.shape[2] // q.shape[2]
+
+    def step(S, q, k, v, b, h, t):
+        removal = kappa[b, t, h // group]
+        transition = torch.diag(torch.exp(g[b, t, h])) - outer(eta[b, t, h] * removal, removal)
+        S = transition @ S + outer(k, v)
+        return S.T @ q, S
+
+    return matrix_walk(step, q, k, v, 1.0 if scale is None else scale, state)
+
+
+def comba(q, k, v, g, beta, d, D, scale=None, state=None):
+    def step(S, q, k, v, b, h, t):
+        p = d[h] * k
+        q = q - default(scale, k) * D[h] * p
+        S = torch.exp(g[b, t, h]) * S + outer(k, beta[b, t, h] * (v - S.T @ p))
+        return S.T @ q, S
+
+    return matrix_walk(step, q, k, v, default(scale, k), state)
+
+
+def weight_decay_delta(q, k, v, g, beta, scale=None, state=None):
+    def step(S, q, k, v, b, h, t):
+        S = torch.exp(g[b, t, h]) * S + beta[b, t, h] * outer(k, v - S.T @ k)
+        return S.T @ q, S
+
+    return matrix_walk(step, q, k, v, default(scale, k), state)
+
+
+def gated_delta_net_2(q, k, v, g, erase, write, scale=None, state=None):
+    def step(S, q, k, v, b, h, t):
+        S = torch.exp(g[b, t, h])[:, None] * S
+        S = S + outer(k, write[b, t, h] * v - S.T @ (erase[b, t, h] * k))
+        return S.T @ q, S
+
+    return matrix_walk(step, q, k, v, default(scale, k), state)
+
+
+def longhorn_delta(q, k, v, beta, scale=None, state=None):
+    """The minimiser itself: (I + beta k k^T) S = S_prev + beta k v^T."""
+
+    def step(S, q, k, v, b, h, t):
+        strength = beta[b, t, h]
+        normal = torch.eye(k.shape[0], dtype=k.dtype) + strength * outer(k, k)
+        S = torch.linalg.solve(normal, S + strength * outer(k, v))
+        return S.T @ q, S
+
+    return matrix_walk(step, q, k, v, default(scale, k), state)
+
+
+def mlstm(q, k, v, g, i, scale=None, state=None):
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        memory, m_before = held
+        kt, vt = k[b, t, h // group], torch.cat([v[b, t, h], v.new_ones(1)])
+        m = torch.maximum(g[b, t, h] + m_before, i[b, t, h]).detach()  # units, chosen freely
+        memory = torch.exp(g[b, t, h] + m_before - m) * memory + torch.exp(i[b, t, h] - m) * outer(kt, vt)
+        o = memory.T @ (scale * q[b, t, h // group])
+        return o[:-1] / torch.maximum(o[-1].abs(), torch.exp(-m)), (memory, m)
+
+    shapes = (k.shape[3], v.shape[3] + 1), ()
+    return walk(token, v.shape[0], v.shape[2], v.shape[1], zeros_or(state, v, *shapes))
+
+
+def zeros_or(state, like, *shapes):
+    if state is not None:
+        return lambda b, h: tuple(s[b, h] for s in state)
+    return lambda b, h: tuple(like.new_zeros(s) for s in shapes)
+
+
+def delta_product(q, k, v, g, beta, scale=None, state=None):
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        S = torch.exp(g[b, t, h]) * held[0]
+        for r in range(k.shape[3]):
+            kr = k[b, t, h // group, r]
+            S = S + beta[b, t, h, r] * outer(kr, v[b, t, h, r] - S.T @ kr)
+        return S.T @ (scale * q[b, t, h // group]), (S,)
+
+    starts = zeros_or(None if state is None else (state,), v, (k.shape[4], v.shape[4]))
+    o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+    return o, last
+
+
+def dfw(q, k, v, g, h, scale=None, state=None):
+    def step(S, q, k, v, b, n, t):
+        S = outer(torch.exp(g[b, t, n]), torch.exp(h[b, t, n])) * S + outer(k, v)
+        return S.T @ q, S
+
+    return matrix_walk(step, q, k, v, default(scale, k), state)
+
+
+def gated_slot_attention(q, k, v, g, scale=None, state=None):
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        keys, values = held[0].T, held[1]
+        f = torch.exp(g[b, t, h])
+        keys = f[:, None] * keys + outer(1 - f, k[b, t, h // group])
+        values = f[:, None] * values + outer(1 - f, v[b, t, h])
+        return values.T @ torch.softmax(keys @ (scale * q[b, t, h // group]), 0), (keys.T, values)
+
+    starts = zeros_or(state, v, (k.shape[3], g.shape[3]), (g.shape[3], v.shape[3]))
+    return walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+
+
+def abc(q, k, v, z, scale=None, state=None):
+    """With unnormalised sums: a slot is the sum of e^z (k, v) over the sum of e^z."""
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        keys, values, weight = held[0].T * torch.exp(held[2])[:, None], held[1], torch.exp(held[2])
+        values = values * weight[:, None]
+        w = torch.exp(z[b, t, h])
+        total = (weight + w)[:, None]
+        keys = (keys + outer(w, k[b, t, h // group])) / total
+        values = (values + outer(w, v[b, t, h])) / total
+        o = values.T @ torch.softmax(keys @ (scale * q[b, t, h // group]), 0)
+        return o, (keys.T, values, torch.log(total[:, 0]))
+
+    def starts(b, h):
+        if state is not None:
+            return state.slots.keys[b, h], state.slots.values[b, h], state.log_weight[b, h]
+        slots = z.shape[3]
+        empty = v.new_full((slots,), -torch.inf)
+        return v.new_zeros(k.shape[3], slots), v.new_zeros(slots, v.shape[3]), empty
+
+    return walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+
+
+def turned(S, angle):
+    """Rows 2i, 2i + 1 of S turned by ``angle[i]``, through complex numbers."""
+    n = 2 * angle.shape[0]
+    pairs = torch.complex(S[0:n:2], S[1:n:2]) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    return torch.cat([torch.stack([pairs.real, pairs.imag], 1).flatten(0, 1), S[n:]])
+
+
+def gateloop(q, k, v, g, theta, scale=None, state=None):
+    """The complex recurrence itself; the state keeps the imaginary part negated."""
+
+    def step(S, q, k, v, b, h, t):
+        s = torch.complex(S[0::2], -S[1::2])
+        gate = torch.polar(torch.exp(g[b, t, h]), theta[b, t, h])
+        s = gate[:, None] * s + torch.complex(k[0::2], -k[1::2])[:, None] * v[None]
+        o = (s.T @ torch.complex(q[0::2], q[1::2])).real
+        return o, torch.stack([s.real, -s.imag], 1).flatten(0, 1)
+
+    return matrix_walk(step, q, k, v, 1.0 if scale is None else scale, state)
+
+
+def mamba3(x, dt, A, B, C, lam, theta, D, scale=None, state=None):
+    scale, group = 1.0 if scale is None else scale, x.shape[2] // B.shape[2]
+
+    def token(b, h, t, held):
+        S, k_before, v_before = held
+        k, v, step, mix = B[b, t, h // group], x[b, t, h], dt[b, t, h], lam[b, t, h]
+        S = torch.exp(step * A[h]) * turned(S + (1 - mix) * step * outer(k_before, v_before), -theta[b, t, h])
+        S = S + mix * step * outer(k, v)
+        return S.T @ (scale * C[b, t, h // group]) + D[h] * v, (S, k, v)
+
+    starts = zeros_or(state, x, (B.shape[3], x.shape[3]), (B.shape[3],), (x.shape[3],))
+    return walk(token, x.shape[0], x.shape[2], x.shape[1], starts)
+
+
+def momentum_delta(q, k, v, g, h, eta, beta, p, scale=None, state=None):
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, n, t, held):
+        S, M = held
+        kt, at = k[b, t, n // group], (b, t, n)
+        error = v[at] - S.T @ p[b, t, n // group]
+        M = torch.exp(h[at]) * M + eta[at] * outer(kt, error)
+        S = torch.exp(g[at]) * S + beta[at] * M
+        return S.T @ (scale * q[b, t, n // group]), (S, M)
+
+    shape = (k.shape[3], v.shape[3])
+    return walk(token, v.shape[0], v.shape[2], v.shape[1], zeros_or(state, v, shape, shape))
+
+
+def block_delta(q, k, v, g, eta, scale=None, state=None):
+    scale, group = default(scale, k), v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        before = held[0]
+        S = torch.exp(g[b, t, h]) * before
+        for r in range(k.shape[3]):
+            kr = k[b, t, h // group, r]
+            S = S + eta[b, t, h, r] * outer(kr, v[b, t, h, r] - before.T @ kr)
+        return S.T @ (scale * q[b, t, h // group]), (S,)
+
+    starts = zeros_or(None if state is None else (state,), v, (k.shape[4], v.shape[4]))
+    o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+    return o, last
+
+
+def omega(q, k, v, g, eta, scale=None, state=None):
+    """Gathers each token's window, then the block rule; a window that reaches before the start holds zeros."""
+    window = eta.shape[3]
+    before = window - 1
+    zeros = [x.new_zeros(x.shape[0], before, *x.shape[2:]) for x in (k, v)]
+    old_k, old_v = zeros if state is None else (state.k, state.v)
+    keys, values = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
+
+    def gathered(x):
+        return torch.stack([x[:, t : t + window].flip(1).transpose(1, 2) for t in range(v.shape[1])], 1)
+
+    memory = None if state is None else state.memory
+    o, last = block_delta(q, gathered(keys), gathered(values), g, eta, default(scale, k), memory)
+    return o, (last, keys[:, v.shape[1] :], values[:, v.shape[1] :])
+
+
+def log_linear(transition, write, q, k, v, lam, scale, state):
+    """The states of the levels, merged as the tokens come; ``transition(S, k, b, h, t)``, ``write(k, v, b, h, t)``."""
+    levels, group = lam.shape[3], v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        (memory,) = held
+        kt, now = k[b, t, h // group], t + (0 if state is None else int(state.seen[b]))
+        if now:  # merge the levels up to the lowest set bit of the position into the next one
+            lowest = (now & -now).bit_length() - 1
+            top = min(lowest + 1, levels - 1)
+            merged = memory[: lowest + 2].sum(0) if top == lowest + 1 else memory.sum(0)
+            rest = [memory[n] for n in range(top + 1, levels)]
+            memory = torch.stack([*[torch.zeros_like(merged)] * top, merged, *rest])
+        memory = torch.stack([transition(S, kt, b, h, t) for S in memory])
+        memory = torch.cat([(memory[0] + write(kt, v[b, t, h], b, h, t))[None], memory[1:]])
+        o = sum(lam[b, t, h, n] * (memory[n].T @ (scale * q[b, t, h // group])) for n in range(levels))
+        return o, (memory,)
+
+    def starts(b, h):
+        if state is None:
+            return (v.new_zeros(levels, k.shape[3], v.shape[3]),)
+        last = int(state.seen[b]) - 1  # a level without a bucket holds nothing
+        used = [
+            n == 0 or (last >> (n - 1)) & 1 or (n == levels - 1 and last >> (n - 1) > 0)
+            for n in range(levels)
+        ]
+        return (torch.stack([state.memory[b, n, h] * bool(u) for n, u in enumerate(used)]),)
+
+    o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+    seen = torch.full((v.shape[0],), v.shape[1]) + (0 if state is None else state.seen)
+    return o, (last.transpose(1, 2), seen)
+
+
+def log_linear_attention(q, k, v, g, lam, scale=None, state=None):
+    return log_linear(
+        lambda S, k, *at: torch.exp(g[at[0], at[2], at[1]]) * S,
+        lambda k, v, *at: outer(k, v),
+        *(q, k, v, lam, default(scale, k), state),
+    )
+
+
+def log_linear_gated_delta(q, k, v, g, beta, lam, scale=None, state=None):
+    def transition(S, k, b, h, t):
+        S = torch.exp(g[b, t, h]) * S
+        return S - beta[b, t, h] * outer(k, S.T @ k)
+
+    def write(k, v, b, h, t):
+        return beta[b, t, h] * outer(k, v)
+
+    return log_linear(transition, write, q, k, v, lam, default(scale, k), state)
+
+
+def mesa_net(q, k, v, g, beta, lam, scale=None, state=None):
+    scale, group = 1.0 if scale is None else scale, v.shape[2] // k.shape[2]
+
+    def token(b, h, t, held):
+        S, H = held
+        kt, decay = k[b, t, h // group], torch.exp(g[b, t, h])
+        S = decay * S + beta[b, t, h] * outer(kt, v[b, t, h])
+        H = decay * H + beta[b, t, h] * outer(kt, kt)
+        inverse = torch.linalg.inv(H.T + torch.diag(lam[h]))
+        return S.T @ (inverse @ (scale * q[b, t, h // group])), (S, H)
+
+    starts = zeros_or(state, v, (k.shape[3], v.shape[3]), (k.shape[3], k.shape[3]))
+    return walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
+
+
+COMPOSITE_LOOPS = {
+    f.__name__: f
+    for f in (
+        rwkv6,
+        rwkv5,
+        hgrn2,
+        generalized_delta,
+        rwkv7,
+        comba,
+        weight_decay_delta,
+        gated_delta_net_2,
+        longhorn_delta,
+        mlstm,
+        delta_product,
+        dfw,
+        gated_slot_attention,
+        abc,
+        gateloop,
+        mamba3,
+        momentum_delta,
+        block_delta,
+        omega,
+        log_linear_attention,
+        log_linear_gated_delta,
+        mesa_net,
+    )
+}

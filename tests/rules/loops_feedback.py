@@ -1,0 +1,247 @@
+"""Loops of the softmax family and of short convolutions; see :mod:`tests.rules.loops`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def joined(state, *fresh):
+    """The columns of a state without its lengths, each with this call's tokens behind."""
+    if state is None:
+        return list(fresh), 0
+    return [torch.cat([old, new], 1) for old, new in zip(state[:-1], fresh, strict=True)], state[0].shape[1]
+
+
+def with_length(columns):
+    return (*columns, torch.full((columns[0].shape[0],), columns[0].shape[1]))
+
+
+def per_query(q, heads, width, before, row):
+    """``row(b, i, h, q_i)`` -> o for every batch row, token number i and query head; h is the key head's number."""
+    group = q.shape[2] // heads
+    rows = [
+        row(b, before + t, h // group, h, q[b, t, h])
+        for b in range(q.shape[0])
+        for t in range(q.shape[1])
+        for h in range(q.shape[2])
+    ]
+    return torch.stack(rows).view(*q.shape[:3], width)
+
+
+def default(scale, width):
+    return width**-0.5 if scale is None else scale
+
+
+def alibi(q, k, v, g, scale=None, state=None):
+    scale = default(scale, q.shape[-1])
+    (k, v), before = joined(state, k, v)
+
+    def row(b, i, h, hq, q):
+        s = torch.stack([scale * (q @ k[b, j, h]) + g[hq] * (i - j) for j in range(i + 1)])
+        return torch.softmax(s, 0) @ v[b, : i + 1, h]
+
+    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v])
+
+
+def forgetting_attention(q, k, v, g, scale=None, state=None):
+    scale = default(scale, q.shape[-1])
+    c = [torch.zeros_like(g[:, 0]) if state is None else state.c[:, -1]]
+    for t in range(g.shape[1]):
+        c.append(c[-1] + g[:, t])
+    (k, v, c), before = joined(state, k, v, torch.stack(c[1:], 1))
+
+    def row(b, i, h, hq, q):
+        s = torch.stack([scale * (q @ k[b, j, h]) + c[b, i, hq] - c[b, j, hq] for j in range(i + 1)])
+        return torch.softmax(s, 0) @ v[b, : i + 1, h]
+
+    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v, c])
+
+
+def stick_breaking(q, k, v, scale=None, state=None):
+    scale = default(scale, q.shape[-1])
+    (k, v), before = joined(state, k, v)
+
+    def row(b, i, h, hq, q):
+        o, left = 0 * v[b, 0, h] + 0 * q[0], torch.ones_like(q[0])
+        for j in range(i - 1, -1, -1):  # from the nearest token back
+            share = torch.sigmoid(scale * (q @ k[b, j, h]))
+            o, left = o + left * share * v[b, j, h], left * (1 - share)
+        return o
+
+    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v])
+
+
+def cope(q, k, v, emb, scale=None, state=None):
+    scale = default(scale, q.shape[-1])
+    (k, v), before = joined(state, k, v)
+    last = emb.shape[0] - 1
+
+    def row(b, i, h, hq, q):
+        scores, position = [], torch.zeros_like(q[0])
+        for j in range(i, -1, -1):
+            s = scale * (q @ k[b, j, h])
+            position = position + torch.sigmoid(s)
+            p = torch.clamp(position, max=last)
+            low = int(p)
+            code = emb[low] + (p - low) * (emb[min(low + 1, last)] - emb[low])
+            scores.append(s + scale * (q @ code))
+        return torch.softmax(torch.stack(scores[::-1]), 0) @ v[b, : i + 1, h]
+
+    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v])
+
+
+def kappa(scores, kernel, normalize):
+    if kernel == "dot" or not len(scores):
+        return scores
+    return torch.softmax(scores, 0) if normalize else torch.exp(scores)
+
+
+def delta_former(q, k, v, beta=None, w=None, kernel="exp", normalize=True, scale=None, state=None):
+    scale = default(scale, q.shape[-1])
+    w = k if w is None else w
+    beta = torch.ones_like(k[..., 0]) if beta is None else beta
+    before = 0 if state is None else state[0].shape[1]
+    keys = k if state is None else torch.cat([state[0], k], 1)
+    us = []
+    for b in range(k.shape[0]):
+        solved = []
+        for h in range(k.shape[2]):
+            u = [] if state is None else list(state[1][b, :, h])
+            for t in range(k.shape[1]):
+                i = before + t
+                weights = kappa(scale * (keys[b, :i, h] @ w[b, t, h]), kernel, normalize)
+                erased = sum((weights[j] * u[j] for j in range(i)), 0 * v[b, t, h])
+                u.append(v[b, t, h] - beta[b, t, h] * erased)
+            solved.append(torch.stack(u))
+        us.append(torch.stack(solved, 1))
+    written = torch.stack(us)
+
+    def row(b, i, h, hq, q):
+        return kappa(scale * (keys[b, : i + 1, h] @ q), kernel, normalize) @ written[b, : i + 1, h]
+
+    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([keys, written])
+
+
+def path_attention(q, k, v, w, beta=None, g=None, scale=None, state=None):
+    scale = default(scale, q.shape[-1])
+    beta = torch.ones_like(k[..., 0]) if beta is None else beta
+    outputs, last = [], []
+    for b in range(q.shape[0]):
+        for h in range(k.shape[2]):
+            keys = [] if state is None else list(state.k[b, :, h])
+            values = [] if state is None else list(state.v[b, :, h])
+            heads = range(h * (q.shape[2] // k.shape[2]), (h + 1) * (q.shape[2] // k.shape[2]))
+            c = {hq: [] if state is None or g is None else list(state.c[b, :, hq]) for hq in heads}
+            for t in range(q.shape[1]):
+                keys = [x - beta[b, t, h] * w[b, t, h] * (w[b, t, h] @ x) for x in keys] + [k[b, t, h]]
+                values.append(v[b, t, h])
+                for hq in heads:
+                    s = scale * (torch.stack(keys) @ q[b, t, hq])
+                    if g is not None:
+                        c[hq].append((c[hq][-1] if c[hq] else 0) + g[b, t, hq])
+                        s = s + c[hq][-1] - torch.stack(c[hq])
+                    outputs.append((b, t, hq, torch.softmax(s, 0) @ torch.stack(values)))
+            last.append(
+                (
+                    torch.stack(keys),
+                    torch.stack(values),
+                    [torch.stack(c[hq]) for hq in heads if g is not None],
+                )
+            )
+    o = torch.stack([x for *_, x in sorted(outputs, key=lambda row: row[:3])])
+    shape = (k.shape[0], k.shape[2])
+    pairs = (torch.stack([row[0] for row in last]), torch.stack([row[1] for row in last]))
+    columns = [x.unflatten(0, shape).transpose(1, 2) for x in pairs]
+    if g is not None:
+        gates = torch.stack([c for row in last for c in row[2]]).unflatten(0, (q.shape[0], q.shape[2]))
+        columns.append(gates.transpose(1, 2))
+    return o.view(*q.shape[:3], v.shape[3]), with_length(columns)
+
+
+def latent_attention(q, q_rope, latent, k_rope, w_k, w_v, scale=None, state=None):
+    scale = default(scale, q.shape[-1] + q_rope.shape[-1])
+    (c, r), before = joined(state, latent, k_rope)
+
+    def row(b, i, h, hq, q):
+        keys = torch.stack([torch.cat([c[b, j] @ w_k[hq], r[b, j]]) for j in range(i + 1)])
+        values = torch.stack([c[b, j] @ w_v[hq] for j in range(i + 1)])
+        return torch.softmax(scale * (keys @ q), 0) @ values
+
+    return per_query(torch.cat([q, q_rope], -1), 1, w_v.shape[2], before, row), with_length([c, r])
+
+
+def shared_kv_attention(q, shared, q_rope=None, k_rope=None, v_own=None, scale=None, state=None):
+    nothing = shared[..., :0]
+    k_rope, v_own = (nothing if x is None else x for x in (k_rope, v_own))
+    q = q if q_rope is None else torch.cat([q, q_rope], -1)
+    scale = default(scale, q.shape[-1])
+    (shared, k_rope, v_own), before = joined(state, shared, k_rope, v_own)
+
+    def row(b, i, h, hq, q):
+        keys = torch.cat([shared[b, : i + 1, h], k_rope[b, : i + 1, h]], -1)
+        return torch.softmax(scale * (keys @ q), 0) @ torch.cat(
+            [shared[b, : i + 1, h], v_own[b, : i + 1, h]], -1
+        )
+
+    width = shared.shape[3] + v_own.shape[3]
+    return per_query(q, shared.shape[2], width, before, row), with_length([shared, k_rope, v_own])
+
+
+def tensor_product_attention(q, a_k, b_k, a_v, b_v, scale=None, state=None):
+    scale = default(scale, q.shape[-1])
+    (a_k, b_k, a_v, b_v), before = joined(state, a_k, b_k, a_v, b_v)
+
+    def mixed(a, b, h, i):
+        return torch.stack(
+            [sum(a[j, r, h] * b[j, r] for r in range(a.shape[1])) / a.shape[1] for j in range(i + 1)]
+        )
+
+    def row(b, i, h, hq, q):
+        return torch.softmax(scale * (mixed(a_k[b], b_k[b], hq, i) @ q), 0) @ mixed(a_v[b], b_v[b], hq, i)
+
+    return per_query(q, 1, b_v.shape[3], before, row), with_length([a_k, b_k, a_v, b_v])
+
+
+def convolve(x, weight, bias, scale, state):
+    width = weight.shape[1]
+    seen = list((torch.zeros_like(x[:, :1]).expand(-1, width - 1, -1) if state is None else state).unbind(1))
+    outputs = []
+    for t in range(x.shape[1]):
+        seen.append(x[:, t])
+        outputs.append(scale * (bias + sum(weight[:, i] * seen[t + i] for i in range(width))))
+    return torch.stack(outputs, 1), torch.stack(seen[-(width - 1) :], 1)
+
+
+def canon(x, weight, bias=None, scale=None, state=None):
+    scale = 1.0 if scale is None else scale
+    zero: Tensor = torch.zeros_like(x[0, 0])
+    y, last = convolve(x, weight, zero if bias is None else bias, scale, state)
+    return y + scale * x, last
+
+
+def token_shift(x, mu, scale=None, state=None):
+    previous = torch.zeros_like(x[:, 0]) if state is None else state[:, 0]
+    outputs = []
+    for t in range(x.shape[1]):
+        outputs.append((1.0 if scale is None else scale) * ((1 - mu) * x[:, t] + mu * previous))
+        previous = x[:, t]
+    return torch.stack(outputs, 1), previous[:, None]
+
+
+LOOPS = {
+    f.__name__: f
+    for f in (
+        alibi,
+        canon,
+        cope,
+        delta_former,
+        forgetting_attention,
+        latent_attention,
+        path_attention,
+        shared_kv_attention,
+        stick_breaking,
+        tensor_product_attention,
+        token_shift,
+    )
+}
