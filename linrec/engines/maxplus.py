@@ -53,7 +53,8 @@ def stabilised(forget: Tensor, gain: Tensor, start: Tensor, lengths: Tensor | No
         forget, gain = torch.where(real, forget, 0.0), torch.where(real, gain, EMPTY)
     m = running_max(forget, gain, start)
     before = torch.cat([start[:, None], m[:, :-1]], dim=1)[:, : m.shape[1]]
-    return Stabilised((forget + before - m).clamp(min=NOTHING), (gain - m).exp(), m, before)
+    # before - m is exact, forget + before would be rounded to the digits that a large m has left
+    return Stabilised((forget + (before - m)).clamp(min=NOTHING), (gain - m).exp(), m, before)
 
 
 def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,6 +66,5 @@ def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor
     """
     m = running_max(f.detach(), i.detach(), m0.detach())
     before = torch.cat([m0[:, None], m[:, :-1]], dim=1)
-    # The difference of the two m is exact, f + before would not be. A decay may exceed 0 by the rounding of m; taking
-    # that off would break the agreement of decays and weights, and it cancels over the steps.
+    # As above; the excess of a decay over 0 by the rounding of m cancels over the steps, so it must not be taken off.
     return m, f + (before - m), (i - m).exp()
