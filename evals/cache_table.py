@@ -116,18 +116,16 @@ def _constant_layers() -> Iterator[Variant]:
             yield Variant(name, name, 16, {}, None)
 
 
+def cells() -> Iterator[tuple[str, ...]]:
+    """The rows as text, in the order of HEADERS."""
+    for row in rows():
+        published = "" if row.published is None else str(row.published[1])
+        attention, total = f"{row.attention / 1e6:.2f}M", str(round(row.total / 1e6))
+        yield row.name, str(row.cache), str(row.constant), attention, total, published
+
+
 def cache_table() -> str:
     """The table in markdown."""
     lines = ["| " + " | ".join(HEADERS) + " |", "|" + " --- |" * len(HEADERS)]
-    for row in rows():
-        published = "" if row.published is None else str(row.published[1])
-        cells = (
-            row.name,
-            row.cache,
-            row.constant,
-            f"{row.attention / 1e6:.2f}M",
-            round(row.total / 1e6),
-            published,
-        )
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    lines += ["| " + " | ".join(row) + " |" for row in cells()]
     return "\n".join(lines) + "\n"

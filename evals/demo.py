@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from linrec.models.config import Config
     from linrec.models.corpus import Corpus
 
-STEPS = 500
+STEPS = 400
 HYBRID = ("gated_delta_net", "gated_delta_net", "softmax_attention", "gated_delta_net")
 SETTINGS = TrainConfig(steps=STEPS, batch_size=8, seq_len=256, lr=4e-3, seed=0)
 WIDTH, HEADS = 128, 2

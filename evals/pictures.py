@@ -123,7 +123,7 @@ def _memory(ax: Axes, metrics: dict[str, Any]) -> None:
         ax.annotate(
             curve["label"],
             (series["context"][-1], curve["bytes"][-1]),
-            xytext=(4, -66 if key == "hybrid" else 9),  # below its line, clear of the one above
+            xytext=(4, -88 if key == "hybrid" else 9),  # below its line, clear of the one above
             textcoords="offset points",
             ha="right",
             color=colour,

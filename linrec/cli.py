@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -266,9 +267,26 @@ def demo(
     prompt: Annotated[str, typer.Option(help="text to continue")] = "def ",
 ) -> None:
     """Train, stream and evaluate a small hybrid on Python's standard library, beside softmax attention."""
+    # Torch's threads wait for each other by spinning; on a machine with other work that costs several times
+    # what it saves. It is read when torch is loaded, and the user's own setting wins.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from linrec.evals.demo import STEPS, run_demo
 
     run_demo(out, steps=steps or STEPS, minutes=minutes, prompt=prompt)
+
+
+@app.command()
+def cache() -> None:
+    """Print what decoding keeps: cache floats and parameters of attention variants, counted on the layers."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from linrec.evals.cache_table import HEADERS, cells
+
+    table = Table(*HEADERS, title="width 2048, 12 layers, SwiGLU 5456")
+    for row in cells():
+        table.add_row(*row)
+    Console().print(table)
 
 
 def _device(name: str | None) -> str:

@@ -66,7 +66,7 @@ def bits_per_byte(doc: dict[str, Any], results: list[float]) -> dict[str, tuple[
 
 
 def build_questions(
-    seed: int = 0, questions: int = 500, per_module: int = 6, context_bytes: int = 400, **_: Any
+    seed: int = 0, questions: int = 500, per_module: int = 12, context_bytes: int = 400, **_: Any
 ) -> dict[str, Dataset]:
     """Which line comes next? Four-way questions for ``linrec_stdlib_choice``.
 

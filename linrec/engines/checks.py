@@ -19,8 +19,9 @@ def checked_state(state: State, empty: State, who: str) -> State:
         name = f"state.{path}" if path else "state"
         if x.shape != want.shape:
             raise ShapeError(f"{who}: {name} must be {list(want.shape)}, got {list(x.shape)}")
-        if not x.is_floating_point():
-            raise DtypeError(f"{who}: {name} must be floating point, got {x.dtype}")
+        if x.is_floating_point() != want.is_floating_point():
+            numbers = "floating point" if want.is_floating_point() else "integer"
+            raise DtypeError(f"{who}: {name} must be {numbers}, got {x.dtype}")
         if x.device != want.device:
             raise DeviceError(f"{who}: {name} is on {x.device}, but the inputs are on {want.device}")
         values[path] = x.to(want.dtype)

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from linrec.engines.checks import checked_state
 from linrec.engines.matrix import MATRIX, MatrixTerms
-from linrec.errors import DeviceError, DtypeError, ShapeError
 from linrec.packing import by_segment, equal_lengths
 from linrec.rule import Call, Terms, check_backend
-from linrec.state import State, named_tensors, replace_tensors
+from linrec.state import State
 
 Tensors = Mapping[str, Tensor]
 ChunkStep = Callable[[dict[str, Tensor], Any], tuple[Tensor, Any]]
@@ -111,35 +111,6 @@ class ProgramEngine:
         if call.bounds is None:
             return run_batch(terms.tensors, state, None)
         return by_segment(run_batch, terms.tensors, state, call.bounds, equal_lengths)
-
-
-def checked_state(state: State, empty: State, who: str) -> State:
-    """``state`` in accumulator precision, if it has the tree and shapes of ``empty``.
-
-    Where ``empty`` has size 0 in dim 1, the state grows there and any size will do.
-    Raises DtypeError, ShapeError, DeviceError.
-    """
-    got, want = dict(named_tensors(state)), dict(named_tensors(empty))
-    if type(state) is not type(empty) or got.keys() != want.keys():
-        raise DtypeError(f"{who}: state must be a {_shown(empty)}, got {type(state).__name__}")
-    for path, expected in want.items():
-        x, grows = got[path], expected.dim() > 1 and expected.shape[1] == 0
-        shape = [x.shape[0], 0, *x.shape[2:]] if grows and x.dim() > 1 else list(x.shape)
-        name = f"state.{path}" if path else "state"
-        if shape != list(expected.shape):
-            raise ShapeError(f"{who}: {name} must be {list(expected.shape)}, got {list(x.shape)}")
-        if x.is_floating_point() != expected.is_floating_point():
-            raise DtypeError(f"{who}: {name} must be {expected.dtype}, got {x.dtype}")
-        if x.device != expected.device:
-            raise DeviceError(f"{who}: {name} is on {x.device}, but the inputs are on {expected.device}")
-    return replace_tensors(state, {path: x.to(want[path].dtype) for path, x in got.items()})
-
-
-def _shown(empty: State) -> str:
-    fields = getattr(empty, "_fields", None)
-    if fields is None:
-        return f"tensor {list(empty.shape)}"
-    return f"{type(empty).__name__}({', '.join(fields)})"
 
 
 def heads_first(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count
 from linrec.layers.delta import low_rank
 from linrec.layers.parts import unit_norm, widened
+from linrec.layers.shift import token_shift
 
 
 class RWKVState(NamedTuple):
@@ -21,19 +22,6 @@ class RWKVState(NamedTuple):
 
     last: Tensor
     memory: Tensor | None
-
-
-def shifted(x: Tensor, last: Tensor, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The token before each one, ``last`` ``[B or segments, d]`` before the first; and the new last tokens."""
-    if x.shape[1] == 0:
-        return x, last
-    last = last.to(x.dtype)
-    if cu_seqlens is None:
-        return torch.cat([last[:, None], x[:, :-1]], dim=1), x[:, -1]
-    start, end = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    real = end > start
-    before = torch.cat([x[0, :1], x[0, :-1]]).index_copy(0, start[real], last[real])
-    return before[None], torch.where(real[:, None], x[0, (end - 1).clamp(min=0)], last)
 
 
 class HeadNorm(nn.Module):
@@ -113,7 +101,7 @@ class RWKV6(RWKVLayer):
     def mix(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, RWKVState]:
         """See :class:`Layer`."""
         state = self.start(x, state, cu_seqlens)
-        before, last = shifted(x, state.last, cu_seqlens)
+        before, last = token_shift(x, state.last, cu_seqlens)
         change = before - x
         down = self.mix_down(x + change * self.mu_x).tanh().unflatten(-1, (len(self.signals), -1))
         share = self.mu + torch.einsum("btnr,nrd->btnd", down, self.mix_up.to(down.dtype))
@@ -151,7 +139,7 @@ class RWKV7(RWKVLayer):
     def mix(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, RWKVState]:
         """See :class:`Layer`."""
         state = self.start(x, state, cu_seqlens)
-        before, last = shifted(x, state.last, cu_seqlens)
+        before, last = token_shift(x, state.last, cu_seqlens)
         xr, xw, xk, xv, xa, xg = (x[:, :, None] + (before - x)[:, :, None] * self.mu.to(x.dtype)).unbind(2)
         r, k, v = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
         g = -math.exp(-0.5) * (widened(self.w_proj(xw)) + self.w_bias).sigmoid()

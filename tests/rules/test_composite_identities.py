@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from linrec import rules
-from linrec.errors import ShapeError
+from linrec.errors import BackendError, DtypeError, ShapeError
 from linrec.rules.feature_maps import FEATURE_MAPS, performer, rfa, squares, taylor2
 from linrec.state import map_tensors, named_tensors
 from linrec.testing import example_inputs, relative_error
@@ -312,6 +312,25 @@ def test_mesa_net_gradient_is_implicit_and_refuses_second_derivatives():
     (grad,) = torch.autograd.grad(rules.mesa_net(**x).o.square().sum(), x["q"], create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "text"),
+    [
+        (lambda s: s.memory, DtypeError, "state must be a LevelState, got Tensor"),
+        (lambda s: s._replace(memory=s.memory[:, :3]), ShapeError, r"state.memory must be \[2, 9, 4, 8, 6\]"),
+        (lambda s: s._replace(seen=s.seen.double()), DtypeError, "state.seen must be integer"),
+    ],
+)
+def test_composite_states_are_checked(change, error, text):
+    x = inputs_of(rules.log_linear_attention, T=3)
+    with pytest.raises(error, match=text):
+        rules.log_linear_attention(**x, state=change(rules.log_linear_attention(**x).state))
+
+
+def test_a_program_has_no_kernel_of_its_own():
+    with pytest.raises(BackendError, match="composed of several engine calls"):
+        rules.mlstm(**inputs_of(rules.mlstm), backend="triton")
 
 
 # log-linear --------------------------------------------------------------------------------------
