@@ -10,8 +10,9 @@ from linrec.state import State, named_tensors, replace_tensors
 
 def checked_state(state: State, empty: State, who: str) -> State:
     """The state in the dtypes of ``empty``; typed errors for another kind, shape, type or device than that has."""
-    if type(state) is not type(empty):
-        wanted = f"a tensor {list(empty.shape)}" if isinstance(empty, Tensor) else f"a {type(empty).__name__}"
+    kind = Tensor if isinstance(empty, Tensor) else type(empty)
+    if not isinstance(state, kind):
+        wanted = f"a tensor {list(empty.shape)}" if isinstance(empty, Tensor) else f"a {kind.__name__}"
         raise DtypeError(f"{who}: state must be {wanted}, got {type(state).__name__}")
     values = {}
     for (path, x), (_, want) in zip(named_tensors(state), named_tensors(empty), strict=True):

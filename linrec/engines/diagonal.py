@@ -37,7 +37,9 @@ class DiagonalTerms(Terms):
     ``[B, L, *channels]``. ``recompute`` says that the expanded tensors are much larger than the tokens: the
     backward pass then expands each chunk again instead of keeping all of them.
     ``parallel`` is the algorithm of the parallel form; "convolution" is for a decay that is constant in time,
-    and ``kernel`` then may map the powers a^l ``[T, *channels]`` to the response of the output to tokens["x"].
+    and ``gain`` ``[*channels]`` then says that the input is gain * x_t with tokens["x"] ``[B, T, *channels[:-1]]`` and
+    that ``read`` is linear in h alone: the convolution is one of tokens["x"] with the output's response.
+    ``fresh`` is set by the engine where the call starts from the empty state.
     """
 
     tokens: Tokens
@@ -49,7 +51,8 @@ class DiagonalTerms(Terms):
     late: bool = False
     recompute: bool = False
     parallel: Literal["associative", "quadratic", "convolution"] = "associative"
-    kernel: Callable[[Tensor], Tensor] | None = None
+    gain: Tensor | None = None
+    fresh: bool = False
 
     def over_time(self) -> dict[str, Tensor]:
         """The tokens."""
@@ -91,6 +94,7 @@ class DiagonalEngine:
             call, who, "this version ships no Triton kernel for the diagonal engine; use backend='torch'"
         )
         empty = self.init_state(terms, terms.segments(call))
+        terms = replace(terms, fresh=state is None)
         state = empty if state is None else checked_state(state, empty, who)
         if call.bounds is None:
             return scan_batch(terms, state, None, call)
@@ -163,23 +167,30 @@ def _convolution(
     terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Constant decay: the response to an input is a power of it, and the whole sequence one FFT product."""
-    decay, x = terms.expand(terms.tokens)
-    log_a = decay[0, 0]
-    length = x.shape[1]
-    steps = torch.arange(length + 1, device=x.device)
-    ladder = scans.powers(log_a, steps)
-    seen = ladder[1:] * h[:, None]
-    if terms.kernel is None:
-        o = terms.read(terms.tokens, scale * (seen + scans.convolve(ladder[:-1], x)))
-    else:
-        response = scans.convolve(terms.kernel(ladder[:-1]), terms.tokens["x"])
-        o = terms.read(terms.tokens, scale * seen) + scale * response
-    left = length - 1 - steps[:-1] if lengths is None else lengths[:, None] - 1 - steps[:-1]
-    weights = scans.powers(log_a, left.clamp(min=0))
-    if lengths is None:
-        return o, ladder[-1] * h + (weights * x).sum(1)
-    keep = (left >= 0).reshape(*left.shape, *[1] * log_a.dim())
-    return o, scans.powers(log_a, lengths) * h + torch.where(keep, weights * x, 0.0).sum(1)
+    tokens = terms.tokens
+    length = next(iter(tokens.values())).shape[1]
+    decay, _ = terms.expand({name: x[:, :1] for name, x in tokens.items()})
+    steps = torch.arange(length + 1, device=decay.device)
+    ladder = scans.powers(decay[0, 0], steps)
+    entry = ladder[-1] if lengths is None else ladder.index_select(0, lengths)
+    x = tokens["x"] if terms.gain is not None else terms.expand(tokens)[1]
+    at_end = x if lengths is None else _right_aligned(x, lengths)
+    if terms.gain is not None:
+        response = ladder[:-1] * terms.gain
+        o = scans.convolve(terms.read(tokens, response), x)
+        if not terms.fresh:
+            o = o + terms.read(tokens, ladder[1:] * h[:, None])
+        written = torch.einsum("t...n,bt...->b...n", response.flip(0), at_end.to(response.dtype))
+        return scale * o, entry * h + written
+    o = terms.read(tokens, scale * (ladder[1:] * h[:, None] + scans.convolve(ladder[:-1], x)))
+    return o, entry * h + (ladder[:-1].flip(0) * at_end).sum(1)
+
+
+def _right_aligned(x: Tensor, lengths: Tensor) -> Tensor:
+    """Each row's tokens moved to the end of the row, zeros before them: then all rows share their powers."""
+    place = torch.arange(x.shape[1], device=x.device) - (x.shape[1] - lengths)[:, None]
+    place = place.reshape(*place.shape, *[1] * (x.dim() - 2))
+    return torch.where(place >= 0, x.gather(1, place.clamp(min=0).expand_as(x)), 0.0)
 
 
 DIAGONAL = DiagonalEngine()

@@ -9,6 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+EMPTY = -1e38  # running maximum of nothing: minus infinity for every purpose, without the nan of inf - inf
+NOTHING = (
+    -750.0
+)  # e^-750 is zero in double precision; a longer way down would cost cumulative sums their digits
+
 
 def associative(a: Tensor, x: Tensor, start: Tensor) -> Tensor:
     """Every h_t, for any a: negative, zero or complex. ``start`` is h_0, ``[B, ...]``. Work T, depth log T."""

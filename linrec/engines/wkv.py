@@ -18,13 +18,17 @@ from torch import Tensor
 
 from linrec.engines.checks import checked_state
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens, scan_batch
-from linrec.engines.maxplus import EMPTY, stabilised
+from linrec.engines.maxplus import stabiliser
+from linrec.engines.scans import EMPTY, NOTHING
 from linrec.packing import by_segment
 from linrec.rule import Call, Terms, check_backend
 
 
 class WKVState(NamedTuple):
-    """num and den ``[B, D]`` divided by e^m, and m ``[B, D]``, -1e38 while nothing has been seen."""
+    """num and den ``[B, D]`` divided by e^m, and m ``[B, D]``, -1e38 while nothing has been seen.
+
+    m is a unit of measurement, so derivatives of num and den hold it fixed.
+    """
 
     num: Tensor
     den: Tensor
@@ -80,11 +84,13 @@ class WKVEngine:
 def _run_batch(
     terms: WKVTerms, state: WKVState, lengths: Tensor | None, call: Call
 ) -> tuple[Tensor, WKVState]:
-    gates = stabilised(terms.w.expand(terms.k.shape), terms.k, state.m, lengths)
+    forget, gain = _without_padding(terms, lengths)
+    m, g, weight = stabiliser(forget, gain, state.m)
+    every = torch.cat([state.m[:, None], m], dim=1)
     tokens = {
-        "g": gates.g[..., None],
-        "x": torch.stack([gates.weight * terms.v, gates.weight], dim=-1),
-        "before": gates.before,
+        "g": g.clamp(min=NOTHING)[..., None],
+        "x": torch.stack([weight * terms.v, weight], dim=-1),
+        "before": every[:, :-1],
         "k": terms.k,
         "v": terms.v,
     }
@@ -105,8 +111,16 @@ def _run_batch(
         parallel="quadratic",
     )
     o, sums = scan_batch(scan, torch.stack([state.num, state.den], dim=-1), lengths, call._replace(scale=1.0))
-    m = torch.cat([state.m[:, None], gates.m], dim=1)[:, -1]
-    return o, WKVState(sums[..., 0], sums[..., 1], m)
+    return o, WKVState(sums[..., 0], sums[..., 1], every[:, -1])
+
+
+def _without_padding(terms: WKVTerms, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Log-decays and log-weights of the tokens; what follows a row's own tokens leaves the maximum as it is."""
+    forget = terms.w.expand(terms.k.shape)
+    if lengths is None:
+        return forget, terms.k
+    real = torch.arange(terms.k.shape[1], device=terms.k.device) < lengths[:, None]
+    return torch.where(real[..., None], forget, 0.0), torch.where(real[..., None], terms.k, EMPTY)
 
 
 WKV = WKVEngine()

@@ -61,6 +61,6 @@ def s4d(
         complex=True,
         recompute=True,
         parallel="convolution",
-        kernel=lambda ladder: 2 * (C * gain * ladder).sum(-1).real,
+        gain=gain,
         finish=skip,
     )

@@ -1,13 +1,17 @@
 """The elementwise recurrence: any decay, bounded memory, no loop over tokens, inputs chosen to break it."""
 
+import itertools
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linrec import rules
 from linrec.engines import scans
-from linrec.engines.maxplus import EMPTY, running_max, stabilised
+from linrec.engines.diagonal import DIAGONAL, DiagonalTerms
+from linrec.engines.maxplus import stabiliser
 from linrec.errors import DtypeError, ShapeError
+from linrec.rule import Call
 from linrec.testing import example_inputs, relative_error
 from tests.rules.loops import LOOPS
 
@@ -65,24 +69,16 @@ def test_powers_keep_the_phase():
     assert relative_error_complex(got.to(torch.complex128), (5000 * log_a.to(torch.complex128)).exp()) < 2e-7
 
 
-def test_running_max_is_the_recursion():
+def test_stabiliser_is_the_recursion():
     f, i = torch.randn(2, 30, 3).double() - 1, 50 * torch.randn(2, 30, 3).double()
-    for start in (torch.full((2, 3), EMPTY).double(), torch.randn(2, 3).double()):
+    for start in (torch.full((2, 3), scans.EMPTY).double(), torch.randn(2, 3).double()):
         m, rows = start, []
         for t in range(30):
             m = torch.maximum(f[:, t] + m, i[:, t])
             rows.append(m)
-        assert relative_error(running_max(f, i, start), torch.stack(rows, 1)) < 1e-14
-        gates = stabilised(f, i, start)
-        assert (gates.g <= 1e-13).all() and (gates.weight <= 1).all()
-        assert torch.equal(gates.before[:, 0], start)
-
-
-def test_running_max_skips_padding():
-    f, i, start = -torch.rand(2, 5, 1), torch.randn(2, 5, 1), torch.zeros(2, 1)
-    padded = stabilised(f, i, start, lengths=torch.tensor([0, 3]))
-    assert torch.equal(padded.m[0, -1], start[0])
-    assert torch.equal(padded.m[1, -1], stabilised(f, i, start).m[1, 2])
+        highest, g, weight = stabiliser(f, i, start)
+        assert relative_error(highest, torch.stack(rows, 1)) < 1e-14
+        assert (g <= 1e-13).all() and (weight <= 1 + 1e-13).all()
 
 
 ADVERSARIAL = {
@@ -146,6 +142,13 @@ def test_selective_scans_hold_one_chunk_of_states(name):
     assert sum(kept) < length * states / 2
 
 
+def test_convolution_of_s4d_holds_no_states():
+    x = example_inputs(rules.s4d, T=512, B=8, D=4, N=16)
+    with Largest() as seen:
+        rules.s4d.parallel(**x)
+    assert seen.elements < 8 * 512 * 4 * 16 / 2
+
+
 @pytest.mark.parametrize("name", ["mamba", "longhorn", "s4d", "s5", "lru", "rwkv4", *GATED])
 def test_no_loop_over_tokens(name):
     """Twice the tokens in as many chunks cost the same number of operations, up to the scan's depth."""
@@ -183,3 +186,36 @@ def test_wrong_states(name, state, error, text):
     rule = rules.get_rule(name)
     with pytest.raises(error, match=text):
         rule(**example_inputs(rule, T=3), state=state)
+
+
+def general_terms(a, x):
+    """Decays of any sign, or complex ones, that change with time; a rule like this needs log=False."""
+    if a.is_complex():
+        tokens = {"a_re": a.real, "a_im": a.imag, "x_re": x.real, "x_im": x.imag}
+        return DiagonalTerms(
+            tokens,
+            lambda t: (torch.complex(t["a_re"], t["a_im"]), torch.complex(t["x_re"], t["x_im"])),
+            channels=(3,),
+            read=lambda t, h: torch.view_as_real(h).flatten(-2),
+            log=False,
+            complex=True,
+        )
+    return DiagonalTerms({"a": a, "x": x}, lambda t: (t["a"], t["x"]), channels=(3,), log=False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["any sign", "zeros", "complex"])
+def test_engine_takes_any_decay(kind, form):
+    """In every form, with a state, and in segments whose padding must not decay anything."""
+    bounds = [0, 5, 5, 8, 20]
+    a = decays(kind, 1, 20, 3)
+    x, start = torch.randn_like(a), torch.randn(4, 3, dtype=a.dtype)
+    state = torch.view_as_real(start) if a.is_complex() else start
+    o, last = DIAGONAL.run(general_terms(a, x), state, Call(form, 1.0, bounds, 4, "auto"), "test")
+    o = torch.view_as_complex(o.unflatten(-1, (3, 2))) if a.is_complex() else o
+    last = torch.view_as_complex(last) if a.is_complex() else last
+    for s, (i, j) in enumerate(itertools.pairwise(bounds)):
+        want = loop(a[:, i:j], x[:, i:j], start[s : s + 1])[0] if j > i else start[s : s + 1]
+        assert relative_error_complex(last[s], want[-1]) < 1e-13
+        if j > i:
+            assert relative_error_complex(o[0, i:j], want) < 1e-13

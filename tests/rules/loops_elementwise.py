@@ -149,7 +149,7 @@ def rwkv4(k, v, w, u, scale=None, state=None):
         top = torch.maximum(s.m, u + k)
         old, new = torch.exp(s.m - top), torch.exp(u + k - top)
         o = (old * s.num + new * v) / (old * s.den + new)
-        m = torch.maximum(w + s.m, k)
+        m = torch.maximum(w + s.m, k).detach()  # a unit of measurement, fixed in derivatives
         old, new = torch.exp(w + s.m - m), torch.exp(k - m)
         return (1.0 if scale is None else scale) * o, Sums(old * s.num + new * v, old * s.den + new, m)
 
