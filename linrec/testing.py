@@ -17,7 +17,7 @@ from linrec.arguments import Arg
 from linrec.rule import Rule
 
 SIZES = {"B": 2, "T": 65, "H": 2, "HV": 4, "HQ": 4, "G": 2, "K": 8, "V": 6, "P": 6, "N": 8}
-SIZES |= {"C": 5, "D": 4, "E": 24, "R": 4, "RV": 3, "W": 4}
+SIZES |= {"C": 5, "D": 4, "E": 24, "M": 5, "R": 4, "RV": 3, "W": 4}
 
 
 def example_inputs(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.rules.loops_elementwise import LOOPS as ELEMENTWISE
+from tests.rules.loops_fastweight import LOOPS as FASTWEIGHT
 from tests.rules.loops_feedback import LOOPS as FEEDBACK
 
 
@@ -143,4 +144,5 @@ LOOPS = (
         )
     }
     | FEEDBACK
+    | FASTWEIGHT
 )
