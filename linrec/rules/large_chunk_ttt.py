@@ -44,8 +44,8 @@ def large_chunk_ttt(
 
     Tokens of one chunk do not see each other: the model pairs the memory with window attention. q, k
     ``[B, T, H, K]``, v ``[B, T, H, V]``, lr ``[B, T, H]``, first weights w1, w3 ``[H, K, P]``, w2 ``[H, P, V]``. A
-    chunk has ``mini_batch`` tokens (the paper's: 2048 and more); ``muon=False`` takes the plain gradient. The state is a
-    ``FastState`` of differences from the first weights and the gradient so far. ``scale`` multiplies q; default 1.
+    chunk has ``mini_batch`` tokens (the paper's: 2048 and more); ``muon=False`` takes the plain gradient. The state
+    is a ``FastState`` of differences from the first weights and the gradient so far. ``scale`` multiplies q; default 1.
     Raises ShapeError for a mini_batch below 1.
     """
     if mini_batch < 1:

@@ -8,11 +8,12 @@ from torch import Tensor
 from linrec.arguments import Arg
 from linrec.engines.fastweight import FASTWEIGHT, MomentumTerms
 from linrec.errors import ShapeError
-from linrec.rule import Key, Query, rule
+from linrec.rule import Query, UnitKey, rule
 from linrec.rules.ttt_linear import SEQUENTIAL, LearningRate
 
 Written = Annotated[Tensor, Arg("B T H V")]
 Fade = Annotated[Tensor, Arg("B T H", draw="log_decay")]
+WeakDecay = Annotated[Tensor, Arg("B T H", draw="weak_decay")]
 First = Annotated[Tensor, Arg("H K P")]
 Second = Annotated[Tensor, Arg("H P V")]
 
@@ -27,10 +28,10 @@ Second = Annotated[Tensor, Arg("H P V")]
 )
 def titans(
     q: Query,
-    k: Key,
+    k: UnitKey,
     v: Written,
     lr: LearningRate,
-    g: Fade,
+    g: WeakDecay,
     mu: Fade,
     w1: First,
     w2: Second | None = None,

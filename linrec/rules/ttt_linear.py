@@ -12,7 +12,7 @@ from linrec.errors import ShapeError
 from linrec.rule import Key, Query, rule
 
 Target = Annotated[Tensor, Arg("B T H K")]
-LearningRate = Annotated[Tensor, Arg("B T H", draw="strength")]
+LearningRate = Annotated[Tensor, Arg("B T H", draw="rate")]
 TokenFactor = Annotated[Tensor, Arg("M", draw="positive")]
 Norm = Annotated[Tensor, Arg("H K")]
 Weight = Annotated[Tensor, Arg("H K K")]

@@ -12,14 +12,14 @@ def gradients(loss, weights):
 
 
 def walk(q, k, v, first, parts, state, size, step, done, scale):
-    """Every (batch, head): ``step(memory, place, q, k, v, index) -> (o, memory)``; after ``size`` tokens ``done(memory)``.
+    """``step(memory, place, q, k, v, index) -> (o, memory)`` for every batch row, head, token; ``done`` after ``size``.
 
     A memory is a list of ``parts`` lists of maps (start, [now,] momentum); states are differences from ``first``.
     """
     outputs, last, counts = [], [], []
     for b in range(q.shape[0]):
         for h in range(q.shape[2]):
-            count = 0 if state is None else int(state.count[b])
+            count = 0 if state is None else int(state.place[b])
             memory = [[w[h] for w in first] for _ in range(parts - 1)] + [[0 * w[h] for w in first]]
             if state is not None:
                 kept = [x for x in (state.start, state.now, state.momentum) if x is not None]

@@ -38,7 +38,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class DualTerms(FastTerms):
-    """``gradient(z, k, v)``: of the loss by the network's output z, tensors ``[B, H, n, .]``; ``read(q, z)``: the output."""
+    """``gradient(z, k, v)``: of the loss by the network's output z; ``read(q, z)``: the rule's output."""
 
     gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
     read: Callable[[Tensor, Tensor], Tensor]

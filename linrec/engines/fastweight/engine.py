@@ -20,7 +20,7 @@ Maps = tuple[Tensor, ...]
 
 
 class FastState(NamedTuple):
-    """Each a tuple of maps ``[B, H, in, out]``; count ``[B]`` tokens of the unfinished mini-batch.
+    """Each a tuple of maps ``[B, H, in, out]``; place ``[B]``: tokens of the unfinished mini-batch.
 
     start: the weights that gradients are taken at, and now: the current ones (None where they follow from the
     rest), both as differences from the first weights; momentum: what gradients have been gathered.
@@ -29,7 +29,7 @@ class FastState(NamedTuple):
     start: Maps
     now: Maps | None
     momentum: Maps
-    count: Tensor
+    place: Tensor
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class FastweightEngine:
     def init_state(self, terms: FastTerms, segments: int) -> FastState:
         """Zeros: the first weights, nothing gathered."""
         zeros = tuple(w.new_zeros(segments, *w.shape) for w in terms.weights)
-        count = torch.zeros(segments, dtype=torch.int64, device=terms.q.device)
-        return FastState(zeros, zeros if terms.has_now else None, zeros, count)
+        place = torch.zeros(segments, dtype=torch.int64, device=terms.q.device)
+        return FastState(zeros, zeros if terms.has_now else None, zeros, place)
 
     def auto_backend(self, device: str) -> str:
         """What ``backend="auto"`` runs on this kind of device."""
@@ -105,13 +105,13 @@ def _run_batch(
     x = {name: t.transpose(1, 2) for name, t in terms.over_time().items()}
     x["q"] = x["q"] * call.scale
     length = terms.q.shape[1]
-    ends = state.count + (length if lengths is None else lengths)
+    ends = state.place + (length if lengths is None else lengths)
     if length == 0:
         return terms.v, state
-    before = int(state.count[0])
-    moved = not bool((state.count == before).all())
+    before = int(state.place[0])
+    moved = not bool((state.place == before).all())
     if moved:  # rows stand at different places of their mini-batches: shift each to its own
-        x, before = {name: _shifted(t, state.count) for name, t in x.items()}, 0
+        x, before = {name: _shifted(t, state.place) for name, t in x.items()}, 0
         length = x["q"].shape[2]
     stop = before + length
     rows = (
@@ -131,21 +131,21 @@ def _run_batch(
         at = until
     o = torch.cat(outputs, dim=2)
     if moved:
-        o = _shifted_back(o, state.count, terms.q.shape[1])
+        o = _shifted_back(o, state.place, terms.q.shape[1])
     return o.transpose(1, 2), _differences(memory, terms.weights, ends % terms.mini_batch)
 
 
-def _shifted(x: Tensor, count: Tensor) -> Tensor:
-    """``[B, H, T, ...]``: row b moved right by ``count[b]``, zeros in front and behind."""
-    size = x.shape[2] + int(count.max())
-    source = torch.arange(size, device=x.device) - count[:, None]
+def _shifted(x: Tensor, place: Tensor) -> Tensor:
+    """``[B, H, T, ...]``: row b moved right by ``place[b]``, zeros in front and behind."""
+    size = x.shape[2] + int(place.max())
+    source = torch.arange(size, device=x.device) - place[:, None]
     real = (source >= 0) & (source < x.shape[2])
     taken = _gather(x, source.clamp(0, x.shape[2] - 1))
     return torch.where(real.reshape(real.shape[0], 1, size, *[1] * (x.dim() - 3)), taken, 0)
 
 
-def _shifted_back(o: Tensor, count: Tensor, length: int) -> Tensor:
-    return _gather(o, count[:, None] + torch.arange(length, device=o.device))
+def _shifted_back(o: Tensor, place: Tensor, length: int) -> Tensor:
+    return _gather(o, place[:, None] + torch.arange(length, device=o.device))
 
 
 def _gather(x: Tensor, source: Tensor) -> Tensor:
@@ -160,10 +160,10 @@ def _whole(state: FastState, weights: Maps) -> FastState:
     return state._replace(start=start, now=now)
 
 
-def _differences(memory: FastState, weights: Maps, count: Tensor) -> FastState:
+def _differences(memory: FastState, weights: Maps, place: Tensor) -> FastState:
     start = tuple(m - w for m, w in zip(memory.start, weights, strict=True))
     now = None if memory.now is None else tuple(m - w for m, w in zip(memory.now, weights, strict=True))
-    return FastState(start, now, memory.momentum, count)
+    return FastState(start, now, memory.momentum, place)
 
 
 def _where(done: Tensor, finished: FastState, memory: FastState) -> FastState:
@@ -174,7 +174,7 @@ def _where(done: Tensor, finished: FastState, memory: FastState) -> FastState:
 
     now = None if memory.now is None or finished.now is None else pick(finished.now, memory.now)
     momentum = pick(finished.momentum, memory.momentum)
-    return FastState(pick(finished.start, memory.start), now, momentum, memory.count)
+    return FastState(pick(finished.start, memory.start), now, momentum, memory.place)
 
 
 def _checked(state: Any, empty: FastState, who: str) -> FastState:
