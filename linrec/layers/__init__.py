@@ -5,6 +5,7 @@ from linrec.layers.base import Layer
 from linrec.layers.channels import HGRN, QRNN, SRU, MinGRU, MinLSTM
 from linrec.layers.convolution import Canon, TokenShift
 from linrec.layers.delta import DeltaNet, GatedDeltaNet, KimiDeltaAttention
+from linrec.layers.fast_weights import TTTMLP, LargeChunkTTT, Titans, TTTLinear
 from linrec.layers.feedback import (
     Alibi,
     Cope,
@@ -34,6 +35,10 @@ LAYERS: dict[str, type[Layer]] = {
         GatedDeltaNet,
         KimiDeltaAttention,
         SoftmaxAttention,
+        LargeChunkTTT,
+        TTTLinear,
+        TTTMLP,
+        Titans,
         Alibi,
         Cope,
         DeltaFormer,
@@ -73,6 +78,7 @@ __all__ = [
     "S5",
     "SLSTM",
     "SRU",
+    "TTTMLP",
     "Alibi",
     "Canon",
     "Cope",
@@ -81,6 +87,7 @@ __all__ = [
     "ForgettingAttention",
     "GatedDeltaNet",
     "KimiDeltaAttention",
+    "LargeChunkTTT",
     "Layer",
     "Lightning",
     "LinearAttention",
@@ -95,6 +102,8 @@ __all__ = [
     "SharedKVAttention",
     "SoftmaxAttention",
     "StickBreaking",
+    "TTTLinear",
     "TensorProductAttention",
+    "Titans",
     "TokenShift",
 ]

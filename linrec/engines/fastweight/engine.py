@@ -89,7 +89,7 @@ class FastweightEngine:
         empty = self.init_state(terms, terms.segments(call))
         memory = empty if state is None else _checked(state, empty, who)
         if call.bounds is None:
-            return _run_batch(terms, memory, None, call)
+            return _run_batch(terms, memory, None, call, begins=state is None)
         return by_segment(
             lambda tensors, rows, lengths: _run_batch(terms.with_tensors(tensors), rows, lengths, call),
             terms.over_time(),
@@ -99,17 +99,17 @@ class FastweightEngine:
 
 
 def _run_batch(
-    terms: FastTerms, state: FastState, lengths: Tensor | None, call: Call
+    terms: FastTerms, state: FastState, lengths: Tensor | None, call: Call, begins: bool = False
 ) -> tuple[Tensor, FastState]:
-    """Place the tokens on the grid of mini-batches, and walk it."""
+    """Place the tokens on the grid of mini-batches, and walk it. ``begins``: no row has an unfinished one."""
     x = {name: t.transpose(1, 2) for name, t in terms.over_time().items()}
     x["q"] = x["q"] * call.scale
     length = terms.q.shape[1]
     ends = state.place + (length if lengths is None else lengths)
     if length == 0:
         return terms.v, state
-    before = int(state.place[0])
-    moved = not bool((state.place == before).all())
+    before = 0 if begins else int(state.place[0])
+    moved = not begins and not bool((state.place == before).all())
     if moved:  # rows stand at different places of their mini-batches: shift each to its own
         x, before = {name: _shifted(t, state.place) for name, t in x.items()}, 0
         length = x["q"].shape[2]
