@@ -14,14 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linrec import rules
-from linrec.evals.pictures import INK, STYLE
+from linrec.evals.pictures import STYLE
 from linrec.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 LENGTH, WIDTH, TOPICS = 48, 16, 4
+CAPTION = "Blue adds, red takes away. The shade is the root of the weight, each panel on its own scale."
 
 
 class Panel(NamedTuple):
@@ -40,7 +40,7 @@ def panels() -> list[Panel]:
     k = F.normalize(centre[topic] + 0.12 * torch.randn(LENGTH, WIDTH), dim=-1)
     q = 7 * F.normalize(centre[topic] + 0.12 * torch.randn(LENGTH, WIDTH), dim=-1)
     q, k, v = q[None, :, None], k[None, :, None], torch.eye(LENGTH)[None, :, None]
-    ones = torch.ones(1, LENGTH, 1)
+    weak = torch.full((1, LENGTH, 1), 0.15)
     gate = torch.full((1, LENGTH, 1), -0.02)
     gate[:, LENGTH // 2] = -4.0
     slope = torch.tensor([-0.15])
@@ -51,26 +51,28 @@ def panels() -> list[Panel]:
         ),
         Panel(
             "ALiBi",
-            "constant decay: a bias per token of distance",
+            "constant decay: a bias by distance",
             _read(rules.alibi(q, k, v, slope, **how).o),
         ),
         Panel(
             "FoX",
-            "decay from the input: a gate closed at 24",
+            "decay from the input: the gate shuts at 24",
             _read(rules.forgetting_attention(q, k, v, gate, **how).o),
         ),
         Panel(
             "DeltaNet",
-            "β = 1: a key is overwritten when it returns",
-            _read(rules.delta_net(q, k, v, ones, **how).o),
+            "β = 0.15: what returns replaces what was",
+            _read(rules.delta_net(q, k, v, weak, **how).o),
         ),
         Panel(
             "DeltaFormer",
-            "the delta rule in softmax's feature space",
+            "the delta rule in softmax's features",
             _read(rules.delta_former(q, k, v, **how).o),
         ),
         Panel(
-            "PaTH, w = k", "softmax of DeltaNet's matrix", _read(rules.path_attention(q, k, v, k, **how).o)
+            "PaTH",
+            "w = k, β = 0.15: softmax of such a matrix",
+            _read(rules.path_attention(q, k, v, k, weak, **how).o),
         ),
     ]
 
@@ -87,21 +89,22 @@ def draw(path: str | Path) -> None:
     import matplotlib.pyplot as plt
 
     with plt.rc_context(STYLE):  # type: ignore[arg-type]
-        figure, axes = plt.subplots(2, 3, figsize=(12.5, 9.2), dpi=110)
+        figure, axes = plt.subplots(2, 3, figsize=(11, 8.3), dpi=110)
         for ax, panel in zip(axes.flat, panels(), strict=True):
-            _matrix(figure, ax, panel)
+            _matrix(ax, panel)
         figure.suptitle("What token i takes from token j", x=0.02, ha="left", fontsize=15, fontweight="bold")
-        figure.tight_layout(rect=(0, 0, 1, 0.96), h_pad=2.0)
+        figure.text(0.02, 0.012, CAPTION, fontsize=9, color="#555555")
+        figure.tight_layout(rect=(0, 0.03, 1, 0.99), h_pad=0.5)
         write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
         plt.close(figure)
 
 
-def _matrix(figure: Figure, ax: Axes, panel: Panel) -> None:
+def _matrix(ax: Axes, panel: Panel) -> None:
     """Blue takes, red takes away, white above the diagonal; a root shows small weights beside large ones."""
     shown = panel.matrix.sign() * panel.matrix.abs().sqrt()
     limit = float(shown.abs().quantile(0.995))
     shown = shown.masked_fill(torch.ones_like(shown, dtype=torch.bool).triu(1), float("nan"))
-    image = ax.imshow(shown.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
+    ax.imshow(shown.numpy(), cmap="RdBu", vmin=-limit, vmax=limit, interpolation="nearest")
     ax.set_title(panel.title)
     ax.text(0, 1.02, panel.text, transform=ax.transAxes, fontsize=9.5, color="#555555", va="bottom")
     ax.set_xlabel("from token j")
@@ -109,8 +112,6 @@ def _matrix(figure: Figure, ax: Axes, panel: Panel) -> None:
     ax.set_xticks(range(0, LENGTH + 1, 12))
     ax.set_yticks(range(0, LENGTH + 1, 12))
     ax.grid(False)
-    bar = figure.colorbar(image, ax=ax, shrink=0.8, pad=0.03)
-    bar.set_label("sign · √|weight|", color=INK, fontsize=9)
 
 
 if __name__ == "__main__":
