@@ -88,7 +88,7 @@ def draw(path: str | Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    with plt.rc_context(STYLE):  # type: ignore[arg-type]
+    with plt.rc_context(STYLE):
         figure, axes = plt.subplots(2, 3, figsize=(11, 8.3), dpi=110)
         for ax, panel in zip(axes.flat, panels(), strict=True):
             _matrix(ax, panel)
