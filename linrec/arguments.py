@@ -17,8 +17,10 @@ DOMAINS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "normal": ("finite", torch.isfinite),
     "unit": ("finite", torch.isfinite),
     "log_decay": ("a finite natural-log decay, <= 0", lambda x: torch.isfinite(x) & (x <= 0)),
+    "weak_decay": ("a finite natural-log decay, <= 0", lambda x: torch.isfinite(x) & (x <= 0)),
     "strength": ("finite", torch.isfinite),
     "logit": ("finite", torch.isfinite),
+    "rate": ("finite", torch.isfinite),
     "positive": ("finite and > 0", lambda x: torch.isfinite(x) & (x > 0)),
     "negative": ("finite and < 0", lambda x: torch.isfinite(x) & (x < 0)),
 }

@@ -47,8 +47,12 @@ def draw(arg: Arg, shape: list[int], generator: torch.Generator) -> Tensor:
         return F.normalize(x, dim=-1)
     if arg.draw == "log_decay":
         return F.logsigmoid(2 * x)
+    if arg.draw == "weak_decay":  # a few percent a token
+        return F.logsigmoid(2 * x) / 16
     if arg.draw == "strength":
         return x.sigmoid()
+    if arg.draw == "rate":  # a learning rate at which a small network learns and does not diverge
+        return x.sigmoid() / 50
     if arg.draw == "positive":
         return F.softplus(x)
     if arg.draw == "negative":

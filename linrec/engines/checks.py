@@ -20,8 +20,8 @@ def checked_state(state: State, empty: State, who: str) -> State:
         if x.shape != want.shape:
             raise ShapeError(f"{who}: {name} must be {list(want.shape)}, got {list(x.shape)}")
         if x.is_floating_point() != want.is_floating_point():
-            numbers = "floating point" if want.is_floating_point() else "integer"
-            raise DtypeError(f"{who}: {name} must be {numbers}, got {x.dtype}")
+            number = "floating point" if want.is_floating_point() else "integer"
+            raise DtypeError(f"{who}: {name} must be {number}, got {x.dtype}")
         if x.device != want.device:
             raise DeviceError(f"{who}: {name} is on {x.device}, but the inputs are on {want.device}")
         values[path] = x.to(want.dtype)

@@ -7,6 +7,7 @@ from linrec.layers.composite import HGRN2, MLSTM, GatedSlotAttention, MesaNet
 from linrec.layers.convolution import Canon, TokenShift
 from linrec.layers.delta import DeltaNet, GatedDeltaNet, KimiDeltaAttention
 from linrec.layers.delta_variants import Comba, DeltaProduct, LogLinearAttention, LogLinearGatedDelta
+from linrec.layers.fast_weights import TTTMLP, LargeChunkTTT, Titans, TTTLinear
 from linrec.layers.feedback import (
     Alibi,
     Cope,
@@ -49,6 +50,10 @@ LAYERS: dict[str, type[Layer]] = {
         RWKV6,
         RWKV7,
         SoftmaxAttention,
+        LargeChunkTTT,
+        TTTLinear,
+        TTTMLP,
+        Titans,
         Alibi,
         Cope,
         DeltaFormer,
@@ -92,6 +97,7 @@ __all__ = [
     "S5",
     "SLSTM",
     "SRU",
+    "TTTMLP",
     "Alibi",
     "Canon",
     "Comba",
@@ -103,6 +109,7 @@ __all__ = [
     "GatedDeltaNet",
     "GatedSlotAttention",
     "KimiDeltaAttention",
+    "LargeChunkTTT",
     "Layer",
     "Lightning",
     "LinearAttention",
@@ -121,6 +128,8 @@ __all__ = [
     "SharedKVAttention",
     "SoftmaxAttention",
     "StickBreaking",
+    "TTTLinear",
     "TensorProductAttention",
+    "Titans",
     "TokenShift",
 ]

@@ -24,6 +24,7 @@ from linrec.rules.gla import gla
 from linrec.rules.hgrn import hgrn
 from linrec.rules.hgrn2 import hgrn2
 from linrec.rules.kimi_delta_attention import kimi_delta_attention
+from linrec.rules.large_chunk_ttt import large_chunk_ttt
 from linrec.rules.latent_attention import latent_attention
 from linrec.rules.lightning import lightning, lightning_decay
 from linrec.rules.linear_attention import linear_attention
@@ -57,7 +58,10 @@ from linrec.rules.softmax_attention import softmax_attention
 from linrec.rules.sru import sru
 from linrec.rules.stick_breaking import stick_breaking
 from linrec.rules.tensor_product_attention import tensor_product_attention
+from linrec.rules.titans import titans
 from linrec.rules.token_shift import token_shift
+from linrec.rules.ttt_linear import ttt_linear
+from linrec.rules.ttt_mlp import ttt_mlp
 from linrec.rules.weight_decay_delta import weight_decay_delta
 
 
@@ -94,6 +98,7 @@ __all__ = [
     "hgrn",
     "hgrn2",
     "kimi_delta_attention",
+    "large_chunk_ttt",
     "latent_attention",
     "lightning",
     "lightning_decay",
@@ -129,7 +134,10 @@ __all__ = [
     "sru",
     "stick_breaking",
     "tensor_product_attention",
+    "titans",
     "token_shift",
+    "ttt_linear",
+    "ttt_mlp",
     "validation",
     "weight_decay_delta",
 ]

@@ -16,9 +16,12 @@ NAMES = sorted(LAYERS)
 TIGHT = 1e-11
 
 
+SMALL = {"large_chunk_ttt": {"mini_batch": 8}}  # where a default is made for sequences longer than these
+
+
 def make(name, d_model=16, dtype=torch.float64, **options):
     torch.manual_seed(0)
-    return LAYERS[name](d_model, 2, **options).to(dtype)
+    return LAYERS[name](d_model, 2, **{**SMALL.get(name, {}), **options}).to(dtype)
 
 
 def tokens(batch=2, length=21, d_model=16, dtype=torch.float64):

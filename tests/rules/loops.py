@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tests.rules.loops_composite import COMPOSITE_LOOPS
 from tests.rules.loops_elementwise import LOOPS as ELEMENTWISE
+from tests.rules.loops_fastweight import LOOPS as FASTWEIGHT
 from tests.rules.loops_feedback import LOOPS as FEEDBACK
 
 
@@ -145,4 +146,5 @@ LOOPS = (
     }
     | FEEDBACK
     | COMPOSITE_LOOPS
+    | FASTWEIGHT
 )

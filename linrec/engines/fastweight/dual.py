@@ -1,0 +1,184 @@
+"""The dual form: every token reads with its own weights, and none of them is formed.
+
+The network is a chain of linear maps with gelu between them; a bias is the last row of its map, met by a channel of
+ones. With x_j the inputs and d_j the output gradients of one map at token j, weights at row i are
+
+.. code-block:: text
+
+    W_i = rho_i W + sigma_i Momentum - sum_{j <= i} A_ij x_j d_j^T
+    y W_i = rho_i (y W) + sigma_i (y Momentum) - (A * (Y X^T)) D |_i
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linrec.engines.fastweight.engine import FastState, FastTerms, Maps
+
+
+class Rows(NamedTuple):
+    """Coefficients of a block of n tokens: rho, sigma ``[B, H, n]``, A ``[B, H, n, n]``.
+
+    After the block the momentum is keep Momentum - sum_j gather_j x_j d_j^T (keep ``[B, H]``, gather ``[B, H, n]``).
+    """
+
+    rho: Tensor
+    sigma: Tensor
+    A: Tensor
+    keep: Tensor
+    gather: Tensor
+
+
+@dataclass(frozen=True)
+class DualTerms(FastTerms):
+    """``gradient(z, k, v)``: of the loss by the network's output z; ``read(q, z)``: the rule's output."""
+
+    gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
+    read: Callable[[Tensor, Tensor], Tensor]
+    bias: bool
+
+    def rows(self, x: dict[str, Tensor], first: int) -> Rows:
+        """The block's coefficients."""
+        raise NotImplementedError
+
+    def block(self, x: dict[str, Tensor], first: int, memory: FastState) -> tuple[Tensor, FastState]:
+        """See FastTerms."""
+        rows = self.rows(x, first)
+        inputs, deltas = self._learn(x, memory.start)
+        base = memory.start if memory.now is None else memory.now
+        y = x["q"]
+        for layer, (w, m, xs, d) in enumerate(zip(base, memory.momentum, inputs, deltas, strict=True)):
+            y = self._with_ones(gelu(y) if layer else y)
+            y = rows.rho[..., None] * (y @ w) + rows.sigma[..., None] * (y @ m) - (rows.A * (y @ xs.mT)) @ d
+        now = (
+            None
+            if memory.now is None
+            else tuple(
+                rows.rho[..., -1, None, None] * w
+                + rows.sigma[..., -1, None, None] * m
+                - (rows.A[..., -1, :, None] * xs).mT @ d
+                for w, m, xs, d in zip(memory.now, memory.momentum, inputs, deltas, strict=True)
+            )
+        )
+        momentum = tuple(
+            rows.keep[..., None, None] * m - (rows.gather[..., None] * xs).mT @ d
+            for m, xs, d in zip(memory.momentum, inputs, deltas, strict=True)
+        )
+        return self.read(x["q"], y), memory._replace(now=now, momentum=momentum)
+
+    def _with_ones(self, x: Tensor) -> Tensor:
+        return F.pad(x, (0, 1), value=1.0) if self.bias else x
+
+    def _learn(self, x: dict[str, Tensor], weights: Maps) -> tuple[list[Tensor], list[Tensor]]:
+        """Inputs and output gradients of every map, at the mini-batch's first weights."""
+        inputs, hidden, y = [], [], x["k"]
+        for layer, w in enumerate(weights):
+            inputs.append(self._with_ones(gelu(y) if layer else y))
+            y = inputs[-1] @ w
+            hidden.append(y)
+        deltas = [self.gradient(y, x["k"], x["v"])]
+        for w, z in zip(weights[:0:-1], hidden[-2::-1], strict=True):
+            back = deltas[0] @ w.mT
+            deltas.insert(0, (back[..., :-1] if self.bias else back) * gelu_slope(z))
+        return inputs, deltas
+
+
+@dataclass(frozen=True)
+class RowTerms(DualTerms):
+    """TTT: W_i = W - token_i sum_{j <= i} lr_j grad_j; token ``[mini_batch]``, lr ``[B, T, H]``.
+
+    The momentum is the sum of lr_j grad_j so far in the mini-batch.
+    """
+
+    token: Tensor
+    lr: Tensor
+
+    def gates(self) -> dict[str, Tensor]:
+        """lr."""
+        return {"lr": self.lr}
+
+    def rows(self, x: dict[str, Tensor], first: int) -> Rows:
+        """See the class."""
+        lr = x["lr"]
+        token = self.token[first : first + lr.shape[2]].expand_as(lr)
+        one = torch.ones_like(lr)
+        return Rows(one, -token, (token[..., None] * lr[..., None, :]).tril(), one[..., 0], -lr)
+
+    def finished(self, memory: FastState) -> FastState:
+        """The last row's weights start the next mini-batch."""
+        last = self.token[-1]
+        start = tuple(w - last * m for w, m in zip(memory.start, memory.momentum, strict=True))
+        return memory._replace(start=start, momentum=tuple(torch.zeros_like(m) for m in memory.momentum))
+
+
+@dataclass(frozen=True)
+class MomentumTerms(DualTerms):
+    """Titans: Mom_t = e^{mu_t} Mom_{t-1} - lr_t grad_t, W_t = e^{g_t} W_{t-1} + Mom_t; gates ``[B, T, H]``.
+
+    real: one for every token, so that padding (zero) moves nothing.
+    """
+
+    g: Tensor
+    mu: Tensor
+    lr: Tensor
+    real: Tensor
+
+    has_now = True
+
+    def gates(self) -> dict[str, Tensor]:
+        """g, mu, lr and real."""
+        return {"g": self.g, "mu": self.mu, "lr": self.lr, "real": self.real}
+
+    def rows(self, x: dict[str, Tensor], first: int) -> Rows:
+        """A = (decays of the weights) Diag(real) (decays of the momentum) Diag(lr): every exponent is <= 0."""
+        decay, fade = x["g"].cumsum(-1), x["mu"].cumsum(-1)
+        weights = _decays(decay) * x["real"][..., None, :]
+        sigma = (weights @ fade.exp()[..., None])[..., 0]
+        to_end = (fade[..., -1:] - fade).exp() * x["lr"]
+        return Rows(
+            decay.exp(), sigma, weights @ _decays(fade) * x["lr"][..., None, :], fade[..., -1].exp(), to_end
+        )
+
+    def finished(self, memory: FastState) -> FastState:
+        """Gradients are taken at the current weights from here on."""
+        assert memory.now is not None
+        return memory._replace(start=memory.now)
+
+
+def _decays(total: Tensor) -> Tensor:
+    """exp(total_i - total_j) for j <= i, else 0; the exponent is masked before exp."""
+    keep = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool, device=total.device).tril()
+    return (total[..., :, None] - total[..., None, :]).masked_fill(~keep, -torch.inf).exp()
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh approximation, as in TTT."""
+    return F.gelu(x, approximate="tanh")
+
+
+def gelu_slope(x: Tensor) -> Tensor:
+    """Its derivative."""
+    c = math.sqrt(2 / math.pi)
+    t = torch.tanh(c * (x + 0.044715 * x**3))
+    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
+
+
+def normed(z: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """z without mean at unit variance, and what it was divided by."""
+    centred = z - z.mean(-1, keepdim=True)
+    deviation = (centred.square().mean(-1, keepdim=True) + eps).sqrt()
+    return centred / deviation, deviation
+
+
+def norm_loss_gradient(z: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """d/dz of |LN(z) - target|^2 / 2."""
+    x, deviation = normed(z)
+    back = (weight * x + bias - target) * weight
+    return (back - back.mean(-1, keepdim=True) - x * (back * x).mean(-1, keepdim=True)) / deviation
