@@ -65,8 +65,6 @@ def test_titans_with_batches_of_one_and_no_momentum_is_gated_delta_without_decay
 def test_titans_with_a_linear_memory_is_its_recurrence(tokens, form):
     q, k, v, lr = tokens
     g, mu = F.logsigmoid(torch.randn(2, *lr.shape, dtype=F64) + 2)
-    out = rules.titans.form(form)(q, k, v, lr / 9, g, mu, torch.randn(2, 8, 6, dtype=F64), mini_batch=7)
-    assert out.state.place.tolist() == [40 % 7] * 2
     w = torch.randn(2, 8, 6, dtype=F64)
     m, start, momentum, rows = w.expand(2, -1, -1, -1), w.expand(2, -1, -1, -1), 0 * w, []
     for t in range(40):
@@ -76,7 +74,9 @@ def test_titans_with_a_linear_memory_is_its_recurrence(tokens, form):
         momentum = mu[:, t, :, None, None].exp() * momentum - lr[:, t, :, None, None] / 9 * grad
         m = g[:, t, :, None, None].exp() * m + momentum
         rows.append(torch.einsum("bhk,bhkv->bhv", q[:, t], m))
-    close(rules.titans.form(form)(q, k, v, lr / 9, g, mu, w, mini_batch=7).o, torch.stack(rows, 1))
+    out = rules.titans.form(form)(q, k, v, lr / 9, g, mu, w, mini_batch=7)
+    close(out.o, torch.stack(rows, 1))
+    assert out.state.place.tolist() == [40 % 7] * 2
 
 
 def test_a_row_factor_belongs_to_the_reading_token():
