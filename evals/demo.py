@@ -198,7 +198,7 @@ def measure_state_bytes(configs: dict[str, Config]) -> dict[str, Any]:
     curves: dict[str, Any] = {}
     for key, config, label in (
         ("softmax", configs["softmax"], "softmax only (KV cache)"),
-        ("hybrid", configs["hybrid"], "hybrid, 1 softmax layer in 4"),
+        ("hybrid", configs["hybrid"], "hybrid"),
         ("recurrent", recurrent, "gated delta net only"),
     ):
         model, state, done, sizes = LanguageModel(config).eval(), None, 0, []

@@ -205,6 +205,9 @@ def write_json(path: str | Path, value: Any) -> None:
 @contextlib.contextmanager
 def _quiet(progress: bool) -> Iterator[None]:
     """lm-eval and datasets report every step at warning level; only their errors are for the user."""
+    import datasets  # noqa: F401  (it sets its own and huggingface_hub's levels when it is first imported)
+    import huggingface_hub  # noqa: F401
+
     loggers = [logging.getLogger(name) for name in ("lm_eval", "lm-eval", "datasets", "huggingface_hub")]
     before = [logger.level for logger in loggers]
     for logger in loggers:

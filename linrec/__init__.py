@@ -9,7 +9,30 @@ table are derived from that file.
     layers.LAYERS["gated_delta_net"](d_model=512)     # nn.Modules around a rule
     models.LanguageModel(models.Config(...))          # a language model with any pattern of layers
 
-Nothing is imported here, so that ``import linrec`` is free; the subpackages load when they are asked for.
+Subpackages and :class:`linrec.stream.Session` load when they are first used, so that ``import linrec`` is free.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from linrec import evals as evals
+    from linrec import layers as layers
+    from linrec import models as models
+    from linrec import rules as rules
+    from linrec.stream import Session as Session
+
 __version__ = "0.1.0"
+
+
+_SUBPACKAGES = ("engines", "rules", "layers", "models", "evals", "kernels")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBPACKAGES:
+        return import_module(f"linrec.{name}")
+    if name == "Session":
+        return import_module("linrec.stream").Session
+    raise AttributeError(f"module 'linrec' has no attribute {name!r}")
