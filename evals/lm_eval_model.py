@@ -24,6 +24,7 @@ from tqdm import tqdm
 from linrec.errors import ConfigError
 from linrec.models.language_model import LanguageModel
 from linrec.state import State, select_rows
+from linrec.stream import restrict
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 Score = tuple[float, bool]
@@ -304,14 +305,11 @@ class _Picker:
     def __call__(self, logits: Tensor, streams: list[int]) -> list[int]:
         if self.temperature == 0.0:
             return logits.argmax(-1).tolist()
-        p = (logits.float().cpu() / self.temperature).softmax(-1)
-        if self.top_k:
-            p = p.masked_fill(p < p.topk(min(self.top_k, p.shape[-1])).values[:, -1:], 0.0)
-        if self.top_p and self.top_p < 1.0:
-            ordered, where = p.sort(dim=-1, descending=True)
-            outside = ordered.cumsum(-1) - ordered >= self.top_p * p.sum(-1, keepdim=True)
-            p = p.masked_fill(outside.scatter(-1, where, outside), 0.0)
-        return [int(torch.multinomial(p[n], 1, generator=self.generators[s])) for n, s in enumerate(streams)]
+        scaled = logits.float().cpu() / self.temperature
+        chances = [restrict(row, self.top_k or None, self.top_p or None).softmax(-1) for row in scaled]
+        return [
+            int(torch.multinomial(chances[n], 1, generator=self.generators[s])) for n, s in enumerate(streams)
+        ]
 
 
 def _log_probability(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:

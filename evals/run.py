@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linrec.errors import LinrecError, UnknownNameError
+from linrec.errors import DatasetError, UnknownNameError
 from linrec.files import write_text
 
 if TYPE_CHECKING:
@@ -24,10 +24,6 @@ if TYPE_CHECKING:
     from linrec.models.language_model import LanguageModel
 
 TASK_FOLDER = Path(__file__).resolve().parent / "tasks"
-
-
-class DatasetError(LinrecError, RuntimeError):
-    """A task's data set cannot be had here (no network, gated, or gone)."""
 
 
 def own_tasks() -> list[str]:

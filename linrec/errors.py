@@ -39,3 +39,7 @@ class ConfigError(LinrecError, ValueError):
 
 class CheckpointError(LinrecError, ValueError):
     """A checkpoint or session file is missing, damaged, or belongs to another model."""
+
+
+class DatasetError(LinrecError, RuntimeError):
+    """A task's data set cannot be had here (no network, gated, or gone)."""

@@ -95,7 +95,7 @@ class Session:
         logits = self.next_logits.float().cpu()
         if temperature == 0:
             return int(logits.argmax())
-        probabilities = _restrict(logits / temperature, top_k, top_p).softmax(-1)
+        probabilities = restrict(logits / temperature, top_k, top_p).softmax(-1)
         return int(torch.multinomial(probabilities, 1, generator=self._generator))
 
     def stream(
@@ -192,7 +192,7 @@ def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) 
         raise RangeError(f"top_p: expected 0 < top_p <= 1 or None, got {top_p}")
 
 
-def _restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     """-inf for every token outside the nucleus; the likeliest token always stays."""
     values, order = logits.sort(descending=True, stable=True)
     keep = torch.ones_like(values, dtype=torch.bool)

@@ -13,7 +13,7 @@ import torch
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from linrec.errors import UnknownNameError
+from linrec.errors import DatasetError, UnknownNameError
 from linrec.evals import run
 from linrec.evals.small import byte_config
 from linrec.evals.tasks import stdlib
@@ -123,7 +123,7 @@ def test_a_data_set_that_cannot_be_fetched_is_explained() -> None:
             raise RuntimeError("Couldn't reach 'x' on the Hub") from error
     except RuntimeError as error:
         explained = run._explained("piqa", error)
-    assert isinstance(explained, run.DatasetError)
+    assert isinstance(explained, DatasetError)
     assert "piqa" in str(explained) and "linrec_stdlib_bpb" in str(explained)
     bug = ZeroDivisionError("a bug")
     assert run._explained("piqa", bug) is bug
