@@ -118,4 +118,9 @@ def heads_first(x: Tensor) -> Tensor:
     return x.transpose(1, 2)
 
 
+def micro_steps(x: Tensor) -> Tensor:
+    """``[B, T, H, R, ...] -> [B, T * R, H, ...]``: the micro steps as tokens of their own."""
+    return x.transpose(2, 3).flatten(1, 2)
+
+
 PROGRAM = ProgramEngine()

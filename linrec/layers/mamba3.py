@@ -16,11 +16,15 @@ from linrec.rules.mamba3 import Mamba3State
 
 
 class Mamba3(Layer):
-    """Mamba-3 block, single input and output (Lahoti, Li, Chen et al. 2026, arXiv:2603.15569).
+    """Mamba-3 block (Lahoti, Li, Chen et al. 2026, arXiv:2603.15569).
 
     One input projection to z, x, B, C, dt, the trapezoidal share lam = sigmoid(raw) and the angles
     dt pi tanh(raw); no convolution. RMSNorm on B and C, and a bias a head on each (so B and C are per head); skip D;
     RMSNorm(y * silu(z)); output projection. ``rotary_fraction`` of the ``state_size`` channels turn.
+
+    ``mimo_rank`` R > 1 is the form with R inputs and outputs a head, of the rule ``mamba3_mimo``: R times the B and
+    C, x and z are spread over the ranks by ``mimo_x`` and ``mimo_z``, and the R gated and normalised outputs are
+    added with the weights ``mimo_o``.
     """
 
     rule = rules.mamba3
@@ -34,6 +38,7 @@ class Mamba3(Layer):
         head_dim: int = 64,
         state_size: int = 128,
         num_groups: int = 1,
+        mimo_rank: int = 1,
         rotary_fraction: float = 0.5,
         norm_eps: float = 1e-5,
         chunk_size: int | None = None,
@@ -47,18 +52,26 @@ class Mamba3(Layer):
                 f"Mamba3: {self.inner} channels must divide into num_heads={self.num_heads}, "
                 f"and these into num_groups={num_groups}"
             )
-        self.num_groups, self.state_size = num_groups, state_size
+        if mimo_rank < 1:
+            raise ConfigError(f"Mamba3: mimo_rank must be at least 1, got {mimo_rank}")
+        self.num_groups, self.state_size, self.mimo_rank = num_groups, state_size, mimo_rank
         self.angles = max(int(state_size * rotary_fraction) // 2, 1)
         self.how = {"chunk_size": chunk_size, "backend": backend}
-        bc = num_groups * state_size
+        bc = num_groups * mimo_rank * state_size
         self.widths = [self.inner, self.inner, bc, bc, self.num_heads, self.num_heads, self.angles]
         self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
         self.b_norm, self.c_norm = (GatedRMSNorm(state_size, norm_eps) for _ in range(2))
-        self.b_bias, self.c_bias = (nn.Parameter(torch.ones(self.num_heads, state_size)) for _ in range(2))
+        self.b_bias, self.c_bias = (
+            nn.Parameter(torch.ones(self.num_heads, *self._key_shape())) for _ in range(2)
+        )
         self.decay = DecayRate(self.num_heads)
         self.D = nn.Parameter(torch.ones(self.num_heads))
         self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True)
         self.out_proj = nn.Linear(self.inner, d_model, bias=False)
+        if mimo_rank > 1:
+            spread = torch.ones(self.num_heads, mimo_rank, self.inner // self.num_heads)
+            self.mimo_x, self.mimo_o = (nn.Parameter(spread / mimo_rank) for _ in range(2))
+            self.mimo_z = nn.Parameter(spread)
 
     def mix(
         self, x: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None
@@ -67,22 +80,35 @@ class Mamba3(Layer):
         z, u, b, c, dt, lam, angle = self.in_proj(x).split(self.widths, dim=-1)
         dt = F.softplus(widened(dt) + self.decay.bias[:, 0])
         rate = -self.decay.A_log[:, 0].exp()
-        y, memory = self.rule(
-            u.unflatten(-1, (self.num_heads, -1)),
-            dt,
-            rate,
-            self._per_head(b, self.b_norm, self.b_bias),
-            self._per_head(c, self.c_norm, self.c_bias),
-            widened(lam).sigmoid(),
-            dt[..., None] * math.pi * widened(angle).tanh()[:, :, None],
-            self.D,
-            state=state,
-            cu_seqlens=cu_seqlens,
-            **self.how,
-        )
-        return self.out_proj(self.norm(y.flatten(2), z)), memory
+        terms = {
+            "x": u.unflatten(-1, (self.num_heads, -1)),
+            "dt": dt,
+            "A": rate,
+            "B": self._per_head(b, self.b_norm, self.b_bias),
+            "C": self._per_head(c, self.c_norm, self.c_bias),
+            "lam": widened(lam).sigmoid(),
+            "theta": dt[..., None] * math.pi * widened(angle).tanh()[:, :, None],
+            "D": self.D,
+        }
+        how = {"state": state, "cu_seqlens": cu_seqlens, **self.how}
+        if self.mimo_rank == 1:
+            y, memory = rules.mamba3(**terms, **how)
+            return self.out_proj(self.norm(y.flatten(2), z)), memory
+        y, memory = rules.mamba3_mimo(**terms, mimo_x=self.mimo_x, **how)
+        return self.out_proj(self._joined(y, z)), memory
+
+    def _joined(self, y: Tensor, z: Tensor) -> Tensor:
+        """y ``[B, T, HV, R, P]`` gated and normalised in every rank, then added: ``[B, T, inner]``."""
+        gate = z.unflatten(-1, (self.num_heads, 1, -1)) * self.mimo_z.to(z.dtype)
+        y, gate = (t.transpose(2, 3).flatten(3) for t in (y, gate))
+        weight = self.mimo_o.transpose(0, 1).flatten(1)
+        return (self.norm(y, gate) * weight.to(y.dtype)).sum(2)
+
+    def _key_shape(self) -> tuple[int, ...]:
+        """B and C of one group."""
+        return (self.state_size,) if self.mimo_rank == 1 else (self.mimo_rank, self.state_size)
 
     def _per_head(self, x: Tensor, norm: GatedRMSNorm, bias: Tensor) -> Tensor:
         """Normalised in groups, then given to the heads with their biases."""
-        grouped = norm(x.unflatten(-1, (self.num_groups, self.state_size)))
+        grouped = norm(x.unflatten(-1, (self.num_groups, *self._key_shape())))
         return grouped.repeat_interleave(self.num_heads // self.num_groups, dim=2) + bias.to(grouped.dtype)

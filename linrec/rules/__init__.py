@@ -36,6 +36,7 @@ from linrec.rules.lru import lru
 from linrec.rules.mamba import mamba
 from linrec.rules.mamba2 import mamba2
 from linrec.rules.mamba3 import mamba3
+from linrec.rules.mamba3_mimo import mamba3_mimo
 from linrec.rules.mesa_net import mesa_net
 from linrec.rules.min_gru import min_gru
 from linrec.rules.min_lstm import min_lstm
@@ -111,6 +112,7 @@ __all__ = [
     "mamba",
     "mamba2",
     "mamba3",
+    "mamba3_mimo",
     "mesa_net",
     "min_gru",
     "min_lstm",

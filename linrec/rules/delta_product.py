@@ -7,7 +7,7 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.matrix import delta_terms, strengthened
-from linrec.engines.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.program import PROGRAM, ProgramTerms, Run, micro_steps
 from linrec.rule import Decay, Query, rule
 
 Keys = Annotated[Tensor, Arg("B T H R K", draw="unit")]
@@ -50,8 +50,3 @@ def delta_product(q: Query, k: Keys, v: Values, g: Decay, beta: Strengths) -> Pr
         lambda rows: v.new_zeros(rows, heads, k.shape[4], width),
         out=(heads, width),
     )
-
-
-def micro_steps(x: Tensor) -> Tensor:
-    """``[B, T, H, R, ...] -> [B, T * R, H, ...]``: the micro steps as tokens of their own."""
-    return x.transpose(2, 3).flatten(1, 2)

@@ -2,13 +2,13 @@
 
 from typing import Annotated, NamedTuple
 
-import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.matrix import MatrixTerms, on_value_heads, strengthened
+from linrec.engines.matrix import on_value_heads
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.engines.rotation import cumulative_angle, turn, turn_rows
+from linrec.engines.trapezoid import trapezoid
 from linrec.errors import ShapeError
 from linrec.rule import rule
 
@@ -22,7 +22,7 @@ Skip = Annotated[Tensor, Arg("HV")]
 
 
 class Mamba3State(NamedTuple):
-    """memory ``[B, HV, N, P]``, and the last token's k ``[B, HV, N]`` and v ``[B, HV, P]``."""
+    """memory ``[B, HV, N, P]``; the last token's k ``[B, HV, N]`` (rank R: ``[B, HV, R, N]``) and v ``[B, HV, P]``."""
 
     memory: Tensor
     k: Tensor
@@ -59,22 +59,16 @@ def mamba3(
     None. Turning the state is the paper's rotation of B and C by the cumulative angle. The state is a
     ``Mamba3State(memory, k, v)``; default scale 1. lam = 1 and theta = 0 is Mamba-2. Raises ShapeError if J > N / 2.
     """
-    if 2 * theta.shape[3] > B.shape[3]:
-        raise ShapeError(f"mamba3: J must be at most N / 2, got J={theta.shape[3]}, N={B.shape[3]}")
+    check_angles("mamba3", theta, B)
 
     def body(run: Run, t: dict[str, Tensor], state: Mamba3State) -> tuple[Tensor, Mamba3State]:
-        angle = cumulative_angle(t["theta"])
-        q, k = (turn(on_value_heads(t[n], t["x"]), angle) for n in ("C", "B"))
-        late = (1 - t["lam"]) * t["dt"]  # the share of a token that is written one step later
-        ahead = torch.cat([late[:, 1:], torch.zeros_like(late[:, :1])], dim=1)
-        first = late[:, 0, :, None, None] * state.k[..., None] * state.v[:, :, None]
-        written = strengthened(t["lam"] * t["dt"] + ahead, t["x"])
-        terms = MatrixTerms(q * run.scale, k, written, t["dt"] * A)
-        y, memory = run.matrix(terms, state.memory + first)
-        y = y - ahead[..., None] * (terms.q * k).sum(-1, keepdim=True) * t["x"]
-        y = y if D is None else y + D[:, None] * t["x"]
-        last = angle[:, -1]
-        return y, Mamba3State(turn_rows(memory, -last), turn(k[:, -1], -last), t["x"][:, -1])
+        ranked = {**t, "B": t["B"][..., None, :], "C": t["C"][..., None, :]}
+        values = t["x"][..., None, :]
+        y, last = turning_trapezoid(
+            run, ranked, values, A, state._replace(k=state.k[:, :, None]), state.v[:, :, None]
+        )
+        y = y.squeeze(3)
+        return y if D is None else y + D[:, None] * t["x"], last._replace(k=last.k.squeeze(2))
 
     def empty(rows: int) -> Mamba3State:
         heads, wide, narrow = x.shape[2], B.shape[3], x.shape[3]
@@ -82,3 +76,25 @@ def mamba3(
 
     tensors = {"x": x, "dt": dt, "B": B, "C": C, "lam": lam, "theta": theta}
     return ProgramTerms(tensors, body, empty, out=tuple(x.shape[2:]))
+
+
+def check_angles(who: str, theta: Tensor, B: Tensor) -> None:
+    """ShapeError if more pairs would turn than there are."""
+    if 2 * theta.shape[3] > B.shape[-1]:
+        raise ShapeError(f"{who}: J must be at most N / 2, got J={theta.shape[3]}, N={B.shape[-1]}")
+
+
+def turning_trapezoid(
+    run: Run, t: dict[str, Tensor], v: Tensor, A: Tensor, state: Mamba3State, v_before: Tensor
+) -> tuple[Tensor, Mamba3State]:
+    """y ``[B, T, HV, R, P]`` without the skip, and the last state; B, C in ``t`` and k in ``state`` have a rank axis.
+
+    v ``[B, T, HV, R, P]`` are the values of the tokens, v_before ``[B, HV, R, P]`` those of the token before.
+    """
+    angle = cumulative_angle(t["theta"])
+    q, k = (turn(on_value_heads(t[n], t["x"]), angle[..., None, :]) for n in ("C", "B"))
+    shares = t["lam"] * t["dt"], (1 - t["lam"]) * t["dt"]
+    before = state.k.mT @ v_before
+    y, memory = trapezoid(run, q * run.scale, k, v, t["dt"] * A, shares, (state.memory, before))
+    last = angle[:, -1]
+    return y, Mamba3State(turn_rows(memory, -last), turn(k[:, -1], -last[:, :, None]), t["x"][:, -1])

@@ -170,6 +170,41 @@ def test_options():
         make("delta_net", num_hedas=3)
 
 
+def test_mamba3_of_rank_one_and_of_equal_ranks():
+    """Two ranks with the same B and C, x halved between them and outputs averaged, are the single one."""
+    single, double = make("mamba3", state_size=8), make("mamba3", state_size=8, mimo_rank=2)
+    wide, b, c = double.state_dict(), *(slice(n * 8, (n + 1) * 8) for n in (8, 9))
+    narrow = single.state_dict()
+    rows = narrow["in_proj.weight"]
+    wide["in_proj.weight"] = torch.cat([rows[:64], rows[b], rows[b], rows[c], rows[c], rows[80:]])
+    for name in set(narrow) - {"in_proj.weight", "b_bias", "c_bias"}:
+        wide[name] = narrow[name]
+    wide["D"] = 2 * narrow["D"]  # the skip takes the halved x
+    double.load_state_dict(wide)
+    assert relative_error(double(tokens())[0], single(tokens())[0]) < TIGHT
+    with pytest.raises(ConfigError, match="mimo_rank must be at least 1"):
+        make("mamba3", mimo_rank=0)
+
+
+@pytest.mark.parametrize("rank", [2, 3])
+def test_mamba3_of_higher_rank_streams_packs_and_learns(rank):
+    layer, x = make("mamba3", state_size=8, num_groups=2, mimo_rank=rank), tokens()
+    whole, last = layer(x)
+    head, state = layer(x[:, :8])
+    tail, end = layer(x[:, 8:], state)
+    assert relative_error(torch.cat([head, tail], 1), whole) < TIGHT
+    assert relative_error(end.memory, last.memory) < TIGHT
+    packed, _ = layer(x.flatten(0, 1)[None], cu_seqlens=torch.tensor([0, 21, 42]))
+    assert relative_error(packed.unflatten(1, (2, 21))[0], whole) < TIGHT
+    mask = torch.ones(2, 21).index_fill(1, torch.tensor([0, 1]), 0)
+    assert relative_error(layer(x, attention_mask=mask)[0][:, 2:], layer(x[:, 2:])[0]) < TIGHT
+    assert layer(x[:, :0])[0].shape == (2, 0, 16)
+    whole.square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in layer.parameters())
+    low = make("mamba3", state_size=8, mimo_rank=rank, dtype=torch.bfloat16)
+    assert low(tokens(dtype=torch.bfloat16))[0].dtype == torch.bfloat16
+
+
 def test_short_convolution_is_a_left_padded_convolution():
     torch.manual_seed(0)
     conv = ShortConvolution(3, 4, bias=True, activation=False).double()

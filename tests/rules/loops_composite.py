@@ -255,6 +255,25 @@ def mamba3(x, dt, A, B, C, lam, theta, D, scale=None, state=None):
     return walk(token, x.shape[0], x.shape[2], x.shape[1], starts)
 
 
+def mamba3_mimo(x, dt, A, B, C, lam, theta, mimo_x, D, scale=None, state=None):
+    scale, group = 1.0 if scale is None else scale, x.shape[2] // B.shape[2]
+
+    def token(b, h, t, held):
+        S, k_before, x_before = held
+        k, now, step, mix = B[b, t, h // group], x[b, t, h], dt[b, t, h], lam[b, t, h]
+        for r in range(B.shape[3]):
+            S = S + (1 - mix) * step * outer(k_before[r], x_before * mimo_x[h, r])
+        S = torch.exp(step * A[h]) * turned(S, -theta[b, t, h])
+        for r in range(B.shape[3]):
+            S = S + mix * step * outer(k[r], now * mimo_x[h, r])
+        queries = scale * C[b, t, h // group]
+        rows = [S.T @ q + D[h] * now * mimo_x[h, r] for r, q in enumerate(queries)]
+        return torch.stack(rows), (S, k, now)
+
+    starts = zeros_or(state, x, (B.shape[4], x.shape[3]), tuple(B.shape[3:]), (x.shape[3],))
+    return walk(token, x.shape[0], x.shape[2], x.shape[1], starts)
+
+
 def momentum_delta(q, k, v, g, h, eta, beta, p, scale=None, state=None):
     scale, group = default(scale, k), v.shape[2] // k.shape[2]
 
@@ -388,6 +407,7 @@ COMPOSITE_LOOPS = {
         abc,
         gateloop,
         mamba3,
+        mamba3_mimo,
         momentum_delta,
         block_delta,
         omega,

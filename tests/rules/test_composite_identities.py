@@ -263,6 +263,43 @@ def test_mamba3_trapezoid_is_two_shifted_mamba2():
     close(rules.mamba3(**x).o, now + past + x["D"][:, None] * x["x"])
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_mamba3_of_rank_one_is_the_single_form(form):
+    x = inputs_of(rules.mamba3_mimo, R=1)
+    single = {n: t for n, t in x.items() if n != "mimo_x"} | {n: x[n].squeeze(3) for n in ("B", "C")}
+    x["mimo_x"] = torch.ones_like(x["mimo_x"])
+    before = rules.mamba3(**{**single, "x": single["x"].flip(1)}).state
+    out = rules.mamba3_mimo.form(form)(**x, state=before._replace(k=before.k[:, :, None]))
+    want = rules.mamba3.form(form)(**single, state=before)
+    close(out.o.squeeze(3), want.o)
+    close(out.state.memory, want.state.memory)
+    close(out.state.k.squeeze(2), want.state.k)
+
+
+def test_mamba3_of_rank_r_is_the_sum_of_its_pairs():
+    """Query r meets key s and its values in one single-rank call; R squared of them make the rule."""
+    x = inputs_of(rules.mamba3_mimo, R=3)
+    shared = {n: x[n] for n in ("dt", "A", "lam", "theta")}
+    out = rules.mamba3_mimo(**x)
+    skip = x["D"][:, None, None] * x["x"][:, :, :, None] * x["mimo_x"]
+    for r in range(3):
+        pairs = (
+            rules.mamba3(x=x["x"] * x["mimo_x"][:, s], B=x["B"][..., s, :], C=x["C"][..., r, :], **shared).o
+            for s in range(3)
+        )
+        close(out.o[..., r, :], sum(pairs) + skip[..., r, :])
+
+
+def test_mamba3_ranks_do_not_depend_on_their_order():
+    """All R pairs of a token are written before any of its queries reads."""
+    x = inputs_of(rules.mamba3_mimo)
+    turned = {**x, "B": x["B"].flip(3), "C": x["C"].flip(3), "mimo_x": x["mimo_x"].flip(1)}
+    for form in FORMS:
+        close(rules.mamba3_mimo.form(form)(**turned).o.flip(3), rules.mamba3_mimo(**x).o)
+    with pytest.raises(ShapeError, match="mamba3_mimo: J must be at most N / 2"):
+        rules.mamba3_mimo(**{**x, "theta": x["theta"].repeat(1, 1, 1, 2)})
+
+
 def test_one_slot_is_an_average():
     x = inputs_of(rules.abc, M=1)
     weight = x["z"].cumsum(1) * 0 + x["z"].exp()
