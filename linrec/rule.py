@@ -24,7 +24,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple, Protocol, Self
 
@@ -126,6 +126,7 @@ class Rule:
         self.state_floats: str = facts["state"]
         self.default_scale: str = facts["scale"]
         self.reasons: Mapping[str, str] = facts["missing"]
+        self.as_is: frozenset[str] = frozenset(facts.get("as_is", ()))
         self.grows = "T" in self.state_floats.split("*")
         hints = typing.get_type_hints(lower, include_extras=True)
         self.arguments: dict[str, Arg] = {
@@ -204,11 +205,14 @@ class Rule:
         return terms, self._call(form, options, dims, terms), options.get("state"), dtype, had_time
 
     def _in_compute_dtype(self, values: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
-        """Lowering happens in accumulator precision: rounding beta * v to bfloat16 first would cost accuracy."""
+        """Lowering happens in accumulator precision: rounding beta * v to bfloat16 first would cost accuracy.
+
+        What lowering hands on untouched keeps its dtype: copies of whole sequences in float32 would cost memory.
+        """
         compute = self.engine.compute_dtype(dtype)
         wide = torch.promote_types(compute, torch.float32)  # gates and parameters never fall below float32
         dtypes = {n: compute if arg.carries_tokens else wide for n, arg in self.arguments.items()}
-        cast = {n: values[n].to(d) for n, d in dtypes.items() if values.get(n) is not None}
+        cast = {n: values[n].to(dtypes[n]) for n in dtypes.keys() - self.as_is if values.get(n) is not None}
         return {**values, **cast}
 
     def _call(self, form: str | None, options: dict[str, Any], dims: dict[str, int], terms: Any) -> Call:
@@ -239,16 +243,20 @@ def rule(
     state: str = "K*V",
     scale: str = "K^-1/2",
     missing: Mapping[str, str] | None = None,
+    as_is: Sequence[str] = (),
 ) -> Callable[[Callable[..., Terms]], Rule]:
     """Make a rule of a function that lowers the mechanism's arguments to an engine's terms.
 
     ``state`` is the number of state floats a head (a channel where there are no heads), as an expression in
     the legend's names; ``scale`` the default factor on q, ``"1"`` or ``"K^-1/2"``; ``missing`` gives, for each
-    form that does not exist, the mathematical reason.
+    form that does not exist, the mathematical reason. ``as_is`` names the arguments that lowering hands on without
+    computing with them: the engine reads these in their own dtype, all others in accumulator precision.
     """
 
     def register(lower: Callable[..., Terms]) -> Rule:
-        made = Rule(lower, engine, cite, equation, state=state, scale=scale, missing=missing or {})
+        made = Rule(
+            lower, engine, cite, equation, state=state, scale=scale, missing=missing or {}, as_is=as_is
+        )
         RULES[made.name] = made
         return made
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms, on_value_heads, strengthened
+from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms, on_value_heads
 from linrec.rule import Decay, Query, Strength, UnitKey, Value, rule
 
 HeadStrength = Annotated[Tensor, Arg("HV", draw="strength")]
@@ -32,4 +32,4 @@ def comba(
     if D is not None:
         q, k = on_value_heads(q, v), on_value_heads(k, v)
         q = q - (D * d)[:, None] * k
-    return delta_terms(q, k, strengthened(beta, v), g, erase=strengthened(beta * d, k), predict="undecayed")
+    return delta_terms(q, k, v, g, write=beta, erase=beta * d, predict="undecayed")

@@ -1,11 +1,12 @@
 """The delta rule."""
 
-from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms, strengthened
+from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms
 from linrec.rule import Query, Strength, UnitKey, Value, rule
 
 
 @rule(
     engine=MATRIX,
+    as_is=("q", "k", "v"),
     cite="Schlag, Irie, Schmidhuber 2021, arXiv:2102.11174; parallel form Yang et al. 2024, arXiv:2406.06484",
     equation="S_t = (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t",
 )
@@ -20,4 +21,4 @@ def delta_net(q: Query, k: UnitKey, v: Value, beta: Strength) -> MatrixTerms:
     iff 0 <= beta |k|^2 <= 2), v ``[B, T, HV, V]``, beta ``[B, T, HV]``. State ``[B, HV, K, V]``; default scale
     K^-1/2.
     """
-    return delta_terms(q, k, strengthened(beta, v), erase=strengthened(beta, k))
+    return delta_terms(q, k, v, write=beta)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.matrix import delta_terms, strengthened
+from linrec.engines.matrix import delta_terms
 from linrec.engines.program import PROGRAM, ProgramTerms, Run, micro_steps
 from linrec.rule import Decay, Query, rule
 
@@ -40,7 +40,7 @@ def delta_product(q: Query, k: Keys, v: Values, g: Decay, beta: Strengths) -> Pr
         q = (x["q"] * run.scale).repeat_interleave(steps, dim=1)
         later = x["g"].new_zeros(*x["g"].shape, steps - 1)
         decay = micro_steps(torch.cat([x["g"][..., None], later], dim=-1))
-        terms = delta_terms(q, k, strengthened(beta, v), decay, erase=strengthened(beta, k))
+        terms = delta_terms(q, k, v, decay, write=beta)
         o, state = run.matrix(terms, state)
         return o[:, steps - 1 :: steps], state
 

@@ -1,11 +1,12 @@
 """Gated delta rule."""
 
-from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms, strengthened
+from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms
 from linrec.rule import Decay, Query, Strength, UnitKey, Value, rule
 
 
 @rule(
     engine=MATRIX,
+    as_is=("q", "k", "v"),
     cite="Yang, Kautz, Hatamizadeh 2024, arXiv:2412.06464",
     equation="S_t = e^{g_t} (I - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t",
 )
@@ -20,4 +21,4 @@ def gated_delta_net(q: Query, k: UnitKey, v: Value, g: Decay, beta: Strength) ->
     ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0, beta ``[B, T, HV]`` write strength, in (0, 2) for
     negative eigenvalues. State ``[B, HV, K, V]``; default scale K^-1/2. g = 0 is DeltaNet.
     """
-    return delta_terms(q, k, strengthened(beta, v), g, erase=strengthened(beta, k))
+    return delta_terms(q, k, v, g, write=beta)

@@ -5,7 +5,7 @@ from typing import Annotated
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms, on_value_heads
+from linrec.engines.matrix import MATRIX, MatrixTerms, on_value_heads
 from linrec.rule import ChannelDecay, ChannelStrength, Query, UnitKey, Value, rule
 
 ValueStrength = Annotated[Tensor, Arg("B T HV V", draw="strength")]
@@ -30,4 +30,4 @@ def gated_delta_net_2(
     ``[B, T, HV, K]`` and write ``[B, T, HV, V]`` in [0, 1]. Both equal to beta is Kimi delta attention; erase = 0
     is gated linear attention. State ``[B, HV, K, V]``; default scale K^-1/2.
     """
-    return delta_terms(q, k, write * v, g, erase=erase * on_value_heads(k, erase))
+    return MatrixTerms(q, k, write * v, g, a=-erase * on_value_heads(k, erase), predict="decayed")

@@ -13,6 +13,7 @@ UnitRows = Annotated[Tensor, Arg("B T HV K", draw="unit")]
 
 @rule(
     engine=MATRIX,
+    as_is=("q", "k", "v", "a", "b"),
     cite="Peng et al. 2025, arXiv:2503.14456; Yang et al. 2024, arXiv:2406.06484",
     equation="S_t = (Diag(e^{g_t}) + b_t a_tᵀ) S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t",
 )

@@ -6,6 +6,7 @@ from linrec.rule import AnyDecay, Key, Query, Value, rule
 
 @rule(
     engine=MATRIX,
+    as_is=("q", "k", "v"),
     cite="Yang, Wang, Shen, Panda, Kim 2023, arXiv:2312.06635",
     equation="S_t = Diag(e^{g_t}) S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t",
 )

@@ -8,6 +8,7 @@ from linrec.rule import ChannelDecay, Query, Value, rule
 
 @rule(
     engine=MATRIX,
+    as_is=("v",),
     cite="Qin et al. 2024, arXiv:2404.07904",
     equation="S_t = Diag(e^{g_t}) S_{t-1} + (1 - e^{g_t}) v_tᵀ,  o_t = S_tᵀ q_t",
 )

@@ -1,11 +1,12 @@
 """Kimi delta attention: the gated delta rule with a decay for every key channel."""
 
-from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms, strengthened
+from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms
 from linrec.rule import ChannelDecay, Query, Strength, UnitKey, Value, rule
 
 
 @rule(
     engine=MATRIX,
+    as_is=("q", "k", "v"),
     cite="Kimi Team 2025 (Kimi Linear), arXiv:2510.26692",
     equation="S_t = (I - β_t k_t k_tᵀ) Diag(e^{g_t}) S_{t-1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t",
 )
@@ -20,4 +21,4 @@ def kimi_delta_attention(q: Query, k: UnitKey, v: Value, g: ChannelDecay, beta: 
     Diag(e^g) and I - beta k k^T do not commute. Equal channels give the gated delta rule.
     State ``[B, HV, K, V]``; default scale K^-1/2.
     """
-    return delta_terms(q, k, strengthened(beta, v), g, erase=strengthened(beta, k))
+    return delta_terms(q, k, v, g, write=beta)

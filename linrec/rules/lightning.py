@@ -18,6 +18,7 @@ def lightning_decay(
 
 @rule(
     engine=MATRIX,
+    as_is=("q", "k", "v"),
     cite="Qin et al. 2024, arXiv:2401.04658; MiniMax-01 2025, arXiv:2501.08313",
     equation="S_t = e^{-s} S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t,  g = -s constant per head",
     scale="1",

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.fenwick import LevelState, empty_levels, fenwick
-from linrec.engines.matrix import delta_terms, strengthened
+from linrec.engines.matrix import delta_terms
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.rule import Decay, Query, Strength, UnitKey, Value, rule
 
@@ -35,8 +35,7 @@ def log_linear_gated_delta(
     """
 
     def body(run: Run, x: dict[str, Tensor], state: LevelState) -> tuple[Tensor, LevelState]:
-        values, erase = strengthened(x["beta"], x["v"]), strengthened(x["beta"], x["k"])
-        terms = delta_terms(x["q"] * run.scale, x["k"], values, x["g"], erase=erase)
+        terms = delta_terms(x["q"] * run.scale, x["k"], x["v"], x["g"], write=x["beta"])
         return fenwick(run, terms, x["lam"], state)
 
     return ProgramTerms(

@@ -5,7 +5,7 @@ from typing import Annotated
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms, on_value_heads, strengthened
+from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms, on_value_heads
 from linrec.rule import Key, Query, Value, rule
 
 Penalty = Annotated[Tensor, Arg("B T HV", draw="positive")]
@@ -30,4 +30,4 @@ def longhorn_delta(q: Query, k: Key, v: Value, beta: Penalty) -> MatrixTerms:
     approximation of it is an elementwise scan and another rule.
     """
     step = beta / (1 + beta * on_value_heads(k, beta).square().sum(-1))
-    return delta_terms(q, k, strengthened(step, v), erase=strengthened(step, k))
+    return delta_terms(q, k, v, write=step)

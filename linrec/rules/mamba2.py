@@ -17,6 +17,7 @@ Skip = Annotated[Tensor, Arg("HV")]
 
 @rule(
     engine=MATRIX,
+    as_is=("x", "B", "C"),
     cite="Dao, Gu 2024, arXiv:2405.21060",
     equation="S_t = e^{dt_t A} S_{t-1} + dt_t B_t x_tᵀ,  y_t = S_tᵀ C_t + D x_t",
     state="N*P",
@@ -36,4 +37,4 @@ def mamba2(
     scale 1.
     """
     skip = None if D is None else lambda y: y + D[:, None] * x
-    return MatrixTerms(C, B, dt[..., None] * x, dt * A, finish=skip)
+    return MatrixTerms(C, B, x, dt * A, write=dt, finish=skip)

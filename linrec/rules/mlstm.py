@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.matrix import MatrixTerms, strengthened
+from linrec.engines.matrix import MatrixTerms
 from linrec.engines.maxplus import stabiliser
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.rule import Decay, Key, Query, Value, rule
@@ -45,8 +45,9 @@ def mlstm(q: Query, k: Key, v: Value, g: Decay, i: InputGate) -> ProgramTerms:
 
     def body(run: Run, x: dict[str, Tensor], state: MLSTMState) -> tuple[Tensor, MLSTMState]:
         m, decay, weight = stabiliser(x["g"], x["i"], state.m)
-        values = strengthened(weight, F.pad(x["v"], (0, 1), value=1.0))
-        o, memory = run.matrix(MatrixTerms(x["q"] * run.scale, x["k"], values, decay), state.memory)
+        values = F.pad(x["v"], (0, 1), value=1.0)
+        terms = MatrixTerms(x["q"] * run.scale, x["k"], values, decay, write=weight)
+        o, memory = run.matrix(terms, state.memory)
         floor = (-m[..., None]).exp()  # may be infinite: then the output is zero, as it should be
         return o[..., :-1] / torch.maximum(o[..., -1:].abs(), floor), MLSTMState(memory, m[:, -1])
 

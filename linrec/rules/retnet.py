@@ -15,6 +15,7 @@ def retnet_decay(heads: int, device: torch.device | str | None = None) -> Tensor
 
 @rule(
     engine=MATRIX,
+    as_is=("q", "k", "v"),
     cite="Sun et al. 2023, arXiv:2307.08621",
     equation="S_t = e^{g} S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t,  g = log γ constant per head",
 )

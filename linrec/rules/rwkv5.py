@@ -14,6 +14,7 @@ Bonus = Annotated[Tensor, Arg("HV K")]
 
 @rule(
     engine=MATRIX,
+    as_is=("q", "k", "v"),
     cite="Peng et al. 2024, arXiv:2404.05892",
     equation="o_t = S_{t-1}ᵀ q_t + (q_t·(u⊙k_t)) v_t,  S_t = Diag(e^g) S_{t-1} + k_t v_tᵀ",
     scale="1",

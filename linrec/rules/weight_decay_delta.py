@@ -1,11 +1,12 @@
 """The delta rule with weight decay: the prediction reads the state before its decay."""
 
-from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms, strengthened
+from linrec.engines.matrix import MATRIX, MatrixTerms, delta_terms
 from linrec.rule import Decay, Query, Strength, UnitKey, Value, rule
 
 
 @rule(
     engine=MATRIX,
+    as_is=("q", "k", "v"),
     cite="Schlag, Irie, Schmidhuber 2021, arXiv:2102.11174; order of Hu et al. 2025, arXiv:2506.02475",
     equation="S_t = (e^{g_t} - β_t k_t k_tᵀ) S_{t-1} + β_t k_t v_tᵀ,  o_t = S_tᵀ q_t",
 )
@@ -21,4 +22,4 @@ def weight_decay_delta(q: Query, k: UnitKey, v: Value, g: Decay, beta: Strength)
     The eigenvalue along k is e^g - beta |k|^2, which must stay above -1. State ``[B, HV, K, V]``; default scale
     K^-1/2.
     """
-    return delta_terms(q, k, strengthened(beta, v), g, erase=strengthened(beta, k), predict="undecayed")
+    return delta_terms(q, k, v, g, write=beta, predict="undecayed")

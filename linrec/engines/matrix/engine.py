@@ -30,7 +30,8 @@ class MatrixEngine:
 
     def init_state(self, terms: MatrixTerms, segments: int) -> Tensor:
         """Zeros ``[segments, HV, K, V]`` in accumulator precision."""
-        return terms.v.new_zeros(segments, terms.v.shape[2], terms.k.shape[3], terms.v.shape[3])
+        shape = segments, terms.v.shape[2], terms.k.shape[3], terms.v.shape[3]
+        return terms.v.new_zeros(shape, dtype=terms.accumulator)
 
     def auto_backend(self, device: str) -> str:
         """What ``backend="auto"`` runs on this kind of device, and why not Triton."""
@@ -52,6 +53,7 @@ class MatrixEngine:
 
 
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    terms = terms.explicit()
     if call.form == "chunkwise" and not _transformed(state, *terms.over_time().values()):
         return _run_analytic(terms, state, call)
     x = to_heads(terms, call.scale)

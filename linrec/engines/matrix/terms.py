@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from linrec.rule import Terms
@@ -19,7 +20,8 @@ class MatrixTerms(Terms):
 
     g ``[B, T, HV]`` or ``[B, T, HV, K]`` log-decay; a the key that reads the state for the prediction and
     b the key it is written back with, both ``[B, T, H or HV, K]`` (b absent: written with k, the delta path);
-    bonus ``[HV, K]`` for the "pre" readout.
+    bonus ``[HV, K]`` for the "pre" readout. Strengths ``[B, T, HV]``: ``write`` says that write_t v_t is written,
+    ``erase``, in the place of a, that a_t = -erase_t k_t. q, k, v may be in lower precision than the rest.
     """
 
     q: Tensor
@@ -31,18 +33,42 @@ class MatrixTerms(Terms):
     predict: Predict = "undecayed"
     readout: Readout = "post"
     bonus: Tensor | None = None
+    write: Tensor | None = None
+    erase: Tensor | None = None
 
     def over_time(self) -> dict[str, Tensor]:
         """The tensors with a time axis, by name."""
-        named = {n: getattr(self, n) for n in ("q", "k", "v", "g", "a", "b")}
+        named = {n: getattr(self, n) for n in ("q", "k", "v", "g", "a", "b", "write", "erase")}
         return {n: x for n, x in named.items() if x is not None}
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        """The dtype of the state and of all sums."""
+        return torch.promote_types(self.v.dtype, torch.float32)
+
+    def explicit(self) -> Self:
+        """The same in accumulator precision, with the strengths multiplied into v and a."""
+        x = {name: x.to(self.accumulator) for name, x in self.over_time().items()}
+        write, erase = x.pop("write", None), x.pop("erase", None)
+        if write is not None:
+            x["v"] = strengthened(write, x["v"])
+        if erase is not None:
+            x["a"] = -strengthened(erase, x["k"])
+        return replace(self, write=None, erase=None).with_tensors(x)
 
 
 def delta_terms(
-    q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, *, erase: Tensor, predict: Predict = "decayed"
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None = None,
+    *,
+    write: Tensor,
+    erase: Tensor | None = None,
+    predict: Predict = "decayed",
 ) -> MatrixTerms:
-    """S_t = D S_{t-1} + k_t (v_t - X_t^T erase_t)^T: v is what is written, erase the prediction's key."""
-    return MatrixTerms(q, k, v, g, a=-erase, predict=predict)
+    """S_t = D S_{t-1} + k_t (write_t v_t - erase_t X_t^T k_t)^T with one strength for both unless two are given."""
+    return MatrixTerms(q, k, v, g, predict=predict, write=write, erase=write if erase is None else erase)
 
 
 def strengthened(beta: Tensor, x: Tensor) -> Tensor:
