@@ -276,6 +276,31 @@ def demo(
 
 
 @app.command()
+def bench(
+    cases: Annotated[str, typer.Option(help="comma-separated; default: all")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="small shapes, in seconds")] = False,
+    rounds: Annotated[int, typer.Option(min=2, help="times each is run; the best counts")] = 5,
+    threads: Annotated[int | None, typer.Option(min=1, help="torch threads")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for bench.json and the pictures")] = None,
+) -> None:
+    """Time the rules against transformers and softmax attention, after checking that the results agree."""
+    from rich.console import Console
+
+    from linrec.evals.bench.run import remarks, run_bench, table, write
+
+    console = Console()
+    names = tuple(name.strip() for name in cases.split(",") if name.strip())
+    with console.status("measuring"):
+        *_, report = run_bench(names, quick=quick, rounds=rounds, threads=threads)
+    if report["rows"]:
+        console.print(table(report))
+    for line in remarks(report):
+        console.print(line, highlight=False)
+    for path in write(report, out) if out else ():
+        console.print(f"wrote {path}", highlight=False)
+
+
+@app.command()
 def cache() -> None:
     """Print what decoding keeps: cache floats and parameters of attention variants, counted on the layers."""
     from rich.console import Console

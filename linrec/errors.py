@@ -43,3 +43,7 @@ class CheckpointError(LinrecError, ValueError):
 
 class DatasetError(LinrecError, RuntimeError):
     """A task's data set cannot be had here (no network, gated, or gone)."""
+
+
+class BenchmarkError(LinrecError, RuntimeError):
+    """Two implementations that were to be timed side by side do not compute the same."""

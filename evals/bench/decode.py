@@ -1,0 +1,181 @@
+"""Decoding token by token at batch one, the same weights in both libraries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from linrec import rules
+from linrec.errors import BenchmarkError
+from linrec.evals.bench import peers
+from linrec.evals.bench.cases import delta_inputs
+from linrec.evals.bench.measure import Work, interleaved, relative_difference
+from linrec.models.config import Config
+from linrec.models.language_model import LanguageModel
+
+# Mamba-2's 130M model: 24 layers of mixers only.
+FULL = {"width": 768, "layers": 24, "state": 128, "vocab": 50288}
+QUICK = {"width": 128, "layers": 2, "state": 16, "vocab": 512}
+
+
+def step_row(quick: bool, rounds: int) -> dict[str, Any]:
+    """One token of the gated delta rule at batch one, H=16, K=V=128."""
+    q, k, v, g, beta = delta_inputs(1, *((2, 16) if quick else (16, 128))).values()
+    state = torch.randn(1, *q.shape[2:], v.shape[3])
+
+    def ours() -> tuple[Tensor, Any]:
+        return rules.gated_delta_net.step(q, k, v, g, beta, state=state)
+
+    def theirs() -> tuple[Tensor, Tensor]:
+        return peers.gated_delta_step(q, k, v, g, beta, state)
+
+    with torch.no_grad():
+        difference = max(relative_difference(*pair) for pair in zip(ours(), theirs(), strict=True))
+        times = interleaved(
+            {
+                "ours": lambda: [ours() for _ in range(50)],
+                "theirs": lambda: [theirs() for _ in range(50)],
+            },
+            rounds * 3,
+        )
+    return {
+        "case": "gated_delta_net step",
+        "shape": f"H={q.shape[2]}, K=V={q.shape[3]}",
+        "pass": "one token",
+        "peer": "transformers",
+        "difference": difference,
+        "seconds": times["ours"] / 50,
+        "peer_seconds": times["theirs"] / 50,
+    }
+
+
+def model_row(quick: bool, rounds: int) -> dict[str, Any]:
+    """Tokens a second of a whole Mamba-2 model, greedy, from the state after a short prompt."""
+    sizes = QUICK if quick else FULL
+    tokens = 4 if quick else 16
+    theirs = transformers_model(**sizes)
+    ours = same_model(theirs, **sizes)
+    prompt = torch.arange(1, 9)[None]
+    with torch.inference_mode():
+        difference = max(
+            relative_difference(a, b)
+            for a, b in zip(_decode_ours(ours, prompt, 3), _decode_theirs(theirs, prompt, 3), strict=True)
+        )
+        works: dict[str, Work] = {
+            "ours": _Ours(ours, prompt, tokens),
+            "theirs": _Theirs(theirs, prompt, tokens),
+        }
+        times = interleaved(works, rounds)
+    return {
+        "case": "mamba2 model decode",
+        "shape": ", ".join(f"{k} {v}" for k, v in sizes.items()),
+        "pass": "one token",
+        "peer": "transformers",
+        "difference": difference,
+        "seconds": times["ours"] / tokens,
+        "peer_seconds": times["theirs"] / tokens,
+    }
+
+
+class _Ours:
+    """Continue from a kept state."""
+
+    def __init__(self, model: LanguageModel, prompt: Tensor, tokens: int):
+        self.model, self.tokens = model, tokens
+        self.start = model.prefill(prompt)
+
+    def __call__(self) -> None:
+        logits, state = self.start
+        for _ in range(self.tokens):
+            logits, state = self.model.step(logits[:, -1].argmax(-1, keepdim=True), state)
+
+
+class _Theirs:
+    """Continue from the cache, which transformers changes in place."""
+
+    def __init__(self, model: Any, prompt: Tensor, tokens: int):
+        self.model, self.tokens = model, tokens
+        self.output = model(prompt, use_cache=True)
+
+    def __call__(self) -> None:
+        for _ in range(self.tokens):
+            token = self.output.logits[:, -1].argmax(-1, keepdim=True)
+            self.output = self.model(token, cache_params=self.output.cache_params, use_cache=True)
+
+
+def _decode_ours(model: LanguageModel, prompt: Tensor, tokens: int) -> list[Tensor]:
+    logits, state = model.prefill(prompt)
+    every = [logits[0, -1]]
+    for _ in range(tokens):
+        logits, state = model.step(every[-1].argmax()[None, None], state)
+        every.append(logits[0, -1])
+    return every
+
+
+def _decode_theirs(model: Any, prompt: Tensor, tokens: int) -> list[Tensor]:
+    output = model(prompt, use_cache=True)
+    every = [output.logits[0, -1]]
+    for _ in range(tokens):
+        output = model(every[-1].argmax()[None, None], cache_params=output.cache_params, use_cache=True)
+        every.append(output.logits[0, -1])
+    return every
+
+
+def transformers_model(width: int, layers: int, state: int, vocab: int) -> Any:
+    """Transformers' Mamba-2 with random weights."""
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Mamba2Config(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        state_size=state,
+        head_dim=64,
+        num_heads=2 * width // 64,
+        n_groups=1,
+        vocab_size=vocab,
+        tie_word_embeddings=False,
+        use_cache=True,
+    )
+    return Mamba2ForCausalLM(config).eval()
+
+
+def same_model(theirs: Any, width: int, layers: int, state: int, vocab: int) -> LanguageModel:
+    """This library's model with the same weights."""
+    config = Config(
+        vocab_size=vocab,
+        d_model=width,
+        num_layers=layers,
+        pattern=("mamba2",),
+        num_heads=2 * width // 64,
+        mlp_ratio=None,
+        tie_embeddings=False,
+        layer_options={"mamba2": {"state_size": state}},
+    )
+    model = LanguageModel(config).eval()
+    names = {
+        "backbone.embeddings.weight": "embed.weight",
+        "backbone.norm_f.weight": "norm.weight",
+        "lm_head.weight": "head.weight",
+    }
+    parts = {
+        "norm.weight": "mixer_norm.weight",
+        "mixer.in_proj.weight": "mixer.in_proj.weight",
+        "mixer.conv1d.weight": "mixer.conv.weight",
+        "mixer.conv1d.bias": "mixer.conv.bias",
+        "mixer.dt_bias": "mixer.decay.bias",
+        "mixer.A_log": "mixer.decay.A_log",
+        "mixer.D": "mixer.D",
+        "mixer.norm.weight": "mixer.norm.weight",
+        "mixer.out_proj.weight": "mixer.out_proj.weight",
+    }
+    for n in range(layers):
+        names |= {f"backbone.layers.{n}.{a}": f"blocks.{n}.{b}" for a, b in parts.items()}
+    own = model.state_dict()
+    weights = {names[name]: x.reshape(own[names[name]].shape) for name, x in theirs.state_dict().items()}
+    if weights.keys() != own.keys():
+        raise BenchmarkError(f"weights without a counterpart: {sorted(weights.keys() ^ own.keys())}")
+    model.load_state_dict(weights)
+    return model

@@ -1,0 +1,191 @@
+"""``linrec bench``: the cases, the table, the JSON file and the pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from linrec.errors import BenchmarkError, UnknownNameError
+from linrec.evals.bench import decode, properties
+from linrec.evals.bench.cases import CASES, Case, delta_inputs
+from linrec.evals.bench.measure import gradients, interleaved, relative_difference
+from linrec.evals.bench.peers import plain_softmax, softmax
+from linrec.evals.run import versions, write_json
+from linrec.rules import RULES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+AGREE = 1e-3  # float32 results of two algorithms over thousands of tokens; a wrong scale or decay is off by far more
+LENGTHS = (512, 1024, 2048, 4096, 8192)
+CURVES = ("gated_delta_net", "kimi_delta_attention", "gla", "delta_net")
+EXTRAS = ("peak", "length", "precision", "memory", "forms", "curves")
+NAMES = (*(case.name for case in CASES), "step", "decode", *EXTRAS)
+
+Report = dict[str, Any]
+
+
+def run_bench(
+    names: Sequence[str] = (), *, quick: bool = False, rounds: int = 5, threads: int | None = None
+) -> Iterator[Report]:
+    """The report, growing: it is yielded again after every case. Raises UnknownNameError and BenchmarkError."""
+    unknown = set(names) - set(NAMES)
+    if unknown:
+        raise UnknownNameError(f"bench: no case {', '.join(sorted(unknown))}; cases are {', '.join(NAMES)}")
+    if threads:
+        torch.set_num_threads(threads)
+    wanted = set(names or NAMES)
+    report: Report = {"threads": torch.get_num_threads(), "versions": versions(), "rows": []}
+    length, heads, width = (128, 2, 16) if quick else (4096, 16, 128)
+    for case in CASES:
+        if case.name in wanted:
+            report["rows"] += case_rows(case, 128 if quick else case.length, rounds)
+            yield report
+    for name, measure in (("step", decode.step_row), ("decode", decode.model_row)):
+        if name in wanted:
+            report["rows"].append(checked(measure(quick, rounds)))
+            yield report
+    extras: dict[str, Callable[[], Any]] = {
+        "peak": lambda: properties.peak_fraction(length, heads, width, rounds),
+        "length": lambda: properties.length_ratio(length, heads, width, 2),
+        "precision": lambda: properties.precision_ratio(length, heads, width, rounds),
+        "memory": lambda: properties.extra_memory(length, heads, width),
+        "forms": lambda: properties.form_ratios((128, 256), 2 if quick else 3),
+        "curves": lambda: curves(LENGTHS[:2] if quick else LENGTHS, heads, width, 2),
+    }
+    for name, extra in extras.items():
+        if name in wanted:
+            report[name] = extra()
+            yield report
+
+
+def case_rows(case: Case, length: int, rounds: int) -> list[dict[str, Any]]:
+    """Forward, and forward + backward: first the comparison, then the times."""
+    inputs = list(case.make(length).values())
+    if not case.check:
+        check_softmax()
+    rows = []
+
+    def forward(f: Callable[..., Any]) -> Any:
+        with torch.no_grad():
+            return f(*inputs)
+
+    def both(f: Callable[..., Any]) -> Any:
+        return gradients(f, inputs[:3] if not case.check and f is case.theirs else inputs)
+
+    for name, work in (("forward", forward), ("forward + backward", both)):
+        row: dict[str, Any] = {
+            "case": case.name,
+            "shape": f"T={length}, {case.shape}",
+            "pass": name,
+            "peer": case.peer,
+        }
+        if case.check:
+            ours, theirs = work(case.ours), work(case.theirs)
+            ours, theirs = (x if isinstance(x, tuple) else (x,) for x in (ours, theirs))
+            row["difference"] = max(relative_difference(a, b) for a, b in zip(ours, theirs, strict=True))
+            del ours, theirs
+        times = interleaved({"ours": partial(work, case.ours), "theirs": partial(work, case.theirs)}, rounds)
+        rows.append(checked({**row, "seconds": times["ours"], "peer_seconds": times["theirs"]}))
+    return rows
+
+
+def checked(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with its ratio; BenchmarkError if the two results are not the same function."""
+    if not row.get("difference", 0.0) < AGREE:
+        raise BenchmarkError(
+            f"{row['case']} ({row['pass']}): differs from {row['peer']} by {row['difference']:.1e}, "
+            f"allowed {AGREE:.0e}; not timed"
+        )
+    return {**row, "ratio": row["peer_seconds"] / row["seconds"]}
+
+
+def check_softmax() -> None:
+    """The fused attention that is timed is causal softmax attention with the usual scale."""
+    q, k, v, *_ = delta_inputs(130, 2, 16).values()
+    difference = relative_difference(softmax(q, k, v), plain_softmax(q, k, v))
+    if not difference < AGREE:
+        raise BenchmarkError(f"scaled_dot_product_attention differs from its definition by {difference:.1e}")
+
+
+def curves(lengths: Sequence[int], heads: int, width: int, rounds: int) -> dict[str, Any]:
+    """Forward seconds against length, rules and softmax attention in turns."""
+    found: dict[str, list[float]] = {}
+    for length in lengths:
+        inputs = {channel: delta_inputs(length, heads, width, channel) for channel in (False, True)}
+        works: dict[str, Callable[[], Any]] = {}
+        for name in CURVES:
+            given = inputs[name in ("kimi_delta_attention", "gla")]
+            own = {n: x for n, x in given.items() if n in RULES[name].arguments}
+            works[name] = partial(RULES[name], **own)
+        works["softmax"] = partial(softmax, **{n: inputs[False][n] for n in "qkv"})
+        with torch.no_grad():
+            for name, seconds in interleaved(works, rounds).items():
+                found.setdefault(name, []).append(seconds)
+    return {"lengths": list(lengths), "seconds": found}
+
+
+def table(report: Report) -> Table:
+    """The rows against peers."""
+    from rich.table import Table
+
+    made = Table("case", "pass", "ours", "peer", "peer's", "ratio", "difference", show_lines=True)
+    for row in report["rows"]:
+        difference = f"{row['difference']:.0e}" if "difference" in row else "another function"
+        times = (f"{1e3 * row[n]:.4g} ms" for n in ("seconds", "peer_seconds"))
+        ours, theirs = times
+        made.add_row(
+            f"{row['case']}\n{row['shape']}",
+            row["pass"],
+            ours,
+            row["peer"],
+            theirs,
+            f"{row['ratio']:.2f}",
+            difference,
+        )
+    return made
+
+
+def remarks(report: Report) -> list[str]:
+    """The measurements without a peer, a line each."""
+    lines = []
+    if found := report.get("peak"):
+        for name, x in found["passes"].items():
+            lines.append(
+                f"gated_delta_net {name}: {x['gflop']:.1f} GFLOP in {1e3 * x['seconds']:.0f} ms, "
+                f"{x['fraction']:.0%} of the matrix product's {found['peak_gflops']:.0f} GFLOP/s"
+            )
+    if found := report.get("length"):
+        lines.append(
+            f"T={8 * found['length']} takes {found['ratio']:.2f} times as long as T={found['length']}"
+        )
+    for name, ratio in report.get("precision", {}).items():
+        lines.append(f"bfloat16 inputs, {name}: {ratio:.2f} times the time of float32")
+    if found := report.get("memory"):
+        lines.append(
+            f"forward + backward holds at most {found['ratio']:.2f} times the inputs "
+            f"({found['extra_bytes'] / 1e6:.0f} MB) beyond inputs, outputs and gradients"
+        )
+    if rows := report.get("forms"):
+        lengths = [n for n in rows[0] if n != "rule"]
+        for length in lengths:
+            slow = [f"{r['rule']} {r[length]:.2f}" for r in rows if r[length] < 1]
+            slower = f"; slower: {', '.join(slow)}" if slow else ""
+            lines.append(
+                f"T={length}: chunkwise beats the loop in {len(rows) - len(slow)} of {len(rows)} rules{slower}"
+            )
+    return lines
+
+
+def write(report: Report, folder: Path) -> list[Path]:
+    """``bench.json`` and, where they were measured, the pictures."""
+    from linrec.evals.bench.picture import draw
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "bench.json", json.loads(json.dumps(report)))
+    return [folder / "bench.json", *draw(report, folder)]

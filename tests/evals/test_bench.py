@@ -1,0 +1,51 @@
+"""The benchmark compares before it times, and says what it measured."""
+
+import json
+
+import pytest
+import torch
+
+from linrec.errors import BenchmarkError, UnknownNameError
+from linrec.evals.bench.cases import CASES
+from linrec.evals.bench.measure import interleaved, peak_memory
+from linrec.evals.bench.properties import chunk_flops
+from linrec.evals.bench.run import case_rows, remarks, run_bench, table, write
+
+pytest.importorskip("transformers")
+pytest.importorskip("matplotlib")
+
+
+@pytest.mark.slow
+def test_every_case_in_small(tmp_path):
+    names = [case.name for case in CASES] + ["step", "decode", "peak", "precision", "curves"]
+    *_, report = run_bench(names, quick=True, rounds=2)
+    assert len(report["rows"]) == 2 * len(CASES) + 2
+    assert all(row["seconds"] > 0 and row["ratio"] > 0 for row in report["rows"])
+    assert table(report).row_count == len(report["rows"])
+    assert len(remarks(report)) == 4
+    report_file, *pictures = write(report, tmp_path)
+    assert json.loads(report_file.read_text())["rows"] == report["rows"]
+    assert [p.name for p in pictures] == ["time.png", "peak.png"] and all(p.stat().st_size for p in pictures)
+
+
+def test_a_wrong_result_is_not_timed():
+    case = CASES[0]
+    wrong = case._replace(theirs=lambda *x: 1.01 * case.theirs(*x))
+    with pytest.raises(BenchmarkError, match="differs from transformers"):
+        case_rows(wrong, 70, 2)
+    with pytest.raises(UnknownNameError, match="no case nothing"):
+        next(run_bench(["nothing"]))
+
+
+def test_flops_are_those_of_the_products():
+    """At C = K = V every product of the chunk algorithm is C^3: 7 forward, 14 more backward."""
+    forward, both = chunk_flops(128, 3, 64, 64)
+    assert (forward, both) == (2 * 7 * 64**3 * 2 * 3, 2 * 21 * 64**3 * 2 * 3)
+
+
+def test_measures():
+    calls = []
+    best = interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert calls == ["a", "b"] * 3 and best.keys() == {"a", "b"}
+    grown = peak_memory(lambda: torch.ones(10_000_000))
+    assert 40e6 <= grown < 60e6
