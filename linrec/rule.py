@@ -285,6 +285,29 @@ def validation(on: bool = True) -> Iterator[None]:
         _validation = before
 
 
+_donation = False
+
+
+def donating() -> bool:
+    """Whether a step may write the next state over the one it was given."""
+    return _donation and not torch.is_grad_enabled()
+
+
+@contextlib.contextmanager
+def donation(on: bool = True) -> Iterator[None]:
+    """Within the block, a call of one token may write its state over the state it is given.
+
+    For decoding loops that own their state and never look at the one before: a new state a token costs more time than
+    the arithmetic on it. Where gradients are on, nothing is overwritten.
+    """
+    global _donation
+    before, _donation = _donation, on
+    try:
+        yield
+    finally:
+        _donation = before
+
+
 _OPTIONS = ("state", "scale", "cu_seqlens", "chunk_size", "backend")
 
 

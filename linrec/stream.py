@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from linrec.errors import DtypeError, RangeError, ShapeError
+from linrec.rule import donation
 from linrec.session_file import read_session, write_session
 from linrec.state import State, named_tensors, state_bytes
 
@@ -35,22 +36,29 @@ class StreamModel(Protocol):
 class Session:
     """One sequence being read and written.
 
-    States are never changed in place, so ``fork`` copies nothing, and with recurrent layers a session takes
-    the same memory after any number of tokens. ``seed`` starts the session's own random numbers, which
-    ``sample`` and ``stream`` draw from and which ``fork`` and ``save`` take along; None takes a seed from the
+    A state that anyone else may hold is never changed in place, so ``fork`` copies nothing, and with recurrent
+    layers a session takes the same memory after any number of tokens. ``seed`` starts the session's own random
+    numbers, which ``sample`` and ``stream`` draw from and which ``fork`` and ``save`` take along; None takes one from the
     system.
     """
 
     def __init__(self, model: StreamModel, state: State = None, *, seed: int | None = None):
         self.model = model
-        self.state: State = model.init_state(1) if state is None else state
-        self._device = _device_of(self.state)
+        self._state: State = model.init_state(1) if state is None else state
+        self._owned = state is None  # nobody else has seen it, so a step may write over it
+        self._device = _device_of(self._state)
         self._logits: Tensor | None = None
         self._generator = torch.Generator()
         if seed is None:
             self._generator.seed()
         else:
             self._generator.manual_seed(seed)
+
+    @property
+    def state(self) -> State:
+        """The state after the last token fed; it stays as it is, whatever is fed afterwards."""
+        self._owned = False
+        return self._state
 
     @property
     def next_logits(self) -> Tensor:
@@ -62,7 +70,7 @@ class Session:
     @property
     def state_bytes(self) -> int:
         """Bytes of the state's tensors."""
-        return state_bytes(self.state)
+        return state_bytes(self._state)
 
     @torch.no_grad()
     def feed(self, tokens: Sequence[int] | Tensor | int) -> Session:
@@ -71,9 +79,10 @@ class Session:
         if ids.shape[1] == 0:
             return self
         read = self.model.step if ids.shape[1] == 1 else self.model.prefill
-        output = read(ids, self.state)
+        with donation(self._owned):
+            output = read(ids, self._state)
         # A view would keep the logits of the whole chunk alive.
-        self._logits, self.state = output.logits[0, -1].clone(), output.state
+        self._logits, self._state, self._owned = output.logits[0, -1].clone(), output.state, True
         return self
 
     def sample(
@@ -134,19 +143,15 @@ class Session:
     def fork(self) -> Session:
         """An independent session at the same place, random numbers included, in constant time."""
         other = object.__new__(type(self))
-        other.model, other.state, other._device, other._logits = (
-            self.model,
-            self.state,
-            self._device,
-            self._logits,
-        )
+        other.model, other._device, other._logits = self.model, self._device, self._logits
+        other._state, other._owned = self.state, False
         other._generator = torch.Generator()
         other._generator.set_state(self._generator.get_state())
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to one safetensors file, under a temporary name that is then renamed."""
-        write_session(path, self.model.fingerprint(), self.state, self._logits, self._generator.get_state())
+        write_session(path, self.model.fingerprint(), self._state, self._logits, self._generator.get_state())
 
     def restore(self, path: str | os.PathLike[str]) -> Session:
         """Go on where a saved session stood, and return this one: ``Session(model).restore(path)``.
@@ -156,7 +161,7 @@ class Session:
         """
         saved = read_session(path, self.model.fingerprint(), self.model.init_state(1), self._device)
         self._generator.set_state(saved.rng)
-        self.state, self._logits = saved.state, saved.logits
+        self._state, self._owned, self._logits = saved.state, True, saved.logits
         return self
 
 

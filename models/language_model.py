@@ -149,7 +149,10 @@ class LanguageModel(nn.Module):
         return ModelOutput(self.logits(last), state)
 
     def step(self, tokens: Tensor, state: ModelState) -> ModelOutput:
-        """One token a row, ``[B, 1]``: logits ``[B, 1, vocab_size]`` and the next state."""
+        """One token a row, ``[B, 1]``: logits ``[B, 1, vocab_size]`` and the next state.
+
+        Inside :func:`linrec.rule.donation` the next state may be written over the one that is given.
+        """
         if tokens.dim() != 2 or tokens.shape[1] != 1:
             raise ShapeError(f"step: expected tokens of shape [B, 1], got {list(tokens.shape)}")
         return self.forward(tokens, state)

@@ -25,7 +25,7 @@ RANK = {
     "arguments": 2,
     "kernels": 2,
     "session_file": 2,
-    "stream": 3,
+    "stream": 4,
     "rule": 3,
     "engines": 4,
     "rules": 5,

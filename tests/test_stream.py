@@ -224,3 +224,19 @@ def test_a_kv_cache_grows() -> None:
     session = Session(build("softmax_attention"))
     sizes = [session.feed(torch.randint(0, 97, (100,))).state_bytes for _ in range(3)]
     assert sizes[0] < sizes[1] < sizes[2]
+
+
+@pytest.mark.parametrize("layer", ["gated_delta_net", "mamba2", "rwkv6", "rwkv7", "comba"])
+def test_only_a_state_that_nobody_holds_is_written_over(layer: str) -> None:
+    model = build(layer)
+    session = Session(model).feed([1, 2, 3])
+    other, held = session.fork(), session.state
+    before = {name: x.clone() for name, x in named_tensors(held)}
+    session.feed(4)
+    assert all(torch.equal(x, before[name]) for name, x in named_tensors(held))
+    place = {name: x.data_ptr() for name, x in named_tensors(session._state)}
+    session.feed(5)
+    assert any(x.data_ptr() == place[name] for name, x in named_tensors(session._state))
+    other.feed(4).feed(5)
+    torch.testing.assert_close(session.next_logits, other.next_logits)
+    torch.testing.assert_close(session.next_logits, model(torch.tensor([[1, 2, 3, 4, 5]])).logits[0, -1])

@@ -14,6 +14,7 @@ from linrec.evals.bench.cases import delta_inputs
 from linrec.evals.bench.measure import Work, interleaved, relative_difference
 from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel
+from linrec.rule import donation
 
 # Mamba-2's 130M model: 24 layers of mixers only.
 FULL = {"width": 768, "layers": 24, "state": 128, "vocab": 50288}
@@ -88,8 +89,9 @@ class _Ours:
 
     def __call__(self) -> None:
         logits, state = self.start
-        for _ in range(self.tokens):
-            logits, state = self.model.step(logits[:, -1].argmax(-1, keepdim=True), state)
+        for count in range(self.tokens):
+            with donation(count > 0):  # the start is needed again
+                logits, state = self.model.step(logits[:, -1].argmax(-1, keepdim=True), state)
 
 
 class _Theirs:

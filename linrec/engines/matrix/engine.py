@@ -30,8 +30,7 @@ class MatrixEngine:
 
     def init_state(self, terms: MatrixTerms, segments: int) -> Tensor:
         """Zeros ``[segments, HV, K, V]`` in accumulator precision."""
-        shape = segments, terms.v.shape[2], terms.k.shape[3], terms.v.shape[3]
-        return terms.v.new_zeros(shape, dtype=terms.accumulator)
+        return terms.v.new_zeros(terms.state_shape(segments), dtype=terms.accumulator)
 
     def auto_backend(self, device: str) -> str:
         """What ``backend="auto"`` runs on this kind of device, and why not Triton."""
@@ -40,8 +39,8 @@ class MatrixEngine:
     def run(self, terms: MatrixTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
         """Output ``[B, T, HV, V]`` in accumulator precision, and the final state."""
         check_backend(call, who, _why_no_triton(terms.v.device))
-        empty = self.init_state(terms, terms.segments(call))
-        state = empty if state is None else _checked(state, empty, who)
+        rows = terms.segments(call)
+        state = self.init_state(terms, rows) if state is None else _checked(state, terms, rows, who)
         if call.bounds is None:
             return _run_batch(terms, state, call)
         return by_segment(
@@ -88,18 +87,19 @@ def _run_analytic(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor
     return o, last
 
 
-def _checked(state: Tensor, empty: Tensor, who: str) -> Tensor:
+def _checked(state: Tensor, terms: MatrixTerms, rows: int, who: str) -> Tensor:
+    shape = terms.state_shape(rows)  # no empty state is made to compare with: decoding would fill one a token
     if not isinstance(state, Tensor):
-        raise DtypeError(f"{who}: state must be a tensor {list(empty.shape)}, got {type(state).__name__}")
-    if state.shape != empty.shape:
+        raise DtypeError(f"{who}: state must be a tensor {list(shape)}, got {type(state).__name__}")
+    if state.shape != shape:
         raise ShapeError(
-            f"{who}: state must be [B or segments, HV, K, V] = {list(empty.shape)}, got {list(state.shape)}"
+            f"{who}: state must be [B or segments, HV, K, V] = {list(shape)}, got {list(state.shape)}"
         )
     if not state.is_floating_point():
         raise DtypeError(f"{who}: state must be floating point, got {state.dtype}")
-    if state.device != empty.device:
-        raise DeviceError(f"{who}: state is on {state.device}, but the inputs are on {empty.device}")
-    return state.to(empty.dtype)
+    if state.device != terms.v.device:
+        raise DeviceError(f"{who}: state is on {state.device}, but the inputs are on {terms.v.device}")
+    return state.to(terms.accumulator)
 
 
 def _why_no_triton(device: torch.device) -> str:

@@ -46,6 +46,10 @@ class MatrixTerms(Terms):
         """The dtype of the state and of all sums."""
         return torch.promote_types(self.v.dtype, torch.float32)
 
+    def state_shape(self, rows: int) -> tuple[int, int, int, int]:
+        """``[rows, HV, K, V]``."""
+        return rows, self.v.shape[2], self.k.shape[3], self.v.shape[3]
+
     def explicit(self) -> Self:
         """The same in accumulator precision, with the strengths multiplied into v and a."""
         x = {name: x.to(self.accumulator) for name, x in self.over_time().items()}
@@ -78,7 +82,8 @@ def strengthened(beta: Tensor, x: Tensor) -> Tensor:
 
 def on_value_heads(x: Tensor, like: Tensor) -> Tensor:
     """x ``[B, T, H or HV, .]`` given to every value head of its group, interleaved; ``like`` is ``[B, T, HV, ...]``."""
-    return x.repeat_interleave(like.shape[2] // x.shape[2], dim=2)
+    repeat = like.shape[2] // x.shape[2]
+    return x if repeat == 1 else x.repeat_interleave(repeat, dim=2)
 
 
 class Heads(NamedTuple):
@@ -116,7 +121,7 @@ def to_heads(terms: MatrixTerms, scale: float) -> Heads:
     g = g if g.dim() == 4 else g[..., None]
     bonus = None if terms.bonus is None else terms.bonus.unflatten(0, (h, hv // h)).unsqueeze(2)
     q, k, v, g = (grouped(x) for x in (terms.q, terms.k, terms.v, g))  # type: ignore[assignment]
-    return Heads(q * scale, k, v, g, grouped(terms.a), grouped(terms.b), bonus)  # type: ignore[operator, arg-type]
+    return Heads(q if scale == 1 else q * scale, k, v, g, grouped(terms.a), grouped(terms.b), bonus)  # type: ignore[operator, arg-type]
 
 
 def from_heads(o: Tensor) -> Tensor:
