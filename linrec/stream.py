@@ -38,8 +38,8 @@ class Session:
 
     A state that anyone else may hold is never changed in place, so ``fork`` copies nothing, and with recurrent
     layers a session takes the same memory after any number of tokens. ``seed`` starts the session's own random
-    numbers, which ``sample`` and ``stream`` draw from and which ``fork`` and ``save`` take along; None takes one from the
-    system.
+    numbers, which ``sample`` and ``stream`` draw from and which ``fork`` and ``save`` take along; None takes one from
+    the system.
     """
 
     def __init__(self, model: StreamModel, state: State = None, *, seed: int | None = None):

@@ -1,11 +1,13 @@
 """Drop-in ``nn.Module`` layers around the rules: ``y, state = layer(x, state=None)``."""
 
 from linrec.layers.additive import GLA, Lightning, LinearAttention, RetNet
+from linrec.layers.additive_variants import ABC, DFW, GateLoop
 from linrec.layers.base import Layer
 from linrec.layers.channels import HGRN, QRNN, SRU, MinGRU, MinLSTM
 from linrec.layers.composite import HGRN2, MLSTM, GatedSlotAttention, MesaNet
 from linrec.layers.convolution import Canon, TokenShift
 from linrec.layers.delta import DeltaNet, GatedDeltaNet, KimiDeltaAttention
+from linrec.layers.delta_memory import GatedDeltaNet2, MomentumDelta, Omega
 from linrec.layers.delta_variants import Comba, DeltaProduct, LogLinearAttention, LogLinearGatedDelta
 from linrec.layers.fast_weights import TTTMLP, LargeChunkTTT, Titans, TTTLinear
 from linrec.layers.feedback import (
@@ -20,7 +22,7 @@ from linrec.layers.griffin import RGLRU
 from linrec.layers.mamba import Longhorn, Mamba
 from linrec.layers.mamba2 import Mamba2
 from linrec.layers.mamba3 import Mamba3
-from linrec.layers.rwkv import RWKV6, RWKV7
+from linrec.layers.rwkv import RWKV5, RWKV6, RWKV7
 from linrec.layers.rwkv4 import RWKV4
 from linrec.layers.shared import MultiHeadLatentAttention, SharedKVAttention, TensorProductAttention
 from linrec.layers.slstm import SLSTM
@@ -47,6 +49,13 @@ LAYERS: dict[str, type[Layer]] = {
         LogLinearAttention,
         LogLinearGatedDelta,
         Mamba3,
+        ABC,
+        DFW,
+        GateLoop,
+        GatedDeltaNet2,
+        MomentumDelta,
+        Omega,
+        RWKV5,
         RWKV6,
         RWKV7,
         SoftmaxAttention,
@@ -82,6 +91,8 @@ LAYERS: dict[str, type[Layer]] = {
 }
 
 __all__ = [
+    "ABC",
+    "DFW",
     "GLA",
     "HGRN",
     "HGRN2",
@@ -91,6 +102,7 @@ __all__ = [
     "QRNN",
     "RGLRU",
     "RWKV4",
+    "RWKV5",
     "RWKV6",
     "RWKV7",
     "S4D",
@@ -106,7 +118,9 @@ __all__ = [
     "DeltaNet",
     "DeltaProduct",
     "ForgettingAttention",
+    "GateLoop",
     "GatedDeltaNet",
+    "GatedDeltaNet2",
     "GatedSlotAttention",
     "KimiDeltaAttention",
     "LargeChunkTTT",
@@ -122,7 +136,9 @@ __all__ = [
     "MesaNet",
     "MinGRU",
     "MinLSTM",
+    "MomentumDelta",
     "MultiHeadLatentAttention",
+    "Omega",
     "PathAttention",
     "RetNet",
     "SharedKVAttention",

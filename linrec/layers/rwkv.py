@@ -1,4 +1,4 @@
-"""The time mixing of RWKV-6 and RWKV-7: token shift, low-rank gates, a rule, a norm on each head."""
+"""The time mixing of RWKV-5, RWKV-6 and RWKV-7: token shift, low-rank gates, a rule, a norm on each head."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class HeadNorm(nn.Module):
 
 
 class RWKVLayer(Layer):
-    """What the two generations share; ``signals`` names the token-shifted inputs."""
+    """What the generations share; ``signals`` names the token-shifted inputs."""
 
     signals: tuple[str, ...]
 
@@ -75,6 +75,34 @@ class RWKVLayer(Layer):
     def start(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> RWKVState:
         """The state, or the empty one."""
         return state or RWKVState(x.new_zeros(segment_count(x, cu_seqlens), self.d_model), None)
+
+
+class RWKV5(RWKVLayer):
+    """RWKV-5 time mixing, Eagle (Peng et al. 2024, arXiv:2404.05892).
+
+    Token shift by learned shares for k, v, r and gate; log-decay -e^w for every channel, the same at all tokens; bonus
+    u; layer norm on each head, SiLU gate.
+    """
+
+    rule = rules.rwkv5
+    signals = ("k", "v", "r", "g")
+
+    def __init__(self, d_model: int, num_heads: int = 4, **options: object):
+        super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
+        self.w = nn.Parameter(torch.linspace(-6, -1, d_model).view(num_heads, self.head_dim))
+        self.u = nn.Parameter(torch.linspace(-0.5, 0.5, d_model).view(num_heads, self.head_dim))
+        self.g_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def mix(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, RWKVState]:
+        """See :class:`Layer`."""
+        state = self.start(x, state, cu_seqlens)
+        before, last = token_shift(x, state.last, cu_seqlens)
+        xk, xv, xr, xg = (x[:, :, None] + (before - x)[:, :, None] * self.mu.to(x.dtype)).unbind(2)
+        r, k, v = (self.heads(p(z)) for p, z in ((self.r_proj, xr), (self.k_proj, xk), (self.v_proj, xv)))
+        g = -widened(self.w).exp()
+        o, memory = self.rule(r, k, v, g, self.u, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
+        y = self.norm(o).flatten(2) * F.silu(self.g_proj(xg))
+        return self.o_proj(y.to(x.dtype)), RWKVState(last, memory)
 
 
 class RWKV6(RWKVLayer):
