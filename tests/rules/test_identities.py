@@ -5,6 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from linrec import rules
+from linrec.errors import RangeError
+from linrec.rule import validation
 from linrec.testing import example_inputs, relative_error
 from tests.rules.loops import LOOPS
 
@@ -171,3 +173,32 @@ def test_adversarial_inputs(name, case):
         assert all(torch.isfinite(g).all() for g in grads)
         single = rule.form(form)(**{n: t.float() for n, t in x.items()}).o
         assert relative_error(single, want) < 2 * relative_error(low, want) + 5e-7
+
+
+def test_rwkv6_reads_a_state_that_the_current_decay_has_not_touched():
+    """The current token enters through u alone, and its decay acts on what later tokens read."""
+    x = example_inputs(rules.rwkv6, T=6)
+    stronger = x["g"].clone()
+    stronger[:, 3] -= 1.0
+    for form in ("parallel", "chunkwise", "recurrent"):
+        before = rules.rwkv6.form(form)(**x).o
+        after = rules.rwkv6.form(form)(**{**x, "g": stronger}).o
+        assert torch.equal(before[:, :4], after[:, :4])
+        assert (before[:, 4:] - after[:, 4:]).abs().max() > 1e-3
+        first = (x["q"] * x["u"][:: x["u"].shape[0] // x["q"].shape[2]] * x["k"])[:, 0].sum(-1, keepdim=True)
+        if x["q"].shape[2] == x["v"].shape[2]:
+            torch.testing.assert_close(before[:, 0], first * x["v"][:, 0])
+
+
+@pytest.mark.parametrize("name", ["gated_delta_net", "kimi_delta_attention", "gla", "rwkv6", "rwkv7"])
+def test_a_reset_is_a_segment_and_not_an_infinite_decay(name):
+    rule = rules.get_rule(name)
+    x = example_inputs(rule, T=12, B=1)
+    infinite = x["g"].clone()
+    infinite[:, 5] = -torch.inf
+    with validation(), pytest.raises(RangeError, match="finite natural-log decay"):
+        rule(**{**x, "g": infinite})
+    whole = rule(**x, cu_seqlens=torch.tensor([0, 5, 12]))
+    tail = {n: t[:, 5:] if t.dim() > 1 and t.shape[1] == 12 else t for n, t in x.items()}
+    torch.testing.assert_close(whole.o[:, 5:], rule(**tail).o)
+    assert whole.state.shape[0] == 2
