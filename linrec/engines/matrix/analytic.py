@@ -1,8 +1,4 @@
-"""The chunk algorithm with its adjoint written out: the fast path of reverse-mode training and of inference.
-
-It walks the chunks in the public time-first layout, so that what one chunk touches stays in cache and nothing
-of the length of the sequence is copied. Kept for the backward pass are the arguments and the states
-between chunks.
+"""Chunks of every recurrence of the engine, decay by channel and the general path included, with their adjoint.
 
 With r = v + (a e^{G_a}) S, x = (I - L)^-1 r, o = (q e^{G_q}) S + P x and S' = e^{G_C} S + (k e^{G_C - G})^T x
 the adjoint is
@@ -18,23 +14,18 @@ so the decay's gradient needs no gradient of any exponential. The general path h
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from linrec.engines.matrix.chunk import cumulative_decay
+from linrec.engines.matrix.plan import Plan, chunk_bounds, put_rows, rows
 from linrec.engines.matrix.scores import Decay
 from linrec.engines.triangular import solve_unit_lower, solve_unit_lower_transposed
 
-
-class Plan(NamedTuple):
-    """What a pass needs besides tensors."""
-
-    scale: float
-    chunk: int
-    predict: str
-    readout: str
+Tensors = Mapping[str, Tensor | None]
 
 
 class Chunk(NamedTuple):
@@ -63,22 +54,7 @@ def exp_as(exponent: Tensor, like: Tensor) -> Tensor:
     return exponent.to(like.dtype).exp_() if exponent.dtype != like.dtype else exponent.exp()
 
 
-def rows(x: Tensor, start: int, stop: int, repeat: int = 1) -> Tensor:
-    """``[B, T, H, D]`` -> ``[B H repeat, C, D]``; a view for a batch of one without groups."""
-    part = x[:, start:stop].transpose(1, 2)
-    if repeat > 1:
-        part = part.repeat_interleave(repeat, dim=1)
-    return part.flatten(0, 1) if part.shape[0] > 1 else part[0]
-
-
-def put_rows(target: Tensor, part: Tensor, start: int, stop: int) -> None:
-    """The inverse of :func:`rows`; value heads that share a key head are summed."""
-    batch, _, heads, width = target.shape
-    part = part.view(batch, heads, -1, stop - start, width)
-    target[:, start:stop] = (part[:, :, 0] if part.shape[2] == 1 else part.sum(2)).transpose(1, 2)
-
-
-def load(tensors: dict[str, Tensor | None], start: int, stop: int, plan: Plan) -> Chunk:
+def load(tensors: Tensors, start: int, stop: int, plan: Plan) -> Chunk:
     """Cut one chunk out of the arguments."""
     heads = tensors["v"].shape[2]  # type: ignore[union-attr]
 
@@ -199,71 +175,34 @@ def decay_adjoint(c: Chunk, grads: dict[str, Tensor], at_end: Tensor, plan: Plan
 NAMES = ("q", "k", "v", "g", "a", "b")
 
 
-class ChunkScan(torch.autograd.Function):
-    """``ChunkScan.apply(plan, plain, state, q, k, v, g, a, b) -> (o, final state)``.
-
-    Tensors as in :class:`MatrixTerms` with g ``[B, T, HV, 1 or K]``; state ``[B, HV, K, V]``. ``plain`` computes the
-    same from the same tensors in differentiable calls; it serves second derivatives.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, plan: Plan, plain: Any, state: Tensor, *values: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        tensors = dict(zip(NAMES, values, strict=True))
-        v = values[2]
-        assert v is not None
-        o = torch.empty_like(v, memory_format=torch.contiguous_format)
-        current, states = state.flatten(0, 1), []
-        for start, stop in chunk_bounds(v.shape[1], plan.chunk):
-            states.append(current)
-            c = load(tensors, start, stop, plan)
-            part, current = read_and_write(c, solve_chunk(c, current), current)
-            put_rows(o, part, start, stop)
-            if not any(ctx.needs_input_grad):
-                states.clear()
-        last = current.unflatten(0, state.shape[:2]).clone()
-        if any(ctx.needs_input_grad):
-            ctx.plan, ctx.plain = plan, plain
-            ctx.save_for_backward(state, *values, *states, current)
-        return o, last
-
-    @staticmethod
-    def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Any, ...]:
-        state, *saved = ctx.saved_tensors
-        values, states = saved[: len(NAMES)], saved[len(NAMES) :]
-        if torch.is_grad_enabled():  # a graph of the gradient is wanted
-            return (None, None, *_through(ctx.plain, (state, *values), (do, dlast)))
-        tensors = dict(zip(NAMES, values, strict=True))
-        present = {n: x for n, x in tensors.items() if x is not None}
-        grads = {n: torch.empty_like(x, memory_format=torch.contiguous_format) for n, x in present.items()}
-        do = do.contiguous()  # an expanded gradient (of a sum, say) would be multiplied matrix by matrix
-        dstate = dlast.flatten(0, 1)
-        bounds = chunk_bounds(values[2].shape[1], ctx.plan.chunk)
-        for (start, stop), entry, leaving in reversed(
-            list(zip(bounds, states[:-1], states[1:], strict=True))
-        ):
-            c = load(tensors, start, stop, ctx.plan)
-            s = solve_chunk(c, entry)
-            part, dstate = chunk_adjoint(c, s, entry, leaving, rows(do, start, stop), dstate, ctx.plan)
-            for name, gradient in part.items():
-                put_rows(grads[name], gradient, start, stop)
-        return (None, None, dstate.unflatten(0, state.shape[:2]), *(grads.get(n) for n in NAMES))
+def forward(
+    plan: Plan, state: Tensor, tensors: Tensors, keep: bool, o: Tensor
+) -> tuple[Tensor, list[Tensor]]:
+    """Fill ``o``; the final state ``[N, K, V]`` and, with ``keep``, the state that enters every chunk."""
+    states = []
+    for start, stop in chunk_bounds(o.shape[1], plan.chunk):
+        if keep:
+            states.append(state)
+        c = load(tensors, start, stop, plan)
+        part, state = read_and_write(c, solve_chunk(c, state), state)
+        put_rows(o, part, start, stop)
+    return state, states
 
 
-def chunk_bounds(length: int, chunk: int) -> list[tuple[int, int]]:
-    """First and past-the-last token of every chunk."""
-    return [(start, min(start + chunk, length)) for start in range(0, length, chunk)]
-
-
-def _through(
-    plain: Any, values: tuple[Tensor | None, ...], outer: tuple[Tensor, Tensor]
-) -> list[Tensor | None]:
-    """The gradient as a differentiable function, by way of the plain path."""
-    wanted = [x for x in values if x is not None and x.requires_grad]
-    # The final state, say, does not depend on q: only outputs that lead somewhere can be asked.
-    outputs, weights = zip(
-        *[(y, w) for y, w in zip(plain(*values), outer, strict=True) if y.requires_grad], strict=True
-    )
-    found = iter(torch.autograd.grad(outputs, wanted, weights, create_graph=True, allow_unused=True))
-    return [next(found) if x is not None and x.requires_grad else None for x in values]
+def backward(
+    plan: Plan,
+    states: list[Tensor],
+    tensors: Tensors,
+    do: Tensor,
+    dstate: Tensor,
+    grads: Mapping[str, Tensor],
+) -> Tensor:
+    """Fill ``grads``; the gradient of the entry state. ``states`` holds one more state than there are chunks."""
+    chunks = chunk_bounds(do.shape[1], plan.chunk)
+    for (start, stop), entry, leaving in reversed(list(zip(chunks, states[:-1], states[1:], strict=True))):
+        c = load(tensors, start, stop, plan)
+        s = solve_chunk(c, entry)
+        part, dstate = chunk_adjoint(c, s, entry, leaving, rows(do, start, stop), dstate, plan)
+        for name, target in grads.items():
+            put_rows(target, part[name], start, stop)
+    return dstate

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from linrec.engines.checks import transformed
-from linrec.engines.matrix.analytic import NAMES, ChunkScan, Plan
+from linrec.engines.matrix import analytic, scalar
 from linrec.engines.matrix.chunk import one_chunk, scan_chunks
+from linrec.engines.matrix.plan import Plan
 from linrec.engines.matrix.recurrent import scan_tokens
+from linrec.engines.matrix.scan import ChunkScan
 from linrec.engines.matrix.terms import MatrixTerms, from_heads, to_heads
 from linrec.errors import DeviceError, DtypeError, ShapeError
 from linrec.packing import by_segment
@@ -52,10 +55,9 @@ class MatrixEngine:
 
 
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    terms = terms.explicit()
     if call.form == "chunkwise" and not transformed(state, *terms.over_time().values()):
         return _run_analytic(terms, state, call)
-    x = to_heads(terms, call.scale)
+    x = to_heads(terms.explicit(), call.scale)
     grouped = state.unflatten(1, (terms.k.shape[2], -1))
     if call.form in ("recurrent", "step"):
         o, last = scan_tokens(x, grouped, terms.predict, terms.readout)
@@ -67,24 +69,31 @@ def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, T
 
 
 def _run_analytic(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    g = terms.v.new_zeros(terms.v.shape[:3]) if terms.g is None else terms.g
-    g = g if g.dim() == 4 else g[..., None]
     plan = Plan(call.scale, call.chunk_size or CHUNK, terms.predict, terms.readout)
+    lane: Any = scalar
+    if terms.a is not None or (terms.g is not None and terms.g.dim() == 4):
+        lane, terms = analytic, _by_channel(terms.explicit())
 
     def plain(state: Tensor, *values: Tensor | None) -> tuple[Tensor, Tensor]:
-        same = replace(terms, bonus=None, **dict(zip(NAMES, values, strict=True)))  # type: ignore[arg-type]
+        same = replace(terms, bonus=None, **dict(zip(lane.NAMES, values, strict=True))).explicit()
         heads = to_heads(same, plan.scale)
         o, last = scan_chunks(
             heads, state.unflatten(1, (terms.k.shape[2], -1)), plan.chunk, plan.predict, plan.readout
         )
         return from_heads(o), last.flatten(1, 2)
 
-    o, last = ChunkScan.apply(plan, plain, state, terms.q, terms.k, terms.v, g, terms.a, terms.b)
+    o, last = ChunkScan.apply(lane, plan, plain, state, *(getattr(terms, name) for name in lane.NAMES))
     if terms.bonus is not None:
         repeat = terms.v.shape[2] // terms.k.shape[2]
         now = ((terms.q * terms.k).repeat_interleave(repeat, dim=2) * terms.bonus).sum(-1, keepdim=True)
         o = o + call.scale * now * terms.v
     return o, last
+
+
+def _by_channel(terms: MatrixTerms) -> MatrixTerms:
+    """With a decay ``[B, T, HV, 1 or K]``."""
+    g = terms.v.new_zeros(terms.v.shape[:3]) if terms.g is None else terms.g
+    return replace(terms, g=g if g.dim() == 4 else g[..., None])
 
 
 def _checked(state: Tensor, terms: MatrixTerms, rows: int, who: str) -> Tensor:
