@@ -26,10 +26,13 @@ class KeptStates:
         return self._states[key]
 
     def put(self, key: Hashable, state: State) -> None:
-        """Keep a state, which must own its memory: a view would hold more than is counted."""
+        """Keep a state, unless it alone is over the bound. It must own its memory: a view holds more."""
         self.drop(key)
+        size = state_bytes(state)
+        if size > self.max_bytes:
+            return
         self._states[key] = state
-        self.bytes += state_bytes(state)
+        self.bytes += size
         while self.bytes > self.max_bytes:
             _, gone = self._states.popitem(last=False)
             self.bytes -= state_bytes(gone)
