@@ -8,13 +8,17 @@ import numpy as np
 
 
 class Node:
-    """Tokens ``[start, end)`` of a sequence, behind those of ``parent``; nobody else continues it there."""
+    """Tokens ``[start, end)`` of a sequence, behind those of ``parent``; nobody else continues it there.
 
-    __slots__ = ("children", "end", "parent", "sequence", "start")
+    ``height`` is the number of nodes on the longest way down from here.
+    """
+
+    __slots__ = ("children", "end", "height", "parent", "sequence", "start")
 
     def __init__(self, parent: Node | None, sequence: Sequence[int], start: int, end: int) -> None:
         self.parent, self.sequence, self.start, self.end = parent, sequence, start, end
         self.children: list[Node] = []
+        self.height = 0
 
     def __len__(self) -> int:
         return self.end - self.start
@@ -23,11 +27,6 @@ class Node:
     def tokens(self) -> Sequence[int]:
         """The node's own tokens."""
         return self.sequence[self.start : self.end]
-
-    @property
-    def generation(self) -> int:
-        """Nodes above this one."""
-        return 0 if self.parent is None else 1 + self.parent.generation
 
 
 class PrefixTrie:
@@ -53,7 +52,9 @@ class PrefixTrie:
             if path:
                 self.ends[i] = path[-1]
             previous = arrays[i]
-        self.nodes = list(self._below(self.roots))
+        self.nodes = self._below(self.roots)
+        for node in reversed(self.nodes):
+            node.height = 1 + max((child.height for child in node.children), default=-1)
 
     @property
     def tokens(self) -> int:

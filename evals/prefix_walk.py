@@ -36,8 +36,8 @@ class PrefixWalk:
         batch_size: inner nodes side by side. Leaves, which are short where they are many, run four times as
             many; no call takes more than ``batch_size * chunk`` tokens.
         chunk: tokens of a row per call.
-        max_state_bytes: bound on the states kept for later. Under it the walk goes breadth first, where
-            batches are fullest; near it depth first, so that states are used up.
+        max_state_bytes: bound on the states kept for later. Under it the walk goes level by level,
+            where batches are fullest; near it down to the leaves, so that states are used up.
     """
 
     def __init__(
@@ -142,7 +142,11 @@ class PrefixWalk:
 
 
 class _Ready:
-    """Nodes whose parent has been read: inner ones by generation, leaves in one pool."""
+    """Nodes whose parent has been read: inner ones by height, leaves in one pool.
+
+    The highest go first: when the last of a height is read, all of the next lower are ready, so that batches
+    are as full as can be. Where states are short of room the lowest go first, as these use states up.
+    """
 
     def __init__(self, wanted: Collection[Node]) -> None:
         self._wanted = wanted
@@ -152,7 +156,7 @@ class _Ready:
     def add(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
             if node.children or node in self._wanted:
-                self._inner.setdefault(node.generation, []).append(node)
+                self._inner.setdefault(node.height, []).append(node)
             else:
                 self._leaves.append(node)
 
@@ -160,10 +164,10 @@ class _Ready:
         """The next nodes to read together, longest first; empty when all are read."""
         roomy = kept.has_room_for(batch_size)
         if self._inner and (roomy or not self._leaves):
-            generation = min(self._inner) if roomy else max(self._inner)
-            batch = _longest(self._inner[generation], batch_size, batch_size * chunk, chunk)
-            if not self._inner[generation]:
-                del self._inner[generation]
+            height = max(self._inner) if roomy else min(self._inner)
+            batch = _longest(self._inner[height], batch_size, batch_size * chunk, chunk)
+            if not self._inner[height]:
+                del self._inner[height]
             return batch
         return _longest(self._leaves, 4 * batch_size, batch_size * chunk, chunk)
 

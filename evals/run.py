@@ -146,10 +146,10 @@ def score_rows(report: dict[str, Any]) -> list[tuple[str, str, float, float | No
     return rows
 
 
-def versions() -> dict[str, str]:
+def versions(*more: str) -> dict[str, str]:
     """Versions that a figure depends on; the standard library is the data, so Python's is one of them."""
     found = {"python": platform.python_version()}
-    for name in ("linrec", "torch", "lm_eval"):
+    for name in ("linrec", "torch", "lm_eval", *more):
         with contextlib.suppress(PackageNotFoundError):
             found[name] = version(name)
     return found

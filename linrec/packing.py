@@ -41,7 +41,7 @@ def length_groups(lengths: list[int]) -> list[list[int]]:
     """Segment numbers grouped so that within a group the longest is less than twice the shortest."""
     groups: dict[int, list[int]] = {}
     for number, length in enumerate(lengths):
-        groups.setdefault(length.bit_length(), []).append(number)
+        groups.setdefault(length and max(length, 32).bit_length(), []).append(number)
     return list(groups.values())
 
 

@@ -44,7 +44,7 @@ def test_a_trie_holds_each_prefix_once(sequences: list[list[int]]) -> None:
         firsts = [child.tokens[0] for child in node.children]
         assert len(set(firsts)) == len(firsts)
         assert all(child.parent is node and child.start == node.end for child in node.children)
-        assert node.generation == (0 if node.parent is None else node.parent.generation + 1)
+        assert node.height == 1 + max((child.height for child in node.children), default=-1)
 
 
 def make(pattern: tuple[str, ...], **options: Any) -> LanguageModel:
