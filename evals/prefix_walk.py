@@ -47,6 +47,7 @@ class PrefixWalk:
         self.kept = KeptStates(max_state_bytes)
         self.device = next(model.parameters()).device
         self.tokens_processed = 0
+        self._nothing: State = None
 
     def run(self, trie: PrefixTrie, visitor: Visitor, wanted: Collection[Node] = ()) -> Iterable[int]:
         """Read the whole trie and yield the tokens of each batch done; ``wanted`` nodes also arrive."""
@@ -132,13 +133,17 @@ class PrefixWalk:
         return tokens.to(self.device), None if bool(mask.all()) else mask.to(self.device)
 
     def _fork(self, origins: Sequence[State]) -> State:
-        """One state with a row for each origin; equal origins all along are one row, seen many times."""
-        if all(origin is None for origin in origins):
-            return None
-        if all(origin is origins[0] for origin in origins):
-            return map_tensors(lambda t: t.expand(len(origins), *t.shape[1:]), origins[0])
-        nothing = self.model.init_state(1) if any(origin is None for origin in origins) else None
-        return stack_rows([nothing if origin is None else origin for origin in origins])
+        """One state with a row for each origin; a single origin is one row that all of them see, no copy."""
+        distinct = {id(origin): origin for origin in origins}
+        if len(distinct) == 1:
+            only = origins[0]
+            return only and map_tensors(lambda t: t.expand(len(origins), *t.shape[1:]), only)
+        if None in distinct.values():
+            distinct[id(None)] = self._nothing = self._nothing or self.model.init_state(1)
+        place = {key: n for n, key in enumerate(distinct)}
+        rows = torch.tensor([place[id(origin)] for origin in origins], device=self.device)
+        stacked = stack_rows(list(distinct.values()))
+        return stacked if len(distinct) == len(origins) else select_rows(stacked, rows)
 
 
 class _Ready:
