@@ -109,7 +109,8 @@ def scores_by_task(results: dict[str, Any]) -> dict[str, dict[str, Any]]:
         row: dict[str, Any] = {}
         for key, value in table.items():
             metric, _, filtered = key.partition(",")
-            if isinstance(value, int | float) and not isinstance(value, bool) and _ and metric:
+            absent = metric.isdigit() and value == -1  # RULER's mark for a length that was not asked for
+            if isinstance(value, int | float) and not isinstance(value, bool) and _ and metric and not absent:
                 row[metric if filtered == "none" else key] = float(value)
         count = results.get("n-samples", {}).get(name)
         row["samples"] = count["effective"] if count else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from linrec.errors import DatasetError, UnknownNameError
+from linrec.evals.ruler import impatient, with_tokenizer
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -39,9 +40,8 @@ def load_tasks(names: list[str], metadata: dict[str, Any] | None) -> tuple[TaskM
 
     # Indexing lm-eval's thousands of YAML files takes ten seconds; our own tasks do not need them.
     ours_only = set(names) <= set(own_tasks())
-    manager = TaskManager(
-        include_path=str(TASK_FOLDER), include_defaults=not ours_only, metadata=metadata or {}
-    )
+    known = (metadata or {}) if ours_only else with_tokenizer(metadata or {})
+    manager = TaskManager(include_path=str(TASK_FOLDER), include_defaults=not ours_only, metadata=known)
     loaded: list[Any] = []
     for name in names:
         if name not in manager.all_tasks and not Path(name).is_file():
@@ -49,7 +49,8 @@ def load_tasks(names: list[str], metadata: dict[str, Any] | None) -> tuple[TaskM
             hint = f"; did you mean {', '.join(near)}?" if near else ""
             raise UnknownNameError(f"lm-eval has no task, group or tag {name!r}{hint}")
         try:
-            built = manager.load([name])
+            with impatient():
+                built = manager.load([name])
         except Exception as error:
             raise explained(name, error) from error
         loaded.extend(built.get("groups", {}).values() or built["tasks"].values())
