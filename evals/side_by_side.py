@@ -2,6 +2,7 @@
 
 Both run the same requests through lm-eval. Tokens are counted where both pass, at the embedding of the model,
 padding included; seconds are those inside the wrapper's request methods, without building tasks or metrics.
+The two take turns, and the fastest turn of each counts: other work on the machine only ever adds.
 """
 
 from __future__ import annotations
@@ -34,12 +35,13 @@ def side_by_side(
     shots: Sequence[int] = (0, 5),
     limit: int | None = 100,
     batch_size: int = 8,
+    turns: int = 1,
     metadata: dict[str, Any] | None = None,
     device: str | None = None,
     out: str | Path | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Run every task at every number of shots through both wrappers.
+    """Run every task at every number of shots through both wrappers, ``turns`` times.
 
     Returns:
         ``{"runs": [{"task", "shots", "hf": {"tokens", "seconds", "scores"}, "linrec": {...}, "fewer_tokens",
@@ -55,8 +57,10 @@ def side_by_side(
     with quiet(progress):
         for name in names:
             for shot in shots:
-                asked = {"num_fewshot": shot, "limit": limit, "metadata": metadata}
-                found = {w: _measured(_wrapper(w, model, batch_size), name, asked, model) for w in WRAPPERS}
+                # Built anew for each number of shots: lm-eval will not raise one that was set to 0.
+                manager, loaded = load_tasks([name], metadata)
+                asked = {"tasks": loaded, "task_manager": manager, "num_fewshot": shot, "limit": limit}
+                found = _take_turns(model, batch_size, turns, asked)
                 runs.append(_run(name, shot, found))
     report = {
         "checkpoint": "model in memory" if isinstance(checkpoint, LanguageModel) else str(checkpoint),
@@ -65,6 +69,8 @@ def side_by_side(
         "parameters": sum(p.numel() for p in model.parameters()),
         "limit": limit,
         "batch_size": batch_size,
+        "turns": turns,
+        "metadata": metadata or {},
         "device": str(next(model.parameters()).device),
         "threads": torch.get_num_threads(),
         "runs": runs,
@@ -74,6 +80,19 @@ def side_by_side(
         write_json(Path(out).with_suffix(".json"), report)
         side_by_side_page(report).write(Path(out).with_suffix(".html"))
     return report
+
+
+def _take_turns(
+    model: LanguageModel, batch_size: int, turns: int, asked: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """What each wrapper needs for a task; tokens and answers are the same at every turn."""
+    found: dict[str, dict[str, Any]] = {}
+    for _turn in range(turns):
+        for name in WRAPPERS:
+            new = _measured(_wrapper(name, model, batch_size), asked, model)
+            if name not in found or new["seconds"] < found[name]["seconds"]:
+                found[name] = new
+    return found
 
 
 def _wrapper(name: str, model: LanguageModel, batch_size: int) -> LM:
@@ -95,17 +114,13 @@ def _wrapper(name: str, model: LanguageModel, batch_size: int) -> LM:
     )
 
 
-def _measured(lm: LM, name: str, asked: dict[str, Any], model: LanguageModel) -> dict[str, Any]:
+def _measured(lm: LM, asked: dict[str, Any], model: LanguageModel) -> dict[str, Any]:
     """Tokens, seconds, scores and answers of one task through one wrapper."""
     from lm_eval import simple_evaluate
 
-    asked = dict(asked)
-    manager, loaded = load_tasks([name], asked.pop("metadata"))
     clock = _timed(lm)
     with _counted(model) as tokens:
-        results = simple_evaluate(
-            model=lm, tasks=loaded, task_manager=manager, log_samples=True, bootstrap_iters=0, **asked
-        )
+        results = simple_evaluate(model=lm, log_samples=True, bootstrap_iters=0, **asked)
     assert results is not None
     answers = [
         answer
@@ -175,6 +190,7 @@ def _number(answer: Any) -> float:
     return float(answer[0] if isinstance(answer, list | tuple) else answer)
 
 
+RUN_FIELDS = ("checkpoint", "parameters", "limit", "metadata", "batch_size", "turns", "device", "threads")
 COLUMNS = (
     "task",
     "shots",
@@ -230,7 +246,7 @@ def side_by_side_page(report: dict[str, Any]) -> Report:
     page.heading("Scores").table(("task", "shots", "metric", "hf", "linrec"), scores)
     page.heading("Run").table(
         ("", "value"),
-        [(name, report[name]) for name in ("checkpoint", "parameters", "limit", "batch_size", "device", "threads")],
+        [(name, report[name]) for name in RUN_FIELDS],
         f"layers: {', '.join(report['pattern'])}; weights: sha256 {report['fingerprint']}",
     )
     return page.versions(report["versions"])
