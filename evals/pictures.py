@@ -14,6 +14,7 @@ from linrec.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#9A9A9A", "#222222"
 STYLE: dict[Any, Any] = {
@@ -150,3 +151,25 @@ def _count(n: int) -> str:
 
 def _bytes(n: int) -> str:
     return f"{n >> 20} MiB" if n >= 1 << 20 else f"{n >> 10} KiB"
+
+
+def ratio_figure(labels: list[str], ratios: dict[str, list[float]]) -> Figure:
+    """Bars of "times" a label, one a name side by side; the line at 1 is where nothing is gained."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8.5, 1.2 + 0.8 * len(labels)), dpi=120, layout="constrained")
+        ax = figure.subplots()
+        height = 0.8 / len(ratios)
+        for n, (name, values) in enumerate(ratios.items()):
+            places = [i + n * height for i in range(len(labels))]
+            bars = ax.barh(places, values, height * 0.9, label=name, color=(BLUE, ORANGE, GREEN)[n % 3])
+            ax.bar_label(bars, [f"{value:.1f}x" for value in values], padding=4)
+        ax.axvline(1.0, color=INK, linewidth=1)
+        ax.set_yticks([i + 0.4 - height / 2 for i in range(len(labels))], labels)
+        ax.margins(x=0.12)
+        ax.invert_yaxis()
+        ax.grid(axis="y", visible=False)
+        ax.legend(loc="lower right")
+    return figure

@@ -41,6 +41,7 @@ app = typer.Typer(
 )
 
 Device = Annotated[str | None, typer.Option(help="torch device; default: a GPU where there is one")]
+Metadata = Annotated[str | None, typer.Option(help="JSON object for the tasks, as lm-eval's --metadata")]
 Checkpoint = Annotated[Path, typer.Argument(help="a checkpoint folder", show_default=False)]
 
 
@@ -175,31 +176,24 @@ def evaluate(
         str, typer.Option(help="comma-separated; the kit's own or any stock lm-eval task")
     ] = "linrec_stdlib_bpb,linrec_stdlib_choice",
     limit: Annotated[int | None, typer.Option(min=1, help="documents of each task")] = None,
-    out: Annotated[Path | None, typer.Option(help="write the report here (JSON)")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the report here (JSON, and HTML beside it)")] = None,
     num_fewshot: Annotated[int | None, typer.Option(min=0, help="examples before each question")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="contexts side by side")] = None,
     rolling_window: Annotated[
         int | None, typer.Option(min=2, help="score documents in half-overlapping windows of this size")
     ] = None,
-    metadata: Annotated[
-        str | None, typer.Option(help="JSON object for the tasks, as lm-eval's --metadata")
-    ] = None,
+    max_state_mb: Annotated[
+        int, typer.Option(min=0, help="megabytes of states kept for forking; over it they are computed again")
+    ] = 1000,
+    metadata: Metadata = None,
     device: Device = None,
 ) -> None:
     """Evaluate a checkpoint through lm-eval."""
-    import json
-
     from rich.console import Console
 
     from linrec.evals.run import evaluate as run
     from linrec.evals.run import results_table
 
-    try:
-        extra = json.loads(metadata) if metadata else {}
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"--metadata expects a JSON object, got {metadata!r} ({error})") from error
-    if not isinstance(extra, dict):
-        raise ConfigError(f"--metadata expects a JSON object, got {metadata!r}")
     report = run(
         checkpoint,
         [tasks],
@@ -207,14 +201,65 @@ def evaluate(
         num_fewshot=num_fewshot,
         batch_size=batch_size,
         rolling_window=rolling_window,
-        metadata=extra,
+        max_state_bytes=max_state_mb * 10**6,
+        metadata=_json_object(metadata),
         device=_device(device),
         out=out,
     )
     console = Console()
     console.print(results_table(report))
     if out is not None:
-        console.print(f"wrote {out}")
+        console.print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.html')}")
+
+
+def _json_object(text: str | None) -> dict[str, Any]:
+    import json
+
+    try:
+        value = json.loads(text) if text else {}
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--metadata expects a JSON object, got {text!r} ({error})") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"--metadata expects a JSON object, got {text!r}")
+    return value
+
+
+@app.command(name="compare-hf")
+def compare_hf(
+    checkpoint: Checkpoint,
+    tasks: Annotated[str, typer.Option(help="comma-separated")] = "linrec_stdlib_choice",
+    shots: Annotated[str, typer.Option(help="examples before each question, comma-separated")] = "0,5",
+    limit: Annotated[int, typer.Option(min=1, help="documents of each task")] = 100,
+    batch_size: Annotated[int, typer.Option(min=1, help="of both wrappers")] = 8,
+    turns: Annotated[int, typer.Option(min=1, help="measure this often and keep the fastest")] = 1,
+    metadata: Metadata = None,
+    device: Device = None,
+    out: Annotated[Path | None, typer.Option(help="write the report here (JSON and HTML)")] = None,
+) -> None:
+    """Measure the model class beside lm-eval's own Hugging Face wrapper, on the same weights."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from linrec.evals.report import cell_text
+    from linrec.evals.side_by_side import COLUMNS, side_by_side, side_by_side_rows
+
+    if not all(part.strip().isdigit() for part in shots.split(",")):
+        raise ConfigError(f"--shots expects numbers, comma-separated, got {shots!r}")
+    report = side_by_side(
+        checkpoint,
+        [tasks],
+        shots=[int(part) for part in shots.split(",")],
+        limit=limit,
+        batch_size=batch_size,
+        turns=turns,
+        metadata=_json_object(metadata),
+        device=_device(device),
+        out=out,
+    )
+    table = Table(*COLUMNS)
+    for row in side_by_side_rows(report):
+        table.add_row(*map(cell_text, row))
+    Console().print(table)
 
 
 @app.command()

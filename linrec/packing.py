@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from linrec.errors import DtypeError, ShapeError
-from linrec.state import State, named_tensors, replace_tensors, select_rows
+from linrec.state import State, select_rows, stack_rows
 
 Tensors = Mapping[str, Tensor]
 Run = Callable[[Tensors, State, Tensor], tuple[Tensor, State]]
@@ -41,7 +41,7 @@ def length_groups(lengths: list[int]) -> list[list[int]]:
     """Segment numbers grouped so that within a group the longest is less than twice the shortest."""
     groups: dict[int, list[int]] = {}
     for number, length in enumerate(lengths):
-        groups.setdefault(length.bit_length(), []).append(number)
+        groups.setdefault(length and max(length, 32).bit_length(), []).append(number)
     return list(groups.values())
 
 
@@ -87,7 +87,7 @@ def by_segment(
         order_rows += rows
     tokens = torch.cat(order_tokens).argsort()
     rows_back = torch.tensor(order_rows, device=device, dtype=torch.long).argsort()
-    return torch.cat(outputs).index_select(0, tokens)[None], _merge(states, rows_back)
+    return torch.cat(outputs).index_select(0, tokens)[None], select_rows(stack_rows(states), rows_back)
 
 
 def _gather(x: Tensor, source: Tensor, keep: Tensor) -> Tensor:
@@ -95,24 +95,3 @@ def _gather(x: Tensor, source: Tensor, keep: Tensor) -> Tensor:
     flat = x[0] if x.shape[1] else x.new_zeros(1, *x.shape[2:])
     rows = flat.index_select(0, source.flatten()).unflatten(0, source.shape)
     return rows * keep.reshape(*keep.shape, *[1] * (rows.dim() - 2)).to(rows.dtype)
-
-
-def _merge(states: list[State], order: Tensor) -> State:
-    """Rows of several states in one state; states that grow with the tokens are padded to the longest."""
-    if len(states) == 1:
-        return select_rows(states[0], order)
-    columns = [dict(named_tensors(s)) for s in states]
-    merged = {}
-    for path in columns[0]:
-        parts = [c[path] for c in columns]
-        if parts[0].dim() > 1:
-            longest = max(p.shape[1] for p in parts)
-            parts = [_pad_second(p, longest) for p in parts]
-        merged[path] = torch.cat(parts).index_select(0, order)
-    return replace_tensors(states[0], merged)
-
-
-def _pad_second(x: Tensor, size: int) -> Tensor:
-    if x.shape[1] == size:
-        return x
-    return torch.cat([x, x.new_zeros(x.shape[0], size - x.shape[1], *x.shape[2:])], dim=1)

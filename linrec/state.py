@@ -6,7 +6,7 @@ kept on a module. A state is never modified in place, so holding on to one *is* 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -54,3 +54,24 @@ def detach(state: State) -> State:
 def select_rows(state: State, rows: Tensor) -> State:
     """Batch rows of a state, reordered or repeated: row i of the result is row ``rows[i]``."""
     return map_tensors(lambda t: t.index_select(0, rows.to(t.device)), state)
+
+
+def stack_rows(states: Sequence[State]) -> State:
+    """The rows of several states in one; what grows with the tokens is padded with zeros to the longest."""
+    if len(states) == 1:
+        return states[0]
+    columns = [dict(named_tensors(state)) for state in states]
+    stacked = {}
+    for path in columns[0]:
+        parts = [column[path] for column in columns]
+        if parts[0].dim() > 1:
+            longest = max(part.shape[1] for part in parts)
+            parts = [_pad_second(part, longest) for part in parts]
+        stacked[path] = torch.cat(parts)
+    return replace_tensors(states[0], stacked)
+
+
+def _pad_second(x: Tensor, size: int) -> Tensor:
+    if x.shape[1] == size:
+        return x
+    return torch.cat([x, x.new_zeros(x.shape[0], size - x.shape[1], *x.shape[2:])], dim=1)

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
+FEW_SHOT = 16  # questions set aside as examples
+
+
 class Module(NamedTuple):
     """A held-out module: its path in the library, its text and its length in raw bytes."""
 
@@ -72,7 +75,8 @@ def build_questions(
 
     The context is the 100 to ``context_bytes`` bytes before a line, from a line's start. The three wrong
     lines come from other held-out modules and have the same indentation and nearly the same length, so that
-    neither gives the answer away and a sum of log-probabilities compares like with like.
+    neither gives the answer away and a sum of log-probabilities compares like with like. Few-shot examples
+    are further questions of the same kind, the same ones before every question.
     """
     from datasets import Dataset
 
@@ -85,7 +89,7 @@ def build_questions(
     used: dict[int, int] = defaultdict(int)
     rows: list[dict[str, Any]] = []
     for line in rng.sample(lines, len(lines)):
-        if len(rows) == questions:
+        if len(rows) == questions + FEW_SHOT:
             break
         if used[line.module] == per_module:
             continue
@@ -99,7 +103,8 @@ def build_questions(
         rows.append(
             {"path": modules[line.module].path, "context": context, "choices": choices, "answer": answer}
         )
-    return {"test": Dataset.from_list(rows)}
+    few = min(FEW_SHOT, len(rows) // 2)
+    return {"test": Dataset.from_list(rows[:-few]), "fewshot": Dataset.from_list(rows[-few:])}
 
 
 def _lines(index: int, module: Module) -> list[Line]:

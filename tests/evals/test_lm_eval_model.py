@@ -139,16 +139,17 @@ class Reciter:
     def parameters(self) -> Any:
         return iter([torch.zeros(1)])
 
-    def prefill(self, tokens: torch.Tensor, **kwargs: Any) -> Any:
-        return self._out(torch.zeros(len(tokens), dtype=torch.long))
+    def hidden(self, tokens: torch.Tensor, state: Any, attention_mask: Any = None) -> Any:
+        return torch.zeros(*tokens.shape, 1), (torch.zeros(len(tokens), dtype=torch.long),)
+
+    def logits(self, h: torch.Tensor) -> torch.Tensor:
+        following = torch.tensor([*self.text, 256])[h[..., 0].long()]
+        return 10.0 * torch.eye(257)[following]
 
     def step(self, tokens: torch.Tensor, state: Any) -> Any:
         self.steps += 1
-        return self._out(state[0] + 1)
-
-    def _out(self, place: torch.Tensor) -> Any:
-        following = torch.tensor([*self.text, 256])[place]
-        return SimpleNamespace(logits=10.0 * torch.eye(257)[following][:, None], state=(place,))
+        place = state[0] + 1
+        return SimpleNamespace(logits=self.logits(place[:, None, None]), state=(place,))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from linrec.errors import DatasetError, UnknownNameError
-from linrec.evals import run
+from linrec.evals import run, task_loading
 from linrec.evals.small import byte_config
 from linrec.evals.tasks import stdlib
 from linrec.models.corpus import standard_library
@@ -54,10 +54,10 @@ class Oracle(LM):
 def test_any_lm_eval_model_can_run_them() -> None:
     from lm_eval import simple_evaluate
 
-    manager = TaskManager(include_path=str(run.TASK_FOLDER), include_defaults=False, metadata=SMALL)
+    manager = TaskManager(include_path=str(task_loading.TASK_FOLDER), include_defaults=False, metadata=SMALL)
     results = simple_evaluate(model=Oracle(), tasks=OURS, task_manager=manager, bootstrap_iters=0)
     assert results is not None
-    scores = run._scores(results)
+    scores = run.scores_by_task(results)
     assert scores["linrec_stdlib_bpb"]["bits_per_byte"] == pytest.approx(3.0)
     assert scores["linrec_stdlib_choice"]["acc"] == 1.0
     assert scores["linrec_stdlib_choice"]["samples"] == 24
@@ -95,7 +95,10 @@ def test_report_of_a_model(tmp_path: Path) -> None:
     out = tmp_path / "deep" / "report.json"
     report = run.evaluate(tmp_path / "model", OURS, limit=4, metadata=SMALL, out=out, progress=False)
     assert json.loads(out.read_text()) == report
-    assert [p.name for p in out.parent.iterdir()] == ["report.json"], "no temporary file is left"
+    names = sorted(p.name for p in out.parent.iterdir())
+    assert names == ["report.html", "report.json"], "no temporary file is left"
+    page = out.with_suffix(".html").read_text()
+    assert "linrec_stdlib_bpb" in page and "data:image/png;base64," in page
     documents = stdlib.build_documents(**SMALL)["test"].select(range(4))
     nats = 0.0
     with torch.no_grad():
@@ -122,8 +125,8 @@ def test_a_data_set_that_cannot_be_fetched_is_explained() -> None:
         except OSError as error:
             raise RuntimeError("Couldn't reach 'x' on the Hub") from error
     except RuntimeError as error:
-        explained = run._explained("piqa", error)
+        explained = task_loading.explained("piqa", error)
     assert isinstance(explained, DatasetError)
     assert "piqa" in str(explained) and "linrec_stdlib_bpb" in str(explained)
     bug = ZeroDivisionError("a bug")
-    assert run._explained("piqa", bug) is bug
+    assert task_loading.explained("piqa", bug) is bug

@@ -1,0 +1,50 @@
+"""Both wrappers answer alike on all three request kinds, and what they took is counted where it happens."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("accelerate")
+
+from linrec.evals.side_by_side import COLUMNS, side_by_side, side_by_side_rows
+from linrec.evals.small import byte_config
+from linrec.evals.tasks.stdlib import build_questions
+from linrec.models.language_model import LanguageModel
+
+SMALL = {"questions": 8, "max_document_bytes": 600, "max_documents": 3, "documents": 3, "copy_lengths": [8]}
+
+
+def test_both_answer_alike_and_are_counted(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(byte_config(("gla", "softmax_attention"), d_model=32, num_heads=2, num_layers=2))
+    model.eval()
+    report = side_by_side(
+        model,
+        ["linrec_stdlib_choice,linrec_stdlib_bpb,linrec_copy"],
+        shots=(0,),
+        limit=3,
+        batch_size=2,
+        turns=2,
+        metadata=SMALL,
+        out=tmp_path / "report.json",
+        progress=False,
+    )
+    choice, documents, copy = report["runs"]
+    for run in (choice, documents):
+        assert run["largest_difference"] < 1e-2
+        assert run["hf"]["scores"].keys() == run["linrec"]["scores"].keys()
+    assert copy["equal_texts"] == 1.0 and copy["largest_difference"] is None
+    assert choice["requests"] == 12
+    rows = build_questions(questions=8)["test"].select(range(3))
+    contexts = sum(len(row["context"].encode()) for row in rows)
+    assert contexts < choice["linrec"]["tokens"] < 2 * contexts
+    assert choice["hf"]["tokens"] > 4 * contexts
+    assert choice["fewer_tokens"] == choice["hf"]["tokens"] / choice["linrec"]["tokens"]
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    page = (tmp_path / "report.html").read_text()
+    assert "data:image/png;base64," in page and "linrec_stdlib_choice" in page
+    assert all(len(row) == len(COLUMNS) for row in side_by_side_rows(report))
