@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from contextlib import suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -37,19 +39,23 @@ def held_out_modules(
     seed: int = 0, min_bytes: int = 200, max_document_bytes: int | None = None
 ) -> list[Module]:
     """Held-out modules in a seeded order; empty stubs and non-UTF-8 files are left out."""
+    largest = float("inf") if max_document_bytes is None else max_document_bytes
+    modules = [module for module in _modules() if min_bytes <= module.size <= largest]
+    random.Random(seed).shuffle(modules)
+    return modules
+
+
+@cache
+def _modules() -> tuple[Module, ...]:
     from linrec.models.corpus import standard_library
 
     modules = []
     for document in sorted(standard_library().held_out, key=lambda d: str(d.path)):
-        size = len(document.text)
-        if size < min_bytes or (max_document_bytes is not None and size > max_document_bytes):
-            continue
-        try:
-            modules.append(Module(str(document.path), document.text.decode("utf-8"), size))
-        except UnicodeDecodeError:
-            continue
-    random.Random(seed).shuffle(modules)
-    return modules
+        # What is not UTF-8 could not be read back as the bytes that are counted.
+        with suppress(UnicodeDecodeError):
+            text = document.text.decode("utf-8")
+            modules.append(Module(str(document.path), text, len(document.text)))
+    return tuple(modules)
 
 
 def build_documents(

@@ -18,7 +18,9 @@ from linrec.models.language_model import LanguageModel
 SMALL = {"questions": 8, "max_document_bytes": 600, "max_documents": 3, "documents": 3, "copy_lengths": [8]}
 
 
-def test_both_answer_alike_and_are_counted(tmp_path: Path) -> None:
+def test_both_answer_alike_and_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # lm-eval asks pip and the system about themselves at every run, a second each time
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
     torch.manual_seed(0)
     model = LanguageModel(byte_config(("gla", "softmax_attention"), d_model=32, num_heads=2, num_layers=2))
     model.eval()
