@@ -77,7 +77,9 @@ class PrefixWalk:
         for start in range(0, len(missing), self.batch_size):
             again = missing[start : start + self.batch_size]
             above = self._states([n.parent for n in again if n.parent is not None])
-            states = self._advance(again, [None if n.parent is None else above[n.parent] for n in again], True)
+            states = self._advance(
+                again, [None if n.parent is None else above[n.parent] for n in again], True
+            )
             found.update(states)
             for node, state in states.items():
                 self.kept.put(node, state)

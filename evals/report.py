@@ -106,7 +106,9 @@ class Report:
 
     def versions(self, found: Mapping[str, str]) -> Report:
         """One line: what the figures were measured with."""
-        return self.text("Versions: " + ", ".join(f"{name} {version}" for name, version in found.items()) + ".")
+        return self.text(
+            "Versions: " + ", ".join(f"{name} {version}" for name, version in found.items()) + "."
+        )
 
     def picture(self, picture: Figure | bytes | str | Path, caption: str) -> Report:
         """A picture, embedded as PNG; ``caption`` is also what a screen reader says.

@@ -28,7 +28,8 @@ def build_mqar(
     own, each with its value. A row asks for the value of one of ``queries`` keys, all earlier answers given, so
     that the rows of a document share their beginning. There are ``documents * queries`` rows.
     """
-    _check(documents >= 1 and 1 <= queries <= pairs <= 1000, "1 <= queries <= pairs <= 1000", {"pairs": pairs, "queries": queries})
+    sizes = {"pairs": pairs, "queries": queries}
+    _check(documents >= 1 and 1 <= queries <= pairs <= 1000, "1 <= queries <= pairs <= 1000", sizes)
     rng, rows = random.Random(seed), []
     for _document in range(documents):
         words = distinct_words(rng, 2 * pairs)
@@ -49,7 +50,8 @@ def build_needle(
     length once ``documents`` reaches five times the lengths.
     """
     lengths = list(needle_lengths)
-    _check(documents >= 1 and bool(lengths) and min(lengths) >= 256, "needle_lengths >= 256", {"needle_lengths": lengths})
+    fits = documents >= 1 and bool(lengths) and min(lengths) >= 256
+    _check(fits, "needle_lengths >= 256", {"needle_lengths": lengths})
     rng, rows = random.Random(seed), []
     for number in range(documents):
         depth, length = DEPTHS[number % 5], lengths[number // 5 % len(lengths)]
@@ -58,7 +60,9 @@ def build_needle(
         question = f"\nQuestion: What is the number of {key}?\nAnswer: The number of {key} is"
         filler = _filler(rng, length - len(needle) - len(question))
         filler.insert(round(depth / 100 * len(filler)), needle)
-        rows.append({"context": " ".join(filler) + question, "answer": value, "depth": depth, "length": length})
+        rows.append(
+            {"context": " ".join(filler) + question, "answer": value, "depth": depth, "length": length}
+        )
     return _rows(rows)
 
 

@@ -67,7 +67,7 @@ def plain(model: LanguageModel, context: str, continuation: str) -> float:
 
 def scores(lm: LinrecLM) -> list[float]:
     requests = [SimpleNamespace(args=pair) for pair in PAIRS]
-    return [total for total, _ in lm.loglikelihood(requests, disable_tqdm=True)]  # type: ignore[arg-type]
+    return [total for total, _ in lm.loglikelihood(requests, disable_tqdm=True)]
 
 
 @pytest.mark.parametrize("name", sorted(LAYERS))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from typing import Any
@@ -59,11 +60,18 @@ def scores(lm: LM, metadata: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_a_reader_solves_them_and_a_blind_one_does_not() -> None:
-    size = {"documents": 20, "pairs": 12, "queries": 3, "needle_lengths": [300, 600], "entries": 30, "seed": 3}
+    size = {
+        "documents": 20,
+        "pairs": 12,
+        "queries": 3,
+        "needle_lengths": [300, 600],
+        "entries": 30,
+        "seed": 3,
+    }
     solved = scores(Reader(), {**size, "copy_lengths": [10, 200]})
     blind = scores(Reader(blind=True), {**size, "copy_lengths": [10, 200]})
     assert {name: row["acc"] for name, row in solved.items()} == dict.fromkeys(TASKS, 1.0)
-    assert {name: row["samples"] for name, row in solved.items()} == {t: 20 for t in TASKS} | {TASKS[0]: 60}
+    assert {name: row["samples"] for name, row in solved.items()} == dict.fromkeys(TASKS, 20) | {TASKS[0]: 60}
     assert all(solved["linrec_needle"][f"acc_depth_{d}"] == 1.0 for d in recall.DEPTHS)
     assert blind["linrec_mqar"]["acc"] < 0.3 > blind["linrec_phonebook"]["acc"]
     assert (blind["linrec_copy"]["acc"], blind["linrec_copy"]["begun"]) == (0.0, 0.5)
@@ -88,7 +96,9 @@ def test_needles_stand_where_they_are_said_to_in_filler_of_the_length() -> None:
     for row in rows:
         assert 0 <= row["length"] - len(row["context"]) < 80
         filler = row["context"].split("\nQuestion")[0]
-        place = filler.index("The number of") / (len(filler) - len(f"The number of zzzzzz is {row['answer']}."))
+        place = filler.index("The number of") / (
+            len(filler) - len(f"The number of zzzzzz is {row['answer']}.")
+        )
         # the needle stands between two sentences, of up to 60 characters each
         assert abs(place - row["depth"] / 100) < 70 / row["length"]
         assert filler.count(row["answer"]) == 1
@@ -101,7 +111,7 @@ def test_pairs_of_a_document_share_their_beginning() -> None:
         table = dict(line.split(" ") for line in document[0]["context"].split("\n")[:-1])
         assert len(table) == 5 and len({*table, *table.values()}) == 10
         assert {r["answer"] for r in document} == set(table.values())
-        for earlier, later in zip(document, document[1:], strict=False):
+        for earlier, later in itertools.pairwise(document):
             assert later["context"].startswith(f"{earlier['context']} {earlier['answer']}\n")
 
 

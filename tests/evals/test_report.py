@@ -64,7 +64,15 @@ def test_wrong_parts_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.5, "0.5"), (1.0, "1"), (True, "True"), (1e-7, "1e-07"), (float("nan"), "nan"), ("a", "a"), (-7, "-7")],
+    [
+        (0.5, "0.5"),
+        (1.0, "1"),
+        (True, "True"),
+        (1e-7, "1e-07"),
+        (float("nan"), "nan"),
+        ("a", "a"),
+        (-7, "-7"),
+    ],
 )
 def test_cells(value: object, text: str) -> None:
     assert cell_text(value) == text

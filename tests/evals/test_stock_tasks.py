@@ -66,7 +66,9 @@ def test_needle_prompts_are_as_long_as_asked_in_the_unit_asked_for() -> None:
     for unit in ("words", "bytes"):
         _, [task] = load_tasks(["niah_single_1"], {"max_seq_lengths": [1024], "tokenizer": unit})
         rows = task.test_docs()
-        count = len(word_tokenizer()(rows[0]["input"]).input_ids) if unit == "words" else len(rows[0]["input"])
+        count = (
+            len(word_tokenizer()(rows[0]["input"]).input_ids) if unit == "words" else len(rows[0]["input"])
+        )
         assert 600 < count <= 1024 - 128, "128 tokens are left for the answer"
         assert rows[0]["outputs"][0] in rows[0]["input"]
         sizes[unit] = len(rows[0]["input"])
@@ -79,7 +81,9 @@ def test_the_tokenizer_of_the_metadata_is_kept() -> None:
     words = with_tokenizer({})["tokenizer"]
     from transformers import AutoTokenizer
 
-    assert len(AutoTokenizer.from_pretrained(words)("The key is 123, or 45.").input_ids) == 3 + 3 + 1 + 1 + 2 + 1
+    assert (
+        len(AutoTokenizer.from_pretrained(words)("The key is 123, or 45.").input_ids) == 3 + 3 + 1 + 1 + 2 + 1
+    )
 
 
 @pytest.mark.parametrize("task", ["piqa", "niah_single_2"])
