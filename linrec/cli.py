@@ -297,13 +297,13 @@ def suite(
             help="mqar, parity, modular, groups, mad, selective_copy or induction", show_default=False
         ),
     ],
-    size: Annotated[
-        str, typer.Option(help="small (minutes on two cores) or full (as published)")
-    ] = "small",
+    size: Annotated[str, typer.Option(help="small (minutes on two cores) or full (as published)")] = "small",
     seeds: Annotated[int | None, typer.Option(min=1, help="runs of each candidate")] = None,
     rule: Annotated[
         list[str] | None,
-        typer.Option(help="a layer with options, e.g. delta_net:allow_neg_eigval=true,conv_size=0; repeatable"),
+        typer.Option(
+            help="a layer with options, e.g. delta_net:allow_neg_eigval=true,conv_size=0; repeatable"
+        ),
     ] = None,
     out: Annotated[Path, typer.Option(help="folder for NAME.jsonl, NAME.png and NAME.html")] = Path(
         "runs/suites"

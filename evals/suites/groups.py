@@ -76,8 +76,10 @@ def householder(depth: int, width: int, heads: int, steps: tuple[int, ...]) -> t
     found = []
     for count in steps:
         for negative in (True, False):
-            options = {"delta_product": {"num_steps": count, "allow_neg_eigval": negative}}
-            label = f"DeltaProduct, {count} steps, β in (0, {2 if negative else 1})".replace("1 steps", "1 step")
+            options = {"delta_product": {"num_steps": count, "allow_neg_eigval": negative, "conv_size": 0}}
+            label = f"DeltaProduct, {count} steps, β in (0, {2 if negative else 1})".replace(
+                "1 steps", "1 step"
+            )
             found.append(Candidate(label, ("delta_product",), options, width, heads, depth))
     return tuple(found)
 

@@ -96,7 +96,13 @@ def suite(size: str) -> Suite:
         )
         settings = Settings(steps=1200, batch_size=64, lr=5e-3, check_every=100)
         return Suite(
-            "mqar", size, "Multi-query associative recall", (problem,), candidates((16, 32, 64), 1), settings, "state"
+            "mqar",
+            size,
+            "Multi-query associative recall",
+            (problem,),
+            candidates((16, 32, 64), 1),
+            settings,
+            "state",
         )
     shapes = ((64, 4), (128, 8), (256, 16), (512, 64))
     problems = tuple(

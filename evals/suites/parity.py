@@ -40,8 +40,8 @@ class Parity(Source):
 
 
 STATE_TRACKERS: tuple[tuple[str, str, dict[str, object]], ...] = (
-    ("DeltaNet, β in (0, 2)", "delta_net", {"allow_neg_eigval": True}),
-    ("DeltaNet, β in (0, 1)", "delta_net", {}),
+    ("DeltaNet, β in (0, 2)", "delta_net", {"allow_neg_eigval": True, "conv_size": 0}),
+    ("DeltaNet, β in (0, 1)", "delta_net", {"conv_size": 0}),
     ("Mamba-2", "mamba2", {"state_size": 32}),
     ("linear attention", "linear_attention", {}),
     ("sLSTM", "slstm", {}),
@@ -66,8 +66,12 @@ def suite(size: str) -> Suite:
     problem = Problem("parity", (Parity(3, 40),), {**tests, "40-256": Parity(40, 256)}, test_rows=512)
     title = "Parity, trained on 3 to 40 bits"
     if size == "small":
-        settings = Settings(steps=600, batch_size=128, lr=5e-3, check_every=25, cooldown=75)
-        return Suite("parity", size, title, (problem,), trackers(1, 64, 2), settings, "length")
+        settings = Settings(steps=400, batch_size=128, lr=5e-3, check_every=25, cooldown=75)
+        convolved = Candidate(
+            "DeltaNet, β in (0, 2), convolution", ("delta_net",), {"delta_net": {"allow_neg_eigval": True}}
+        )
+        candidates = (*trackers(1, 64, 2), convolved)
+        return Suite("parity", size, title, (problem,), candidates, settings, "length", seeds=3)
     settings = Settings(steps=20_000, batch_size=1024, lr=1e-3, warmup=2000, check_every=500, cooldown=2000)
     rates = (1e-2, 1e-3, 5e-4, 1e-4)
     return Suite(

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from linrec.errors import ConfigError, UnknownNameError
 from linrec.evals.run import versions
-from linrec.evals.suites import groups, mqar, parity
+from linrec.evals.suites import groups, induction, mad, modular, mqar, parity, selective_copy
 from linrec.evals.suites.picture import draw
 from linrec.evals.suites.records import append_record, fingerprint, read_records
 from linrec.evals.suites.suite import Candidate, Problem, Settings, Suite
@@ -24,7 +24,11 @@ from linrec.evals.suites.trainer import run
 SUITES: dict[str, Callable[[str], Suite]] = {
     "mqar": mqar.suite,
     "parity": parity.suite,
+    "modular": modular.suite,
     "groups": groups.suite,
+    "mad": mad.suite,
+    "selective_copy": selective_copy.suite,
+    "induction": induction.suite,
 }
 SIZES = ("small", "full")
 
@@ -107,7 +111,13 @@ def _record(job: Job, device: str, bar: Progress) -> dict[str, Any]:
     bar.remove_task(task)
     scores = "  ".join(f"{test} {score:.3f}" for test, score in outcome.scores.items())
     bar.console.print(f"{name}: {scores}  ({outcome.steps} steps, {outcome.seconds:.0f} s)")
-    return {**job.describe(), **asdict(outcome), "device": device, "command": command(), "versions": versions()}
+    return {
+        **job.describe(),
+        **asdict(outcome),
+        "device": device,
+        "command": command(),
+        "versions": versions(),
+    }
 
 
 def command() -> str:

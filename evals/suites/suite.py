@@ -103,7 +103,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Settings:
-    """Training: the rate rises over ``warmup`` steps and falls by a cosine to a tenth at ``steps``.
+    """Training: the rate rises over ``warmup`` steps and falls by a cosine to ``floor`` of itself at ``steps``.
 
     Every ``check_every`` steps held-out examples of the training distribution are answered; once their accuracy
     reaches ``solved`` the rate falls to zero over ``cooldown`` steps and training ends.
@@ -113,6 +113,7 @@ class Settings:
     batch_size: int = 64
     lr: float = 3e-3
     warmup: int = 50
+    floor: float = 0.1
     weight_decay: float = 0.01
     check_every: int = 50
     solved: float = 0.999
@@ -121,7 +122,12 @@ class Settings:
     def optimizer(self) -> TrainConfig:
         """The same in the terms of the byte-level training, whose optimiser and schedule are used."""
         return TrainConfig(
-            steps=self.steps, lr=self.lr, warmup=self.warmup, weight_decay=self.weight_decay, betas=(0.9, 0.98)
+            steps=self.steps,
+            lr=self.lr,
+            warmup=self.warmup,
+            min_lr_ratio=self.floor,
+            weight_decay=self.weight_decay,
+            betas=(0.9, 0.98),
         )
 
 
@@ -129,8 +135,9 @@ class Settings:
 class Suite:
     """Problems, candidates, and the view of the results that answers the suite's question.
 
-    ``view``: "length" (accuracy against the test's length), "state" (against the floats of the state), "heat"
-    (candidates by problems). ``rates``: learning rates to try; the best one a candidate and seed is shown.
+    ``view``: "length" (accuracy against the test's length), "state" (against the floats of the state), "bars" (one
+    accuracy a candidate) or "heat" (candidates by problems). ``rates``: learning rates to try; the best one a
+    candidate and seed is shown.
     """
 
     name: str
