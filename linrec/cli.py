@@ -359,6 +359,36 @@ def cache() -> None:
     Console().print(table)
 
 
+@app.command()
+def suite(
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="mqar, parity, modular, groups, mad, selective_copy or induction", show_default=False
+        ),
+    ],
+    size: Annotated[str, typer.Option(help="small (minutes on two cores) or full (as published)")] = "small",
+    seeds: Annotated[int | None, typer.Option(min=1, help="runs of each candidate")] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a layer with options, e.g. delta_net:allow_neg_eigval=true,conv_size=0; repeatable"
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="folder for NAME.jsonl, NAME.png and NAME.html")] = Path(
+        "runs/suites"
+    ),
+    device: Device = None,
+) -> None:
+    """Train rules side by side on a synthetic task; what is on file in --out is not run again."""
+    from linrec.evals.suites.runner import make_suite, run_suite, with_rules
+
+    chosen = make_suite(name, size)
+    if rule:
+        chosen = with_rules(chosen, rule)
+    run_suite(chosen, out, seeds=None if seeds is None else range(seeds), device=_device(device))
+
+
 def _device(name: str | None) -> str:
     import torch
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from linrec import rules
 from linrec.errors import ConfigError
-from linrec.layers.delta import GatedDeltaNet
+from linrec.layers.delta import DeltaNet, GatedDeltaNet
 from linrec.layers.heads import HeadsLayer
 from linrec.layers.parts import DecayRate, unit_norm, widened
 
@@ -37,7 +37,7 @@ class DeltaProduct(GatedDeltaNet):
     """Gated DeltaProduct layer (Siems et al. 2025, arXiv:2502.10297).
 
     The gated delta layer with ``num_steps`` keys, values and strengths a token; beta reaches 2 by default, so that
-    products of reflections are within reach.
+    products of reflections are within reach. Without ``use_forget_gate`` nothing decays: DeltaProduct proper.
     """
 
     rule = rules.delta_product
@@ -51,6 +51,7 @@ class DeltaProduct(GatedDeltaNet):
         num_steps: int = 2,
         conv_size: int = 4,
         allow_neg_eigval: bool = True,
+        use_forget_gate: bool = True,
         **options: Any,
     ):
         if num_steps < 1:
@@ -58,10 +59,19 @@ class DeltaProduct(GatedDeltaNet):
         super().__init__(
             d_model, num_heads, conv_size=conv_size, allow_neg_eigval=allow_neg_eigval, **options
         )
-        self.num_steps = num_steps
+        self.num_steps, self.use_forget_gate = num_steps, use_forget_gate
+        if not use_forget_gate:
+            del self.a_proj, self.decay
         queries, keys, values = self.widths
         self._make_projections([queries, keys * num_steps, values * num_steps], conv_size)
         self.b_proj = nn.Linear(d_model, self.num_v_heads * num_steps, bias=False)
+
+    def gates(self, x: Tensor) -> dict[str, Any]:
+        """g and beta, the strengths of all steps in one dimension."""
+        if self.use_forget_gate:
+            return super().gates(x)
+        g = widened(x.new_zeros(*x.shape[:2], self.num_v_heads))
+        return {"g": g, **DeltaNet.gates(self, x)}
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> dict[str, Any]:
         """k ``[B, T, H, R, K]``, v ``[B, T, HV, R, V]``, beta ``[B, T, HV, R]``."""
