@@ -93,7 +93,7 @@ def suite(size: str) -> Suite:
     """Small: S3, trained on 64 tokens. Full: S3, S4, A5, S5, trained on 128 tokens, tested on 512, as published."""
     others = tuple(c for c in trackers(1, 64, 2) if "DeltaNet" not in c.label)
     if size == "small":
-        problems = (problem("S3", 64, (16, 64, 128, 192, 256), 128),)
+        problems: tuple[Problem, ...] = (problem("S3", 64, (16, 64, 128, 192, 256), 128),)
         settings = Settings(steps=600, batch_size=32, lr=5e-3, check_every=25, cooldown=75)
         candidates = (*householder(1, 64, 2, (2, 1)), *others)
         return Suite("groups", size, "S3, trained on 64 elements", problems, candidates, settings, "length")
