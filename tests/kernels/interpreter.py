@@ -22,6 +22,7 @@ from triton.runtime.interpreter import GridExecutor, InterpreterBuilder, TensorH
 def install() -> None:
     """Patch the interpreter of this process, for good."""
     _exact_bfloat16()
+    _scans_by_slices()
     _checked_memory()
 
 
@@ -208,3 +209,25 @@ def undefined(kind: np.dtype, dtype: tl.dtype) -> Any:
     if dtype.scalar == tl.bfloat16:
         return np.uint16(0x7FC0)
     return kind.type(np.nan) if kind.kind == "f" else kind.type(1) if kind.kind == "b" else np.iinfo(kind).max
+
+
+def _scans_by_slices() -> None:
+    """A scan joins whole slices, not single elements, which takes a hundredth of the time."""
+    slow = interpreter.ScanOps.generic_scan
+
+    def generic_scan(self: Any, inputs: Any) -> Any:
+        if inputs[0].handle.data.ndim < 2:
+            return slow(self, inputs)
+        along = [np.moveaxis(x.handle.data, self.axis, 0) for x in inputs]
+
+        def at(values: list[np.ndarray]) -> list[Any]:
+            return [self.to_tensor(v, x.dtype) for v, x in zip(values, inputs, strict=True)]
+
+        rows = [[x[0] for x in along]]
+        for i in range(1, len(along[0])):
+            joined = self.combine_fn.fn(*at(rows[-1]), *at([x[i] for x in along]))
+            rows.append([x.handle.data for x in (joined if isinstance(joined, tuple) else (joined,))])
+        stacked = [np.stack(x, axis=self.axis) for x in zip(*rows, strict=True)]
+        return at(stacked)
+
+    interpreter.ScanOps.generic_scan = generic_scan
