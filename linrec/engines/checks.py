@@ -1,11 +1,26 @@
-"""What every engine checks of a state that a caller hands in."""
+"""What engines ask of the tensors that a caller hands in."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from linrec.errors import DeviceError, DtypeError, ShapeError
 from linrec.state import State, named_tensors, replace_tensors
+
+
+def transformed(*tensors: Tensor) -> bool:
+    """Whether one of torch.func's transforms or forward-mode differentiation is active."""
+    return torch._C._are_functorch_transforms_active() or any(
+        forward_ad.unpack_dual(x).tangent is not None for x in tensors
+    )
+
+
+def differentiated(*tensors: Tensor) -> bool:
+    """Whether a result of these tensors has to be a function of them, and not only a value."""
+    needed = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return needed or transformed(*tensors)
 
 
 def checked_state(state: State, empty: State, who: str) -> State:

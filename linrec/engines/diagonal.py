@@ -11,6 +11,7 @@ h_{t-1} instead of h_t if ``late``. A complex state is stored as pairs of real n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -20,13 +21,15 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from linrec.engines import scans
-from linrec.engines.checks import checked_state
+from linrec.engines.checks import checked_state, differentiated
+from linrec.engines.recurrence import recurrence, recurrence_in_place
 from linrec.packing import by_segment
 from linrec.rule import Call, Terms, check_backend
 
-CHUNK = 128
+CACHED = 2**21  # numbers of one expanded tensor that stay in cache; a chunk is as long as that allows
 
 Tokens = Mapping[str, Tensor]
+Scan = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ class DiagonalTerms(Terms):
 
     ``expand`` returns the decay ``[B or 1, L or 1, *channels]``, its logarithm if ``log``, and the input
     ``[B, L, *channels]``. ``recompute`` says that the expanded tensors are much larger than the tokens: the
-    backward pass then expands each chunk again instead of keeping all of them.
+    backward pass then expands each chunk again instead of keeping all of them. ``transposed`` says that expand and
+    read see the last two axes of the state the other way round, because long rows are quicker.
     ``parallel`` is the algorithm of the parallel form; "convolution" is for a decay that is constant in time,
     and ``gain`` ``[*channels]`` then says that the input is gain * x_t with tokens["x"] ``[B, T, *channels[:-1]]`` and
     that ``read`` is linear in h alone: the convolution is one of tokens["x"] with the output's response.
@@ -50,6 +54,7 @@ class DiagonalTerms(Terms):
     complex: bool = False
     late: bool = False
     recompute: bool = False
+    transposed: bool = False
     parallel: Literal["associative", "quadratic", "convolution"] = "associative"
     gain: Tensor | None = None
     fresh: bool = False
@@ -111,11 +116,13 @@ def scan_batch(
 ) -> tuple[Tensor, Tensor]:
     """Output and final state of a batch; row b holds ``lengths[b]`` tokens (None: all of them), then padding."""
     h = torch.complex(*state.unbind(-1)) if terms.complex else state
+    h = h.mT if terms.transposed else h
     length = next(iter(terms.tokens.values())).shape[1]
     if call.form == "parallel" and terms.parallel == "convolution" and length:
         o, h = _convolution(terms, h, lengths, call.scale)
     else:
         o, h = _chunks(terms, h, lengths, call, length)
+    h = h.mT if terms.transposed else h
     return o, torch.view_as_real(h) if terms.complex else h
 
 
@@ -123,33 +130,48 @@ def _chunks(
     terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, call: Call, length: int
 ) -> tuple[Tensor, Tensor]:
     """Chunk after chunk; token by token is a chunk of one, the parallel form a chunk of everything."""
-    chunk = {"recurrent": 1, "step": 1, "parallel": length}.get(call.form, call.chunk_size or CHUNK)
-    quadratic = call.form == "parallel" and terms.parallel == "quadratic"
+    chunk = {"recurrent": 1, "step": 1, "parallel": max(length, 1)}.get(call.form)
+    chunk = chunk or call.chunk_size or _chunk_length(h.numel())
+    scan = _SCANS[terms.parallel if call.form == "parallel" else "chunkwise"]
     outputs = []
-    for start in range(0, max(length, 1), max(chunk, 1)):
-        tokens = {name: x[:, start : start + chunk] for name, x in terms.tokens.items()}
-        real = None if lengths is None else _real(lengths, start, min(chunk, length - start))
+    # split, because the gradients of its parts are joined once; those of slices are each padded to full length
+    parts = zip(*(x.split(chunk, dim=1) for x in terms.tokens.values()), strict=True)
+    for number, part in enumerate(parts):
+        tokens = dict(zip(terms.tokens, part, strict=True))
+        real = None if lengths is None else _real(lengths, number * chunk, part[0].shape[1])
 
         def one(h: Tensor, tokens: Tokens = tokens, real: Tensor | None = real) -> tuple[Tensor, Tensor]:
-            return _one_chunk(terms, tokens, h, real, call.scale, quadratic)
+            return _one_chunk(terms, tokens, h, real, call.scale, scan)
 
         o, h = _recomputed(one, h) if terms.recompute and chunk > 1 else one(h)
         outputs.append(o)
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), h
 
 
+def _chunk_length(state: int) -> int:
+    """A power of two, so that chunks divide into equal blocks."""
+    return min(1024, max(16, 2 ** int(math.log2(max(CACHED // max(state, 1), 1)))))
+
+
 def _one_chunk(
-    terms: DiagonalTerms, tokens: Tokens, h: Tensor, real: Tensor | None, scale: float, quadratic: bool
+    terms: DiagonalTerms, tokens: Tokens, h: Tensor, real: Tensor | None, scale: float, scan: Scan
 ) -> tuple[Tensor, Tensor]:
     decay, x = terms.expand(tokens)
     decay = decay.expand(-1, x.shape[1], *x.shape[2:])
     if real is not None:  # padding leaves the state as it is
         real = real.reshape(*real.shape, *[1] * (x.dim() - 2))
         decay, x = torch.where(real, decay, 0.0 if terms.log else 1.0), torch.where(real, x, 0.0)
-    a = decay if quadratic or not terms.log else decay.exp()
-    seen = scans.quadratic(a, x, h) if quadratic else scans.associative(a, x, h)
-    every = torch.cat([h[:, None], seen], dim=1)
-    return terms.read(tokens, scale * (every[:, :-1] if terms.late else seen)), every[:, -1]
+    # What is expanded to more than the tokens is the engine's own, and may be overwritten. (A decay that is constant
+    # in time is not contiguous here, unless there is one token.)
+    own = terms.recompute and x.shape[1] > 1 and decay.is_contiguous() and not differentiated(decay, x, h)
+    if terms.log and scan is not scans.quadratic:
+        decay = decay.exp_() if own else decay.exp()
+    if own and scan is recurrence:
+        scan = recurrence_in_place
+    every = scan(decay, x, h)
+    seen = torch.cat([h[:, None], every[:, :-1]], dim=1) if terms.late else every
+    o = terms.read(tokens, seen if scale == 1 else scale * seen)
+    return o, every[:, -1] if x.shape[1] else h
 
 
 def _real(lengths: Tensor, start: int, count: int) -> Tensor:
@@ -192,5 +214,12 @@ def _right_aligned(x: Tensor, lengths: Tensor) -> Tensor:
     place = place.reshape(*place.shape, *[1] * (x.dim() - 2))
     return torch.where(place >= 0, x.gather(1, place.clamp(min=0).expand_as(x)), 0.0)
 
+
+_SCANS = {
+    "chunkwise": recurrence,
+    "associative": scans.associative,
+    "convolution": scans.associative,
+    "quadratic": scans.quadratic,
+}
 
 DIAGONAL = DiagonalEngine()

@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
@@ -36,14 +37,14 @@ def longhorn(
     default scale 1.
     """
     eps = beta / (1 + beta * k.square().sum(-1, keepdim=True))
-    skip = None if D is None else lambda o: o + D * v
 
     def expand(t: Tokens) -> tuple[Tensor, Tensor]:
-        k = t["k"][:, :, None]
-        return 1 - t["eps"][..., None] * k.square(), (t["eps"] * t["v"])[..., None] * k
+        k = t["k"][..., None]
+        return 1 - t["eps"][:, :, None] * k.square(), (t["eps"] * t["v"])[:, :, None] * k
 
     def read(t: Tokens, h: Tensor) -> Tensor:
-        return (h @ t["q"][..., None])[..., 0]
+        o = (t["q"][:, :, None] @ h)[:, :, 0]
+        return o if D is None else torch.addcmul(o, D, t["v"])
 
     return DiagonalTerms(
         {"q": q, "k": k, "v": v, "eps": eps},
@@ -52,5 +53,5 @@ def longhorn(
         read,
         log=False,
         recompute=True,
-        finish=skip,
+        transposed=True,
     )

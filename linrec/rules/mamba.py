@@ -2,6 +2,7 @@
 
 from typing import Annotated
 
+import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
@@ -35,14 +36,20 @@ def mamba(
     scale 1. The chunkwise form holds ``[B, chunk_size, D, N]`` for one chunk at a time, in the backward pass too;
     the parallel form holds it for the whole sequence.
     """
-    skip = None if D is None else lambda y: y + D * x
+    rates = A.mT.contiguous()
 
     def expand(t: Tokens) -> tuple[Tensor, Tensor]:
-        return t["dt"][..., None] * A, (t["dt"] * t["x"])[..., None] * t["B"][:, :, None]
+        return t["dt"][:, :, None] * rates, (t["dt"] * t["x"])[:, :, None] * t["B"][..., None]
 
     def read(t: Tokens, h: Tensor) -> Tensor:
-        return (h @ t["C"][..., None])[..., 0]
+        y = (t["C"][:, :, None] @ h)[:, :, 0]
+        return y if D is None else torch.addcmul(y, D, t["x"])
 
     return DiagonalTerms(
-        {"x": x, "dt": dt, "B": B, "C": C}, expand, tuple(A.shape), read, recompute=True, finish=skip
+        {"x": x, "dt": dt, "B": B, "C": C},
+        expand,
+        tuple(A.shape),
+        read,
+        recompute=True,
+        transposed=True,
     )

@@ -10,6 +10,7 @@ from linrec import rules
 from linrec.engines import scans
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms
 from linrec.engines.maxplus import stabiliser
+from linrec.engines.recurrence import recurrence, recurrence_in_place
 from linrec.errors import DtypeError, ShapeError
 from linrec.rule import Call
 from linrec.testing import example_inputs, relative_error
@@ -219,3 +220,20 @@ def test_engine_takes_any_decay(kind, form):
         assert relative_error_complex(last[s], want[-1]) < 1e-13
         if j > i:
             assert relative_error_complex(o[0, i:j], want) < 1e-13
+
+
+@pytest.mark.parametrize("kind", ["any sign", "complex"])
+@pytest.mark.parametrize("length", [1, 2, 5, 16, 37])
+@pytest.mark.parametrize("shared", [False, True])
+def test_recurrence_and_its_derivatives(kind, length, shared):
+    """Against the loop, with one decay for the whole batch too: values, both modes, and twice."""
+    a = decays(kind, 1 if shared else 2, length, 2)
+    x, start = torch.randn(2, length, 2, dtype=a.dtype), torch.randn(2, 2, dtype=a.dtype)
+    assert relative_error_complex(recurrence(a, x, start), loop(a, x, start)) < 1e-13
+    if length < 10:
+        inputs = tuple(t.requires_grad_() for t in (a, x, start))
+        torch.autograd.gradcheck(recurrence, inputs, check_forward_ad=True)
+        torch.autograd.gradgradcheck(recurrence, inputs)
+    with torch.no_grad():
+        expected = loop(a, x, start)
+        assert relative_error_complex(recurrence_in_place(a.expand_as(x).clone(), x, start), expected) < 1e-13

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from linrec.engines.checks import transformed
 from linrec.engines.matrix.analytic import NAMES, ChunkScan, Plan
 from linrec.engines.matrix.chunk import one_chunk, scan_chunks
 from linrec.engines.matrix.recurrent import scan_tokens
@@ -54,7 +54,7 @@ class MatrixEngine:
 
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     terms = terms.explicit()
-    if call.form == "chunkwise" and not _transformed(state, *terms.over_time().values()):
+    if call.form == "chunkwise" and not transformed(state, *terms.over_time().values()):
         return _run_analytic(terms, state, call)
     x = to_heads(terms, call.scale)
     grouped = state.unflatten(1, (terms.k.shape[2], -1))
@@ -65,13 +65,6 @@ def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, T
     else:
         o, last = scan_chunks(x, grouped, call.chunk_size or CHUNK, terms.predict, terms.readout)
     return from_heads(o), last.flatten(1, 2)
-
-
-def _transformed(*tensors: Tensor) -> bool:
-    """Whether a function transform or forward-mode differentiation is active: the plain path then."""
-    return torch._C._are_functorch_transforms_active() or any(
-        forward_ad.unpack_dual(x).tangent is not None for x in tensors
-    )
 
 
 def _run_analytic(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
