@@ -1,4 +1,4 @@
-"""Host code run on ``device="meta"`` tensors: every kernel launch is recorded instead of run, and every torch operation.
+"""Host code run on ``device="meta"`` tensors: launches are recorded instead of run, and torch operations as well.
 
 A recorded launch holds the grid and the arguments as the host code gave them. Triton's own specialisation is made
 from these (which integers are 1, which pointers and integers are multiples of 16), so what is compiled from a launch
@@ -56,7 +56,10 @@ class Launch:
         tiles = {
             k: v
             for k, v in self.arguments.items()
-            if isinstance(v, int) and not isinstance(v, bool) and k.isupper() and k not in ("T", "B", "H", "HV")
+            if isinstance(v, int)
+            and not isinstance(v, bool)
+            and k.isupper()
+            and k not in ("T", "B", "H", "HV")
         }
         return " ".join(f"{k.removeprefix('num_')}={v}" for k, v in {**tiles, **options}.items())
 
@@ -127,17 +130,28 @@ def recording() -> Iterator[Recording]:
 
 
 class _CountingMode(TorchDispatchMode):
-    ALLOCATIONS = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "detach", "alias")
+    ALLOCATIONS = (
+        "empty",
+        "empty_like",
+        "empty_strided",
+        "new_empty",
+        "new_empty_strided",
+        "detach",
+        "alias",
+    )
 
     def __init__(self, found: list[TorchOp]):
         super().__init__()
         self.found = found
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "linrec":
+            # An operator of the kit: its own code, instead of the shapes that torch's fake kernel gives on meta.
+            with self:
+                return _host_code(func)(*args, **(kwargs or {}))
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
-        own = func.namespace in ("aten", "prims")
-        if own and not func.is_view and name not in self.ALLOCATIONS and "unsafe_view" not in name:
+        if not func.is_view and name not in self.ALLOCATIONS and "unsafe_view" not in name:
             outputs = [x for x in _leaves(result) if isinstance(x, Tensor)]
             inputs = [x for x in _leaves((args, kwargs)) if isinstance(x, Tensor)]
             # An in-place operation names its output among its inputs; a fill does not read it.
@@ -145,6 +159,12 @@ class _CountingMode(TorchDispatchMode):
                 inputs = inputs[1:]
             self.found.append(TorchOp(name, sum(map(size, inputs)), sum(map(size, outputs))))
         return result
+
+
+def _host_code(func: Any) -> Any:
+    from torch._library.custom_ops import OPDEFS
+
+    return OPDEFS[f"{func.namespace}::{func.overloadpacket.__name__}"]._init_fn
 
 
 def _leaves(tree: Any) -> list[Any]:

@@ -29,6 +29,8 @@ class Resources:
     warps: int = 0  # resident on a multiprocessor
     limiter: str = ""
     tensor: dict[str, int] = field(default_factory=dict)  # tensor-core instructions in the code, by kind
+    products: int = 0  # tl.dot in the code
+    products_without: int = 0  # of these, computed without tensor cores
     fits: bool = True
     stub: bool = False  # the compiler gave up and left a bare trap
     error: str = ""
@@ -44,6 +46,8 @@ class Resources:
             found.append(f"a block does not fit: {self.shared} B shared, {self.registers} registers")
         if self.spills and not allow_spills:
             found.append(f"spills {self.spills} B")
+        if self.products_without or (self.products and not self.tensor):
+            found.append(f"{self.products_without or self.products} products without tensor cores")
         return found
 
 
@@ -54,8 +58,8 @@ def measure(source: Any, options: dict[str, Any], gpu: Gpu) -> Resources:
     try:
         compiled = triton.compile(source, target=gpu.target, options=options)
     except Exception as error:  # compilers fail in many ways, and the other kernels should still be seen
-        first = next((line for line in str(error).splitlines() if line.strip()), "")
-        return Resources(error=f"{type(error).__name__}: {first[:200]}")
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return Resources(error=f"{type(error).__name__}: {' '.join(lines[-2:])[-200:]}")
     return _read_amd(compiled, gpu) if gpu.is_amd else _read_nvidia(compiled, gpu)
 
 
@@ -91,8 +95,20 @@ def _resources(
         threads, registers, shared, getattr(compiled.metadata, "tmem_size", None) or 0
     )
     kinds = Counter(match[0].rstrip("_") for op in opcodes if (match := TENSOR.match(op)))
-    fits = shared <= gpu.shared_block and warps > 0
-    return Resources(registers, spills, shared, threads, warps, limiter, dict(kinds), fits, stub)
+    return Resources(
+        registers=registers,
+        spills=spills,
+        shared=shared,
+        threads=threads,
+        warps=warps,
+        limiter=limiter,
+        tensor=dict(kinds),
+        products=len(re.findall(r"\btt\.dot\b", compiled.asm["ttir"])),
+        # A product that keeps the layout of plain arithmetic is a loop of multiplications and additions.
+        products_without=len(re.findall(r"\btt\.dot\b.*->.*#blocked", compiled.asm["ttgir"])),
+        fits=shared <= gpu.shared_block and warps > 0,
+        stub=stub,
+    )
 
 
 def _disassembled(cubin: bytes) -> str:

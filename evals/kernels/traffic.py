@@ -70,7 +70,12 @@ class _Walk:
         seen: dict[Any, _Region] = {}
         for name, value in launch.arguments.items():
             if isinstance(value, Tensor):
-                identity = (value.untyped_storage()._cdata, value.storage_offset(), value.shape, value.stride())
+                identity = (
+                    value.untyped_storage()._cdata,
+                    value.storage_offset(),
+                    value.shape,
+                    value.stride(),
+                )
                 if identity not in seen:
                     seen[identity] = _Region(name, value, self.SPACING * (len(seen) + 1))
                 value = seen[identity]

@@ -13,7 +13,6 @@ from linrec.evals.kernels.targets import CHECKED, GPUS  # noqa: E402
 from linrec.evals.kernels.traffic import traffic  # noqa: E402
 from tests.kernels import toys  # noqa: E402
 
-
 OPTIONS = {"num_warps": 4, "num_stages": 2, "enable_fp_fusion": True}
 
 
@@ -38,8 +37,16 @@ def test_resources_of_a_product(name: str) -> None:
     assert used.problems() == [] and used.spills == 0
     kind = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "gfx942": "v_mfma"}[name]
     assert any(op.startswith(kind) for op in used.tensor), used.tensor
+    assert (used.products, used.products_without) == (1, 0)
     assert 16 <= used.registers <= 512 and used.threads == 4 * GPUS[name].lanes
     assert used.warps >= 4 and 0 < used.shared <= GPUS[name].shared_block
+
+
+def test_a_product_without_tensor_cores_is_seen() -> None:
+    with recording() as found:
+        toys.exact_product[(1,)](empty(32, 32, dtype=torch.float32), empty(32, 32), 32, **OPTIONS)
+    used = measure(*found.launches[0].source(GPUS["sm_90"]), GPUS["sm_90"])
+    assert used.problems() == ["1 products without tensor cores"], used
 
 
 def test_spills_and_oversize_are_seen() -> None:
@@ -105,9 +112,7 @@ def test_the_walk_counts_what_the_interpreter_does() -> None:
     assert torch.allclose(z, x @ y, atol=1e-4)
     touched = interpreter.MEMORY.touched()
     with recording() as found:
-        toys.product[(2, 2)](
-            *(empty(*t.shape, dtype=t.dtype) for t in (x, y, z)), m, n, k, 64, 64, 32
-        )
+        toys.product[(2, 2)](*(empty(*t.shape, dtype=t.dtype) for t in (x, y, z)), m, n, k, 64, 64, 32)
     counted = traffic(found.launches[0])
     assert touched == {(m * k, "read"), (k * n, "read"), (m * n, "written")}
     assert counted.read == {"x": 4 * m * k, "y": 4 * k * n} and counted.written == {"z": 4 * m * n}

@@ -40,3 +40,11 @@ def large(x, y, n: tl.constexpr):
     at = tl.arange(0, n)[:, None] * n + tl.arange(0, n)[None, :]
     a = tl.load(x + at)
     tl.store(y + at, tl.dot(a, tl.trans(a)).to(a.dtype))
+
+
+@triton.jit
+def exact_product(x, y, n: tl.constexpr):
+    """In float32 to the last bit, which no tensor core does."""
+    at = tl.arange(0, n)[:, None] * n + tl.arange(0, n)[None, :]
+    a = tl.load(x + at)
+    tl.store(y + at, tl.dot(a, a, input_precision="ieee"))
