@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from linrec.evals.kernels.capture import Launch
 from linrec.evals.kernels.targets import Gpu
 
 SASS = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)", re.M)
@@ -51,11 +52,12 @@ class Resources:
         return found
 
 
-def measure(source: Any, options: dict[str, Any], gpu: Gpu) -> Resources:
+def measure(launch: Launch, gpu: Gpu) -> Resources:
     """Compile and measure; a compiler's failure is an ``error`` in the result."""
     import triton
 
     try:
+        source, options = launch.source(gpu)
         compiled = triton.compile(source, target=gpu.target, options=options)
     except Exception as error:  # compilers fail in many ways, and the other kernels should still be seen
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]

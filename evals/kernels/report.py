@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from linrec.errors import LinrecError
+from linrec.evals.kernels.capture import Launch
 from linrec.evals.kernels.cases import record
 from linrec.evals.kernels.machine_code import Resources, measure
-from linrec.evals.kernels.targets import gpu
+from linrec.evals.kernels.targets import Gpu, gpu
 from linrec.files import write_text
 
 
@@ -78,7 +79,8 @@ def compiled_rows(
 ) -> list[Row]:
     """Every launch of these cases with its resources; figures of ``known`` rows are taken over where the keys agree."""
     figures = {one.key: one.resources for row in known for one in row.compiled}
-    rows, jobs = [], {}
+    rows: list[Row] = []
+    jobs: dict[str, tuple[Launch, Gpu]] = {}
     for architecture in architectures:
         target = gpu(architecture)
         for case in cases:
@@ -89,7 +91,7 @@ def compiled_rows(
                         key = launch.key(target)
                         row.compiled.append(Compiled(launch.name, launch.config, key, Resources()))
                         if key not in figures:
-                            jobs[key] = (*launch.source(target), target)
+                            jobs[key] = (launch, target)
                     rows.append(row)
     figures |= _measured(jobs)
     for row in rows:
@@ -98,7 +100,7 @@ def compiled_rows(
     return rows
 
 
-def _measured(jobs: dict[str, tuple[Any, ...]]) -> dict[str, Resources]:
+def _measured(jobs: dict[str, tuple[Launch, Gpu]]) -> dict[str, Resources]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # the compilers run outside Python's lock
         return dict(zip(jobs, pool.map(lambda job: measure(*job), jobs.values()), strict=True))
 

@@ -33,7 +33,7 @@ def launched_product(m: int, n: int, k: int, block: int = 64):
 def test_resources_of_a_product(name: str) -> None:
     launch = launched_product(128, 256, 64)
     assert launch.grid == (4, 2)
-    used = measure(*launch.source(GPUS[name]), GPUS[name])
+    used = measure(launch, GPUS[name])
     assert used.problems() == [] and used.spills == 0
     kind = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTC", "gfx942": "v_mfma"}[name]
     assert any(op.startswith(kind) for op in used.tensor), used.tensor
@@ -45,7 +45,7 @@ def test_resources_of_a_product(name: str) -> None:
 def test_a_product_without_tensor_cores_is_seen() -> None:
     with recording() as found:
         toys.exact_product[(1,)](empty(32, 32, dtype=torch.float32), empty(32, 32), 32, **OPTIONS)
-    used = measure(*found.launches[0].source(GPUS["sm_90"]), GPUS["sm_90"])
+    used = measure(found.launches[0], GPUS["sm_90"])
     assert used.problems() == ["1 products without tensor cores"], used
 
 
@@ -53,7 +53,7 @@ def test_spills_and_oversize_are_seen() -> None:
     x = empty(128, 128)
     with recording() as found:
         toys.large[(1,)](x, empty(128, 128), 128, num_warps=1, enable_fp_fusion=True)
-    used = measure(*found.launches[0].source(GPUS["sm_80"]), GPUS["sm_80"])
+    used = measure(found.launches[0], GPUS["sm_80"])
     assert used.spills > 1000 and "spills" in used.problems()[-1]
     assert GPUS["sm_86"].occupancy(128, 32, 102400)[0] == 0
 
