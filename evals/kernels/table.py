@@ -8,7 +8,17 @@ from rich.table import Table
 
 from linrec.evals.kernels.report import Row
 
-RESOURCES = ("case", "width", "GPU", "kernel", "configuration", "registers", "spills B", "shared KiB", "warps")
+RESOURCES = (
+    "case",
+    "width",
+    "GPU",
+    "kernel",
+    "configuration",
+    "registers",
+    "spills B",
+    "shared KiB",
+    "warps",
+)
 
 
 def resources_table(rows: Iterable[Row]) -> Table:
@@ -29,8 +39,12 @@ def resources_table(rows: Iterable[Row]) -> Table:
 
 def traffic_table(rows: Iterable[Row]) -> Table:
     """A line for each call: bytes moved by its launches and torch operations, against the minimum."""
-    table = Table("case", "width", "GPU", "launches", "torch ops", "MB", "minimum", "ratio", "GFLOP", "FLOP/B")
-    table.title = "memory traffic (bfloat16; every input read once and every output written once is the minimum)"
+    table = Table(
+        "case", "width", "GPU", "launches", "torch ops", "MB", "minimum", "ratio", "GFLOP", "FLOP/B"
+    )
+    table.title = (
+        "memory traffic (bfloat16; every input read once and every output written once is the minimum)"
+    )
     for row in rows:
         if row.ratio is None:
             continue
