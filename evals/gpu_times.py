@@ -82,7 +82,7 @@ def compare(
         raise UnknownNameError(f"unknown rule {rule!r}")
     if not torch.cuda.is_available():
         raise BackendError("timing kernels needs a GPU")
-    sizes = {"B": batch, "T": length, "H": heads, "HV": heads, "K": width, "V": width}
+    sizes: dict[str, Any] = {"B": batch, "T": length, "H": heads, "HV": heads, "K": width, "V": width}
     exact = example_inputs(RULES[rule], dtype=torch.float32, device="cuda", **sizes)
     scale = width**-0.5
     tokens = {name for name, arg in RULES[rule].arguments.items() if arg.carries_tokens}

@@ -36,7 +36,7 @@ def report_on(
     console = Console()
     before = report.load(baseline)
     with console.status("compiling"):
-        rows = report.compiled_rows(cases or CASES, widths or [WIDTH], architectures or CHECKED, before)
+        rows = report.compiled_rows(cases or CASES, widths or [WIDTH], architectures or CHECKED, before.rows)
     if traffic:
         with console.status("counting traffic"):
             report.count_traffic([row for row in rows if row.width == WIDTH])
@@ -45,9 +45,9 @@ def report_on(
     if json_out:
         report.save(rows, json_out)
     if write:
-        made = {row.name: row for row in [*before, *rows]}
+        made = {row.name: row for row in [*before.rows, *rows]}
         report.save(made.values(), baseline)
         console.print(f"wrote {baseline}")
-        before = list(made.values())
-    worse = report.regressions(rows, before) if before else []
+        before.rows = list(made.values())
+    worse = report.regressions(rows, before.rows) if before.rows else []
     return [problem for row in rows for problem in row.problems()] + worse

@@ -169,24 +169,35 @@ def regressions(rows: Iterable[Row], baseline: Iterable[Row]) -> list[str]:
     return found
 
 
-def load(path: Path) -> list[Row]:
-    """Rows of a baseline file; none if there is no file."""
+@dataclass
+class Baseline:
+    """Figures kept in the repository, and the version of Triton they are from."""
+
+    triton: str = ""
+    rows: list[Row] = field(default_factory=list)
+
+
+def load(path: Path) -> Baseline:
+    """A baseline file; empty if there is no file."""
     if not path.exists():
-        return []
+        return Baseline()
+    data = json.loads(path.read_text(encoding="utf-8"))
     rows = []
-    for data in json.loads(path.read_text(encoding="utf-8")):
+    for row in data["rows"]:
         compiled = [
-            Compiled(**{**one, "resources": Resources(**one["resources"])}) for one in data.pop("compiled")
+            Compiled(**{**one, "resources": Resources(**one["resources"])}) for one in row.pop("compiled")
         ]
-        moved = [Moved(**m) for m in data.pop("moved")]
-        rows.append(Row(**data, compiled=compiled, moved=moved))
-    return rows
+        moved = [Moved(**m) for m in row.pop("moved")]
+        rows.append(Row(**row, compiled=compiled, moved=moved))
+    return Baseline(data["triton"], rows)
 
 
 def save(rows: Iterable[Row], path: Path) -> None:
     """Write a baseline file, one line a row."""
+    import triton
+
     lines = ",\n".join(json.dumps(asdict(row), sort_keys=True) for row in rows)
-    write_text(path, f"[\n{lines}\n]\n")
+    write_text(path, f'{{"triton": "{triton.__version__}", "rows": [\n{lines}\n]}}\n')
 
 
 if __name__ == "__main__":

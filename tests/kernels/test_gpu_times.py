@@ -56,7 +56,7 @@ def reference(rule: str, x: dict[str, torch.Tensor], scale: float) -> tuple[torc
 @pytest.mark.parametrize("rule", PEERS)
 def test_arguments_go_where_they_belong(rule: str) -> None:
     pytest.importorskip("fla")
-    sizes = {"B": 2, "T": 20, "H": 3, "HV": 3, "K": 16, "V": 8}
+    sizes: dict[str, Any] = {"B": 2, "T": 20, "H": 3, "HV": 3, "K": 16, "V": 8}
     x = {n: t.float() for n, t in example_inputs(RULES[rule], **sizes).items()}
     scale = 16**-0.5
     o, state = reference(rule, x, scale)

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 triton = pytest.importorskip("triton")
 
 from linrec.evals.kernels.capture import recording  # noqa: E402
-from linrec.evals.kernels.machine_code import measure  # noqa: E402
+from linrec.evals.kernels.machine_code import Resources, measure  # noqa: E402
+from linrec.evals.kernels.report import (  # noqa: E402
+    Compiled,
+    Moved,
+    Row,
+    load,
+    regressions,
+    save,
+)
 from linrec.evals.kernels.targets import CHECKED, GPUS  # noqa: E402
 from linrec.evals.kernels.traffic import traffic  # noqa: E402
 from tests.kernels import toys  # noqa: E402
@@ -116,3 +126,25 @@ def test_the_walk_counts_what_the_interpreter_does() -> None:
     counted = traffic(found.launches[0])
     assert touched == {(m * k, "read"), (k * n, "read"), (m * n, "written")}
     assert counted.read == {"x": 4 * m * k, "y": 4 * k * n} and counted.written == {"z": 4 * m * n}
+
+
+def test_regressions_are_found(tmp_path: Path) -> None:
+    def row(registers: int = 100, spills: int = 0, shared: int = 4096, moved: float = 200.0) -> Row:
+        used = Resources(registers=registers, spills=spills, shared=shared, tensor={"HMMA": 4}, products=1)
+        return Row("delta forward", 64, "sm_80", [Compiled("k", "", "f00", used)], 100, [Moved("k", moved)])
+
+    save([row()], tmp_path / "baseline.json")
+    kept = load(tmp_path / "baseline.json")
+    assert kept.rows == [row()] and kept.triton == triton.__version__
+    assert regressions([row(registers=90, shared=4200, moved=201.0)], kept.rows) == []
+    for worse, says in (
+        (row(registers=120), "registers 100 -> 120"),
+        (row(spills=8), "spills 0 -> 8"),
+        (row(shared=8192), "shared memory 4096 -> 8192"),
+        (row(moved=220.0), "bytes over the minimum 2.00 -> 2.20"),
+    ):
+        (found,) = regressions([worse], kept.rows)
+        assert found == f"delta forward, 64, sm_80: {'' if 'bytes' in says else 'k: '}{says}"
+    assert regressions([Row("new forward", 64, "sm_80")], kept.rows) == [
+        "new forward, 64, sm_80: not in the baseline"
+    ]
