@@ -146,6 +146,12 @@ class Memory:
             raise RuntimeError("race: a program stores what another program of the launch loads")
         region.writer[index] = -1 if atomic else self.now
 
+    def touched(self) -> set[tuple[int, str]]:
+        """(elements, "read" or "written") of each tensor of the last launch."""
+        found = {(int((r.reader != 0).sum()), "read") for r in self.regions}
+        found |= {(int((r.writer != 0).sum()), "written") for r in self.regions}
+        return {(elements, how) for elements, how in found if elements}
+
     def _locate(self, addresses: np.ndarray, what: str) -> tuple[Region | None, Any]:
         if addresses.size == 0:
             return None, None
@@ -160,10 +166,13 @@ class Memory:
         )
 
 
+MEMORY = Memory()  # of the launch that runs, or ran last
+
+
 def _checked_memory() -> None:
     builder: Any = InterpreterBuilder
     executor: Any = GridExecutor
-    memory = Memory()
+    memory = MEMORY
     load, store, rmw = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
     to_host, call, set_grid = executor._init_args_hst, executor.__call__, builder.set_grid_idx
 
