@@ -70,11 +70,11 @@ CASES = {
 
 def record(case: str, width: int, architecture: str) -> list[Recorded]:
     """The forward and the backward of a case, as this architecture would run them."""
-    from linrec.kernels import config
+    from linrec.kernels.architecture import pretend
 
     made = CASES[case]
     inputs = made.inputs(width)
-    with config.pretend(architecture):
+    with pretend(architecture):
         with recording() as forward:
             outputs = [x for x in torch.utils._pytree.tree_leaves(made.call(inputs)) if isinstance(x, Tensor)]
         minimum = sum(map(size, inputs.values())) + sum(map(size, outputs))
