@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -25,8 +26,16 @@ class Recorded:
     minimum: int
 
 
+class Case(Protocol):
+    """A call: its inputs at a width, and their outputs."""
+
+    def inputs(self, width: int) -> dict[str, Tensor]: ...
+
+    def call(self, inputs: dict[str, Tensor]) -> Any: ...
+
+
 @dataclass(frozen=True)
-class Case:
+class RuleCase:
     """A rule called with one set of options; ``shape`` picks among an argument's alternative shapes."""
 
     rule: str
@@ -54,17 +63,69 @@ class Case:
         return RULES[self.rule](**inputs, backend="triton")
 
 
-CASES = {
-    "additive, one decay a head": Case("gla", shape=1),
-    "additive, constant decay": Case("lightning"),
-    "additive, a decay a channel": Case("gla"),
-    "additive, read before write": Case("rwkv6"),
-    "Mamba-2": Case("mamba2"),
-    "delta": Case("gated_delta_net"),
-    "delta, a decay a channel": Case("kimi_delta_attention"),
-    "general": Case("rwkv7"),
-    "diagonal": Case("rg_lru"),
-    "selective scan": Case("mamba", {"N": 16}),
+@dataclass(frozen=True)
+class OperatorCase:
+    """An operator of ``torch.ops.linrec``: from ``module``, with tensors of these dimensions and these options."""
+
+    module: str
+    operator: str
+    shapes: dict[str, str]
+    options: dict[str, Any]
+
+    def inputs(self, width: int) -> dict[str, Tensor]:
+        """What has a time axis in bfloat16, parameters and states in float32."""
+        dims = {"B": BATCH, "T": LENGTH, "D": HEADS * width, "N": 16, "2": 2}
+        return {
+            name: torch.empty(
+                [dims[d] for d in shape.split()],
+                device="meta",
+                dtype=torch.bfloat16 if "T" in shape else torch.float32,
+                requires_grad=True,
+            )
+            for name, shape in self.shapes.items()
+        }
+
+    def call(self, inputs: dict[str, Tensor]) -> Any:
+        """The operator's outputs."""
+        importlib.import_module(self.module)
+        return getattr(torch.ops.linrec, self.operator)(**inputs, **self.options)
+
+
+CASES: dict[str, Case] = {
+    "additive, one decay a head": RuleCase("gla", shape=1),
+    "additive, constant decay": RuleCase("lightning"),
+    "additive, a decay a channel": RuleCase("gla"),
+    "additive, read before write": RuleCase("rwkv6"),
+    "Mamba-2": RuleCase("mamba2"),
+    "delta": RuleCase("gated_delta_net"),
+    "delta, a decay a channel": RuleCase("kimi_delta_attention"),
+    "general": RuleCase("rwkv7"),
+    "diagonal scan": OperatorCase(
+        "linrec.kernels.diagonal",
+        "diagonal_scan",
+        {"decay": "B T D", "x": "B T D", "start": "B D"},
+        {"bounds": None, "log": True, "late": False},
+    ),
+    "complex diagonal scan": OperatorCase(
+        "linrec.kernels.diagonal",
+        "diagonal_scan",
+        {"decay": "B T D 2", "x": "B T D 2", "start": "B D 2"},
+        {"bounds": None, "log": True, "late": False},
+    ),
+    "selective scan": OperatorCase(
+        "linrec.kernels.selective",
+        "selective_scan",
+        {
+            "step": "B T D",
+            "u": "B T D",
+            "rate": "D N",
+            "into": "B T N",
+            "out": "B T N",
+            "skip": "D",
+            "start": "B D N",
+        },
+        {"bounds": None, "scale": 1.0, "exponential": True, "keep": True},
+    ),
 }
 
 
@@ -76,10 +137,9 @@ def record(case: str, width: int, architecture: str) -> list[Recorded]:
     inputs = made.inputs(width)
     with pretend(architecture):
         with recording() as forward:
-            outputs = [x for x in torch.utils._pytree.tree_leaves(made.call(inputs)) if isinstance(x, Tensor)]
-        minimum = sum(map(size, inputs.values())) + sum(map(size, outputs))
+            o, state = made.call(inputs)[:2]  # what may follow is kept for the backward pass
+        minimum = sum(map(size, [*inputs.values(), o, state]))
         found = [Recorded(f"{case} forward", width, forward, minimum)]
-        (o, *_) = outputs
         with recording() as backward:
             gradients = torch.autograd.grad(o, list(inputs.values()), torch.empty_like(o), allow_unused=True)
         given = [x for x in gradients if x is not None]

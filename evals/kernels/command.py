@@ -11,6 +11,8 @@ from rich.console import Console
 from linrec.errors import BackendError, UnknownNameError
 from linrec.evals.kernels.targets import CHECKED, gpu
 
+WIDE = 150  # characters; narrower, the tables cannot be read
+
 
 def report_on(
     cases: Sequence[str] | None,
@@ -34,6 +36,7 @@ def report_on(
     for name in architectures or ():
         gpu(name)
     console = Console()
+    console.width = max(console.width, WIDE)
     before = report.load(baseline)
     with console.status("compiling"):
         rows = report.compiled_rows(cases or CASES, widths or [WIDTH], architectures or CHECKED, before.rows)

@@ -29,7 +29,7 @@ from linrec.evals.kernels.capture import Launch, size
 
 SECTOR = 32
 REACH = 128 * 1024  # bytes: what stays in cache for a program that loads something again
-SAMPLE = 12  # programs walked through in each launch
+SAMPLE = 4  # programs walked through in each launch
 
 
 @dataclass
