@@ -29,7 +29,8 @@ from linrec.evals.kernels.capture import Launch, size
 
 SECTOR = 32
 REACH = 128 * 1024  # bytes: what stays in cache for a program that loads something again
-SAMPLE = 4  # programs walked through in each launch
+SAMPLE = 8  # programs walked through in each launch
+ENOUGH = 2000  # loads and stores after which two programs will do: each program goes through the whole sequence then
 
 
 @dataclass
@@ -64,7 +65,7 @@ class _Walk:
     SPACING = 1 << 44
 
     def __init__(self, launch: Launch):
-        self.clock = self.began = self.flops = 0
+        self.clock = self.began = self.flops = self.accesses = self.programs = 0
         self.regions: list[_Region] = []
         self.arguments: dict[str, Any] = {}
         seen: dict[Any, _Region] = {}
@@ -85,6 +86,7 @@ class _Walk:
     def read(self, addresses: np.ndarray) -> None:
         if addresses.size == 0:
             return
+        self.accesses += 1
         region = self._region(addresses)
         sectors = np.unique((addresses - np.uint64(region.start)) // np.uint64(SECTOR)).astype(np.int64)
         last = region.last[sectors]
@@ -96,12 +98,18 @@ class _Walk:
 
     def write(self, addresses: np.ndarray) -> None:
         if addresses.size:
+            self.accesses += 1
             region = self._region(addresses)
             region.written += addresses.size * region.tensor.element_size()
 
     def begin_program(self) -> None:
+        self.programs += 1
         self.clock += 1
         self.began = self.clock
+
+    @property
+    def enough(self) -> bool:
+        return self.programs >= 2 and self.accesses > ENOUGH
 
     def _region(self, addresses: np.ndarray) -> _Region:
         return self.regions[int(addresses.flat[0]) // self.SPACING - 1]
@@ -115,8 +123,8 @@ def traffic(launch: Launch, sample: int = SAMPLE) -> Traffic:
     total = math.prod(grid)
     programs = list(every) if total <= sample else _drawn(grid, sample)
     with _counting(walk):
-        _walk_programs(launch, walk.arguments, grid, programs, walk.begin_program)
-    weight = total / len(programs)
+        _walk_programs(launch, walk, grid, programs)
+    weight = total / walk.programs
     counted = Traffic(flops=walk.flops * weight)
     for region in walk.regions:
         if region.fetched:
@@ -133,21 +141,24 @@ def _drawn(grid: tuple[int, ...], sample: int) -> list[tuple[int, ...]]:
 
 
 def _walk_programs(
-    launch: Launch, values: dict[str, Any], grid: tuple[int, ...], programs: list[tuple[int, ...]], begin: Any
+    launch: Launch, walk: _Walk, grid: tuple[int, ...], programs: list[tuple[int, ...]]
 ) -> None:
     from triton.runtime import interpreter
 
     function = launch.kernel.rewrite()
     annotations = inspect.get_annotations(launch.kernel.fn)
     constants = {name for name, kind in annotations.items() if "constexpr" in str(kind)}
-    arguments = {n: v if n in constants else interpreter._implicit_cvt(v) for n, v in values.items()}
+    arguments = {n: v if n in constants else interpreter._implicit_cvt(v) for n, v in walk.arguments.items()}
     builder = interpreter.interpreter_builder
+    sampled = len(programs) < math.prod(grid)
     scope = interpreter._patch_lang(function)
     try:
         builder.set_grid_dim(*grid)
         for program in programs:
+            if sampled and walk.enough:
+                break
             builder.set_grid_idx(*program)
-            begin()
+            walk.begin_program()
             function(**arguments)
     finally:
         scope.restore()
