@@ -1,0 +1,120 @@
+"""Times on a GPU, the results checked first: the Triton backend, fla-core's chunk functions, softmax attention.
+
+fla-core's functions take the same layout and the same natural-log decays, but other argument names, orders and default
+scales; :data:`PEERS` says which of ours goes where, by name, and every call passes the scale. Its keys and values have
+equally many heads.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from linrec.errors import BackendError, UnknownNameError
+from linrec.testing import budget, example_inputs, relative_error
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A function of fla-core: its module and name, and our argument for each of its own."""
+
+    module: str
+    function: str
+    arguments: dict[str, str]
+
+    def load(self) -> Callable[..., Any]:
+        return getattr(importlib.import_module(self.module), self.function)
+
+    def keywords(self, inputs: dict[str, Tensor], scale: float) -> dict[str, Any]:
+        """What the function is called with; a final state is asked for, as our rules always return one."""
+        named = {theirs: inputs[ours] for theirs, ours in self.arguments.items()}
+        return {**named, "scale": scale, "output_final_state": True}
+
+
+def _same(*names: str) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+PEERS = {
+    "delta_net": Peer("fla.ops.delta_rule", "chunk_delta_rule", _same("q", "k", "v", "beta")),
+    "gated_delta_net": Peer(
+        "fla.ops.gated_delta_rule", "chunk_gated_delta_rule", _same("q", "k", "v", "g", "beta")
+    ),
+    "kimi_delta_attention": Peer("fla.ops.kda", "chunk_kda", _same("q", "k", "v", "g", "beta")),
+    "gla": Peer("fla.ops.gla", "chunk_gla", _same("q", "k", "v", "g")),
+    "lightning": Peer(
+        "fla.ops.simple_gla", "chunk_simple_gla", {**_same("q", "k", "v"), "g_gamma": "g"}
+    ),
+    "rwkv6": Peer("fla.ops.rwkv6", "chunk_rwkv6", {**_same("k", "v", "u"), "r": "q", "w": "g"}),
+    "generalized_delta": Peer(
+        "fla.ops.generalized_delta_rule", "chunk_dplr_delta_rule", {**_same("q", "k", "v", "a", "b"), "gk": "g"}
+    ),
+}  # fmt: skip
+
+
+@dataclass
+class Timing:
+    """Milliseconds of one implementation, medians; its error against float32 torch and what is allowed."""
+
+    name: str
+    forward: float
+    backward: float
+    error: float
+    allowed: float
+
+
+def compare(
+    rule: str, *, batch: int = 4, length: int = 4096, heads: int = 16, width: int = 128,
+    dtype: torch.dtype = torch.bfloat16, peers: bool = True,
+) -> list[Timing]:  # fmt: skip
+    """Time this rule's Triton backend, fla-core's function for it (if installed and ``peers``) and causal softmax
+    attention of the same shape. BackendError where there is no GPU, or where a result is wrong."""
+    from linrec.rules import RULES
+
+    if rule not in RULES:
+        raise UnknownNameError(f"unknown rule {rule!r}")
+    if not torch.cuda.is_available():
+        raise BackendError("timing kernels needs a GPU")
+    sizes: dict[str, Any] = {"B": batch, "T": length, "H": heads, "HV": heads, "K": width, "V": width}
+    exact = example_inputs(RULES[rule], dtype=torch.float32, device="cuda", **sizes)
+    scale = width**-0.5
+    tokens = {name for name, arg in RULES[rule].arguments.items() if arg.carries_tokens}
+    inputs = {n: x.to(dtype) if n in tokens else x for n, x in exact.items()}
+    reference = RULES[rule](**exact, scale=scale, backend="torch").o
+    allowed = budget(RULES[rule](**inputs, scale=scale, backend="torch").o, reference, dtype)
+    calls: dict[str, Callable[..., Tensor]] = {
+        "linrec": lambda **x: RULES[rule](**x, scale=scale, backend="triton").o
+    }
+    if peers and rule in PEERS and importlib.util.find_spec("fla"):
+        peer, function = PEERS[rule], PEERS[rule].load()
+        calls["fla-core"] = lambda **x: function(**peer.keywords(x, scale))[0]
+    found = []
+    for name, call in calls.items():
+        error = relative_error(call(**inputs), reference)
+        if name == "linrec" and error > allowed:
+            raise BackendError(f"{rule}: the result is off by {error:.1e}, allowed is {allowed:.1e}")
+        found.append(Timing(name, *_milliseconds(call, inputs), error, allowed))
+    shape = (batch, heads, length, width)
+    qkv = {n: torch.randn(shape, device="cuda", dtype=dtype) for n in ("query", "key", "value")}
+    attention = lambda **x: F.scaled_dot_product_attention(**x, is_causal=True)  # noqa: E731
+    return [*found, Timing("softmax attention", *_milliseconds(attention, qkv), 0.0, 0.0)]
+
+
+def _milliseconds(call: Callable[..., Tensor], inputs: dict[str, Tensor]) -> tuple[float, float]:
+    """(forward, backward), each with a cold cache."""
+    from triton.testing import do_bench
+
+    leaves = {n: x.detach().requires_grad_() for n, x in inputs.items()}
+    with torch.no_grad():
+        forward = do_bench(lambda: call(**inputs), return_mode="median")
+    o = call(**leaves)
+    grad, wanted = torch.randn_like(o), list(leaves.values())
+    backward = do_bench(lambda: torch.autograd.grad(o, wanted, grad, retain_graph=True), return_mode="median")
+    return forward, backward
