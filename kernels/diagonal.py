@@ -27,7 +27,7 @@ from linrec.kernels.elementwise import on_device
 
 # Tokens and channels of a tile, warps, stages of the pipeline. One warp keeps a tile's scan inside a warp, and 32
 # channels make enough programs of a usual batch and width.
-CONFIG = {"BT": 16, "BD": 32, "num_warps": 1}
+CONFIG = {"BT": 16, "BD": 32, "num_warps": 1, "enable_fp_fusion": True}
 STAGES = 2
 
 

@@ -101,7 +101,7 @@ def _launch(
         with on_device(state):
             kernel[grid](
                 *arguments, **flags, BT=tile(states), BD=block, BN=triton.next_power_of_2(states),
-                num_warps=config["num_warps"],
+                num_warps=config["num_warps"], enable_fp_fusion=True,
             )  # fmt: skip
 
 
