@@ -18,15 +18,16 @@ import triton
 from torch import Tensor
 
 from linrec.kernels.convolution_kernels import (
-    backward_kernel,
-    forward_kernel,
-    state_backward_kernel,
-    step_kernel,
+    convolution_backward_kernel,
+    convolution_forward_kernel,
+    convolution_state_backward_kernel,
+    convolution_step_kernel,
 )
 from linrec.kernels.elementwise import on_device
 
-# Tokens and channels of a tile, warps.
-CONFIG = {"BT": 32, "BD": 64, "num_warps": 4, "enable_fp_fusion": True}
+# Tokens and channels of a tile, warps. Backward makes the sum before the activation W times, in smaller tiles.
+FORWARD = {"BT": 32, "BD": 64, "num_warps": 4, "enable_fp_fusion": True}
+BACKWARD = {**FORWARD, "BT": 16}
 
 
 def forward(
@@ -35,9 +36,9 @@ def forward(
     """y as x."""
     x, weight, state = x.contiguous(), weight.contiguous(), state.contiguous()
     y = torch.empty_like(x)
-    grid = _grid(x.shape[0] * x.shape[1], x.shape[2])
     _launch(
-        forward_kernel, grid, [x, weight, bias, state, y, *_rows(x, bounds), *_sizes(x)],
+        convolution_forward_kernel, FORWARD, x.shape[0] * x.shape[1],
+        [x, weight, bias, state, y, *_rows(x, bounds), *_sizes(x)],
         W=weight.shape[1], SILU=silu, PACKED=bounds is not None,
     )  # fmt: skip
     return y
@@ -55,14 +56,18 @@ def backward(
     """Gradients of x, weight, bias (of no elements if None) and state."""
     dy, x, weight, state = dy.contiguous(), x.contiguous(), weight.contiguous(), state.contiguous()
     dx, dstate = torch.empty_like(x), torch.empty_like(state)
-    width, taps = weight.shape
-    grid = _grid(x.shape[0] * x.shape[1], width)
-    parts = x.new_empty(grid[0], taps + 1, width, dtype=torch.float32)
+    (tokens, _, width), taps = _sizes(x), weight.shape[1]
+    parts = x.new_empty(_grid(tokens, width, BACKWARD)[0], taps + 1, width, dtype=torch.float32)
     flags = {"W": taps, "SILU": silu, "PACKED": bounds is not None}
-    shared = [dy, x, weight, bias, state]
-    _launch(backward_kernel, grid, [*shared, dx, parts, *_rows(x, bounds), *_sizes(x)], **flags)
-    slots = state.shape[0] * state.shape[1]
-    _launch(state_backward_kernel, _grid(slots, width), [*shared, dstate, bounds, *_sizes(x), slots], **flags)
+    shared, slots = [dy, x, weight, bias, state], state.shape[0] * state.shape[1]
+    _launch(
+        convolution_backward_kernel, BACKWARD, tokens,
+        [*shared, dx, parts, *_rows(x, bounds), *_sizes(x)], **flags,
+    )  # fmt: skip
+    _launch(
+        convolution_state_backward_kernel, BACKWARD, slots,
+        [*shared, dstate, bounds, *_sizes(x), slots], **flags,
+    )  # fmt: skip
     dweight = parts[:, :-1].sum(0).T.contiguous().to(weight.dtype)
     dbias = x.new_empty(0) if bias is None else parts[:, -1].sum(0).to(bias.dtype)
     return dx, dweight, dbias, dstate
@@ -73,8 +78,8 @@ def step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bo
     x, weight = x.contiguous(), weight.contiguous()
     y = torch.empty_like(x)
     _launch(
-        step_kernel, _grid(x.shape[0], x.shape[2]), [x, weight, bias, state, y, x.shape[0], x.shape[2]],
-        W=weight.shape[1], SILU=silu,
+        convolution_step_kernel, FORWARD, x.shape[0],
+        [x, weight, bias, state, y, x.shape[0], x.shape[2]], W=weight.shape[1], SILU=silu,
     )  # fmt: skip
     return y
 
@@ -91,16 +96,18 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return x.shape[0] * x.shape[1], x.shape[1], x.shape[2]
 
 
-def _grid(rows: int, width: int) -> tuple[int, int]:
-    return triton.cdiv(rows, CONFIG["BT"]), triton.cdiv(width, CONFIG["BD"])
+def _grid(rows: int, width: int, config: dict[str, Any]) -> tuple[int, int]:
+    return triton.cdiv(rows, config["BT"]), triton.cdiv(width, config["BD"])
 
 
 def _launch(
-    kernel: triton.JITFunction, grid: tuple[int, int], arguments: list[Any], **constants: Any
+    kernel: triton.JITFunction, config: dict[str, Any], rows: int, arguments: list[Any], **constants: Any
 ) -> None:
+    """Over ``rows`` of tokens, or of states, of as many channels as the first argument has."""
+    grid = _grid(rows, arguments[0].shape[2], config)
     if grid[0] * grid[1]:
         with on_device(arguments[0]):
-            kernel[grid](*arguments, **constants, **CONFIG)
+            kernel[grid](*arguments, **constants, **config)
 
 
 @torch.library.custom_op("linrec::short_convolution", mutates_args=())

@@ -74,7 +74,7 @@ def _slope(
 
 
 @triton.jit
-def forward_kernel(
+def convolution_forward_kernel(
     x, weight, bias, state, y, bounds, segment, tokens, length, width,
     W: tl.constexpr, SILU: tl.constexpr, PACKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -88,7 +88,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def convolution_backward_kernel(
     dy, x, weight, bias, state, dx, parts, bounds, segment, tokens, length, width,
     W: tl.constexpr, SILU: tl.constexpr, PACKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -116,7 +116,7 @@ def backward_kernel(
 
 
 @triton.jit
-def state_backward_kernel(
+def convolution_state_backward_kernel(
     dy, x, weight, bias, state, dstate, bounds, tokens, length, width, slots,
     W: tl.constexpr, SILU: tl.constexpr, PACKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
@@ -142,7 +142,7 @@ def state_backward_kernel(
 
 
 @triton.jit
-def step_kernel(
+def convolution_step_kernel(
     x, weight, bias, state, y, rows, width,
     W: tl.constexpr, SILU: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip

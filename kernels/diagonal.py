@@ -27,7 +27,8 @@ from linrec.kernels.elementwise import on_device
 
 # Tokens and channels of a tile, warps, stages of the pipeline. One warp keeps a tile's scan inside a warp, and 32
 # channels make enough programs of a usual batch and width.
-CONFIG = {"BT": 16, "BD": 32, "num_warps": 1, "enable_fp_fusion": True}
+REAL = {"BT": 16, "BD": 32, "num_warps": 1, "enable_fp_fusion": True}
+COMPLEX = {**REAL, "BT": 8}
 STAGES = 2
 
 
@@ -75,12 +76,14 @@ def _strides(decay: Tensor) -> tuple[int, int]:
 def _launch(
     kernel: triton.JITFunction, arguments: list[Any], rows: int, width: int, log: bool, **flags: Any
 ) -> None:
-    programs = rows * triton.cdiv(width, CONFIG["BD"])
-    if kernel in (diagonal_forward_kernel, diagonal_backward_kernel):
+    real = kernel in (diagonal_forward_kernel, diagonal_backward_kernel)
+    config = REAL if real else COMPLEX
+    if real:
         flags["LOG"] = log
+    programs = rows * triton.cdiv(width, config["BD"])
     if programs:
         with on_device(arguments[0]):
-            kernel[(programs,)](*arguments, **flags, **CONFIG, STAGES=STAGES)
+            kernel[(programs,)](*arguments, **flags, **config, STAGES=STAGES)
 
 
 @torch.library.custom_op("linrec::diagonal_scan", mutates_args=())

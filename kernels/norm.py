@@ -36,7 +36,7 @@ def _gate(gate, tile, mask, SILU: tl.constexpr):
 
 
 @triton.jit
-def forward_kernel(
+def norm_forward_kernel(
     x, weight, gate, y, rows, groups, width, eps,
     SILU: tl.constexpr, GATE_FIRST: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
@@ -62,7 +62,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def norm_backward_kernel(
     dy, x, weight, gate, dx, parts, dgate, rows, groups, width, eps,
     SILU: tl.constexpr, GATE_FIRST: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
@@ -92,6 +92,8 @@ def backward_kernel(
         slope *= w
         slope = r * (slope - u * (tl.sum(slope * u, axis=1) / width)[:, None])
         if gate is not None and GATE_FIRST:
+            # Loaded once more, from cache: kept in registers they would spill for long rows.
+            act, change = _gate(gate, tile, mask, SILU)
             bare = tl.load(x + tile, mask=mask, other=0.0).to(tl.float32)
             tl.store(dgate + tile, slope * bare * change, mask=mask)
             slope *= act
@@ -107,7 +109,7 @@ def forward(
     y = torch.empty_like(x)
     rows, width, config = _shape(x, groups)
     _launch(
-        forward_kernel, (triton.cdiv(rows, config["BM"]), groups),
+        norm_forward_kernel, (triton.cdiv(rows, config["BM"]), groups),
         [x, weight, gate, y, rows, groups, width, eps],
         SILU=activation == "silu", GATE_FIRST=gate_first, **config,
     )  # fmt: skip
@@ -127,7 +129,7 @@ def backward(
     programs = triton.cdiv(rows, tiles * config["BM"])
     parts = x.new_empty(programs, groups * width, dtype=torch.float32)
     _launch(
-        backward_kernel, (programs, groups),
+        norm_backward_kernel, (programs, groups),
         [dy, x, weight, gate, dx, parts, dgate, rows, groups, width, eps],
         SILU=activation == "silu", GATE_FIRST=gate_first, TILES=tiles, **config,
     )  # fmt: skip

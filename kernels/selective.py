@@ -9,7 +9,7 @@ step ``[B, T, D]`` or None (one), u ``[B, T, D]``; rate, into, out each ``[D, N]
 None; start ``[B or segments, D, N]``; ``bounds`` ``[segments + 1]`` for packed sequences in a batch of one. Any of
 float32, float16 and bfloat16 in, sums in float32, y in the dtype of u, states float32. Gradients are first-order.
 No tensor ``[B, T, D, N]`` exists anywhere; the backward pass needs the states at every 16th token (every 8th for more
-than 32 states).
+than 16 states).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BACKWARD = {"square": 256, "num_warps": 8}
 
 def tile(states: int) -> int:
     """Tokens of a tile, and between two kept states."""
-    return 16 if states <= 32 else 8
+    return 16 if states <= 16 else 8
 
 
 def forward(
