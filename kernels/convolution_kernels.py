@@ -99,19 +99,19 @@ def convolution_backward_kernel(
     row, first, count = _at(bounds, segment, token, here, length, PACKED)
     place = token - first
     parts += tl.program_id(0).to(tl.int64) * (W + 1) * width + channel
-    total = tl.zeros([BT, BD], tl.float32)
-    for later in tl.static_range(W):
+    slope = _slope(
+        dy, x, weight, bias, state, row, first, count, place, here, channel, known, width, W, SILU, BT, BD
+    )  # fmt: skip
+    for tap in tl.static_range(W):
+        earlier = _inputs(x, state, row, first, count, place - (W - 1) + tap, here, channel, known, width, W)
+        tl.store(parts + tap * width, tl.sum(slope * earlier, axis=0), mask=known)
+    tl.store(parts + W * width, tl.sum(slope, axis=0), mask=known)
+    total = _weight(weight, W - 1, channel, known, W) * slope
+    for later in tl.range(1, W):
         slope = _slope(
             dy, x, weight, bias, state, row, first, count, place + later, here, channel, known, width, W, SILU, BT, BD
         )  # fmt: skip
         total += _weight(weight, W - 1 - later, channel, known, W) * slope
-        if later == 0:
-            for tap in tl.static_range(W):
-                earlier = _inputs(
-                    x, state, row, first, count, place - (W - 1) + tap, here, channel, known, width, W
-                )
-                tl.store(parts + tap * width, tl.sum(slope * earlier, axis=0), mask=known)
-            tl.store(parts + W * width, tl.sum(slope, axis=0), mask=known)
     tl.store(dx + token[:, None] * width + channel[None, :], total, mask=here[:, None] & known[None, :])
 
 
@@ -133,7 +133,7 @@ def convolution_state_backward_kernel(
         first = row * length
         count = first * 0 + length
     total = tl.zeros([BT, BD], tl.float32)
-    for later in tl.static_range(W):
+    for later in tl.range(0, W):
         slope = _slope(
             dy, x, weight, bias, state, row, first, count, place + later, here, channel, known, width, W, SILU, BT, BD
         )  # fmt: skip

@@ -25,9 +25,9 @@ ROWS = 64
 
 
 @triton.jit
-def _gate(gate, tile, mask, SILU: tl.constexpr):
+def _gate(gate, tile, mask, SILU: tl.constexpr, CACHE: tl.constexpr):
     """(act(z), its derivative)."""
-    z = tl.load(gate + tile, mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(gate + tile, mask=mask, other=0.0, cache_modifier=CACHE).to(tl.float32)
     s = tl.sigmoid(z)
     if SILU:
         return z * s, s * (1 + z * (1 - s))
@@ -51,7 +51,7 @@ def norm_forward_kernel(
     u = tl.load(x + tile, mask=mask, other=0.0).to(tl.float32)
     act = 1.0
     if gate is not None:
-        act, _ = _gate(gate, tile, mask, SILU)
+        act, _ = _gate(gate, tile, mask, SILU, "")
         if GATE_FIRST:
             u *= act
     r = tl.rsqrt(tl.sum(u * u, axis=1) / width + eps)[:, None]
@@ -71,7 +71,6 @@ def norm_backward_kernel(
     group = tl.program_id(1).to(tl.int64)
     column = tl.arange(0, BN)
     known = column < width
-    w = tl.load(weight + group * width + column, mask=known, other=0.0).to(tl.float32)[None, :]
     total = tl.zeros([BN], tl.float32)
     for number in tl.range(0, TILES):
         row = (tl.program_id(0).to(tl.int64) * TILES + number) * BM + tl.arange(0, BM)
@@ -80,9 +79,10 @@ def norm_backward_kernel(
         u = tl.load(x + tile, mask=mask, other=0.0).to(tl.float32)
         slope = tl.load(dy + tile, mask=mask, other=0.0).to(tl.float32)
         if gate is not None:
-            act, change = _gate(gate, tile, mask, SILU)
+            act, change = _gate(gate, tile, mask, SILU, "")
             if GATE_FIRST:
                 u *= act
+        w = tl.load(weight + group * width + column, mask=known, other=0.0).to(tl.float32)[None, :]
         r = tl.rsqrt(tl.sum(u * u, axis=1) / width + eps)[:, None]
         u *= r
         if gate is not None and not GATE_FIRST:
@@ -92,9 +92,10 @@ def norm_backward_kernel(
         slope *= w
         slope = r * (slope - u * (tl.sum(slope * u, axis=1) / width)[:, None])
         if gate is not None and GATE_FIRST:
-            # Loaded once more, from cache: kept in registers they would spill for long rows.
-            act, change = _gate(gate, tile, mask, SILU)
-            bare = tl.load(x + tile, mask=mask, other=0.0).to(tl.float32)
+            # Loaded once more, from cache: in registers, long rows would spill. (The compiler would join loads
+            # that are the same in everything, the modifier included.)
+            act, change = _gate(gate, tile, mask, SILU, ".ca")
+            bare = tl.load(x + tile, mask=mask, other=0.0, cache_modifier=".ca").to(tl.float32)
             tl.store(dgate + tile, slope * bare * change, mask=mask)
             slope *= act
         tl.store(dx + tile, slope, mask=mask)

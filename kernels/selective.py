@@ -71,7 +71,7 @@ def backward(
         **_flags(rate, into, out, exponential), PACKED=bounds is not None,
     )  # fmt: skip
     reduced = [
-        u.new_empty(0) if x is None else part.sum(0).to(x.dtype)
+        u.new_empty(0) if x is None or part is None else part.sum(0).to(x.dtype)
         for x, part in zip((rate, into, out, skip), sums, strict=True)
     ]
     return [u.new_empty(0) if dstep is None else dstep, du, *reduced, dstart]

@@ -78,6 +78,7 @@ CASES: dict[str, Any] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_resources(case: str) -> None:
     with recording() as found:
