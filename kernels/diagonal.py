@@ -2,11 +2,11 @@
 
 .. code-block:: text
 
-    h_t = a_t h_{t-1} + x_t          decay: a_t, or log a_t if ``log``;   "late": h_{t-1} is returned in the place of h_t
+    h_t = a_t h_{t-1} + x_t        decay: a_t, or log a_t if ``log``;   ``late``: h_{t-1} comes back, not h_t
 
-decay ``[B or 1, T or 1, D]``, x ``[B, T, D]``, start ``[B or segments, D]``, all with one more dimension of two (real and
-imaginary part) if they are complex; ``bounds`` ``[segments + 1]`` for packed sequences in a batch of one. Any of float32,
-float16 and bfloat16 in, sums in float32, h in the dtype of x, states float32. Gradients are first-order.
+decay ``[B or 1, T or 1, D]``, x ``[B, T, D]``, start ``[B or segments, D]``, all with one more dimension of two (real
+and imaginary part) if they are complex; ``bounds`` ``[segments + 1]`` for packed sequences in a batch of one. Any of
+float32, float16 and bfloat16 in, sums in float32, h in the dtype of x, states float32. Gradients are first-order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from linrec.kernels.elementwise import on_device
 
 # Tokens and channels of a tile, warps, stages of the pipeline. One warp keeps a tile's scan inside a warp, and 32
 # channels make enough programs of a usual batch and width.
-CONFIG = {"BT": 16, "BD": 32, "num_warps": 1}
+REAL = {"BT": 16, "BD": 32, "num_warps": 1, "enable_fp_fusion": True}
+COMPLEX = {**REAL, "BT": 8}
 STAGES = 2
 
 
@@ -75,12 +76,14 @@ def _strides(decay: Tensor) -> tuple[int, int]:
 def _launch(
     kernel: triton.JITFunction, arguments: list[Any], rows: int, width: int, log: bool, **flags: Any
 ) -> None:
-    programs = rows * triton.cdiv(width, CONFIG["BD"])
-    if kernel in (diagonal_forward_kernel, diagonal_backward_kernel):
+    real = kernel in (diagonal_forward_kernel, diagonal_backward_kernel)
+    config = REAL if real else COMPLEX
+    if real:
         flags["LOG"] = log
+    programs = rows * triton.cdiv(width, config["BD"])
     if programs:
         with on_device(arguments[0]):
-            kernel[(programs,)](*arguments, **flags, **CONFIG, STAGES=STAGES)
+            kernel[(programs,)](*arguments, **flags, **config, STAGES=STAGES)
 
 
 @torch.library.custom_op("linrec::diagonal_scan", mutates_args=())
@@ -124,9 +127,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 def _gradients(ctx: Any, dh: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]:
     decay, h, start, bounds = ctx.saved_tensors
     wanted = ctx.needs_input_grad[0]
-    slope, dx, dstart = diagonal_scan_backward(
-        dh, dlast, decay, h, start, bounds, ctx.log, ctx.late, wanted
-    )
+    slope, dx, dstart = diagonal_scan_backward(dh, dlast, decay, h, start, bounds, ctx.log, ctx.late, wanted)
     return slope if wanted else None, dx, dstart, None, None, None
 
 

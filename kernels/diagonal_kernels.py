@@ -215,7 +215,10 @@ def complex_backward_kernel(
             else:
                 inside = here & (t + time > 0)[:, None]
                 b_re, b_im = _pair(h, (t - 1) * width + tile, inside, 0.0)
-                b_re, b_im = tl.where(inside, b_re, begin_re[None, :]), tl.where(inside, b_im, begin_im[None, :])
+                b_re, b_im = (
+                    tl.where(inside, b_re, begin_re[None, :]),
+                    tl.where(inside, b_im, begin_im[None, :]),
+                )
             slope_re, slope_im = l_re * b_re + l_im * b_im, l_im * b_re - l_re * b_im
             if GRADIENT == 2:
                 _store_pair(ddecay, t * width + tile, slope_re, slope_im, here)

@@ -8,7 +8,8 @@
 step ``[B, T, D]`` or None (one), u ``[B, T, D]``; rate, into, out each ``[D, N]`` or ``[B, T, N]``; skip ``[D]`` or
 None; start ``[B or segments, D, N]``; ``bounds`` ``[segments + 1]`` for packed sequences in a batch of one. Any of
 float32, float16 and bfloat16 in, sums in float32, y in the dtype of u, states float32. Gradients are first-order.
-No tensor ``[B, T, D, N]`` exists anywhere; the backward pass needs the states at every 16th token.
+No tensor ``[B, T, D, N]`` exists anywhere; the backward pass needs the states at every 16th token (every 8th for more
+than 16 states).
 """
 
 from __future__ import annotations
@@ -22,10 +23,15 @@ from torch import Tensor
 from linrec.kernels.elementwise import on_device
 from linrec.kernels.selective_kernels import selective_backward_kernel, selective_forward_kernel
 
-# Tokens of a tile, channels times states of a tile at the least, warps. Sixteen numbers a thread in each array.
-BT = 16
+# Channels times states of a tile, at the least, and warps. The more channels, the fewer parts of the gradients of
+# ``[B, T, N]`` tensors are written and summed; the more numbers a thread holds, the more it spills.
 FORWARD = {"square": 128, "num_warps": 4}
-BACKWARD = {"square": 512, "num_warps": 16}
+BACKWARD = {"square": 256, "num_warps": 8}
+
+
+def tile(states: int) -> int:
+    """Tokens of a tile, and between two kept states."""
+    return 16 if states <= 16 else 8
 
 
 def forward(
@@ -56,7 +62,8 @@ def backward(
         return u.new_empty(shape, dtype=torch.float32)
 
     sums = [None if x is None else parts(x) for x in (rate, into, out, skip)]
-    dstep, du, dstart = None if step is None else torch.empty_like(tensors[0]), u.new_empty(u.shape), torch.empty_like(dlast)
+    dstep = None if step is None else torch.empty_like(tensors[0])
+    du, dstart = torch.empty_like(tensors[1]), torch.empty_like(dlast)
     _launch(
         selective_backward_kernel, BACKWARD, dlast,
         [dy, dlast, *tensors, kept, dstep, du, *sums, dstart, bounds,
@@ -64,7 +71,7 @@ def backward(
         **_flags(rate, into, out, exponential), PACKED=bounds is not None,
     )  # fmt: skip
     reduced = [
-        u.new_empty(0) if x is None else part.sum(0).to(x.dtype)
+        u.new_empty(0) if x is None or part is None else part.sum(0).to(x.dtype)
         for x, part in zip((rate, into, out, skip), sums, strict=True)
     ]
     return [u.new_empty(0) if dstep is None else dstep, du, *reduced, dstart]
@@ -93,16 +100,17 @@ def _launch(
     if grid[0]:
         with on_device(state):
             kernel[grid](
-                *arguments, **flags, BT=BT, BD=block, BN=triton.next_power_of_2(states),
-                num_warps=config["num_warps"],
+                *arguments, **flags, BT=tile(states), BD=block, BN=triton.next_power_of_2(states),
+                num_warps=config["num_warps"], enable_fp_fusion=True,
             )  # fmt: skip
 
 
 def tiles(u: Tensor, start: Tensor, bounds: Tensor | None) -> int:
     """Rows of the kept states; for packed sequences a bound that does not depend on where the segments end."""
+    tokens = tile(start.shape[2])
     if bounds is None:
-        return u.shape[0] * triton.cdiv(u.shape[1], BT)
-    return u.shape[1] // BT + start.shape[0]
+        return u.shape[0] * triton.cdiv(u.shape[1], tokens)
+    return u.shape[1] // tokens + start.shape[0]
 
 
 @torch.library.custom_op("linrec::selective_scan", mutates_args=())
@@ -137,7 +145,9 @@ def _backward_like(
     dy: Tensor, dlast: Tensor, step: Tensor | None, u: Tensor, rate: Tensor, into: Tensor, out: Tensor,
     skip: Tensor | None, kept: Tensor, bounds: Tensor | None, scale: float, exponential: bool,
 ) -> list[Tensor]:  # fmt: skip
-    return [u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (step, u, rate, into, out, skip, dlast)]
+    return [
+        u.new_empty(0) if x is None else x.new_empty(x.shape) for x in (step, u, rate, into, out, skip, dlast)
+    ]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:

@@ -30,7 +30,9 @@ def _by_token(pointer, token, shift, count, width, BT: tl.constexpr, BN: tl.cons
 
 
 @triton.jit
-def _channels(pointer, token, shift, count, begin, width, BT: tl.constexpr, BD: tl.constexpr, LOW: tl.constexpr):
+def _channels(
+    pointer, token, shift, count, begin, width, BT: tl.constexpr, BD: tl.constexpr, LOW: tl.constexpr
+):
     """As ``_by_token``, for the columns ``begin + [0, BD)``; ones in the place of a tensor that is absent."""
     time, column = tl.arange(0, BT), begin + tl.arange(0, BD)
     good = (time >= LOW) & (token + shift + time < count)
@@ -112,7 +114,7 @@ def selective_forward_kernel(
 
 @triton.jit
 def _first_tile(first, row, length, BT: tl.constexpr, PACKED: tl.constexpr):
-    """Where a row's tiles begin in a list of all rows' tiles. Packed: a bound that needs no sum over the rows before."""
+    """Where a row's tiles begin among those of all rows. Packed: a bound that needs no sum over the rows before."""
     if PACKED:
         return first // BT + row
     else:

@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.backends import auto_on, chosen_backend, prefers_triton
 from linrec.errors import DtypeError, ShapeError
 from linrec.packing import by_segment
-from linrec.rule import Call, Terms, check_backend
+from linrec.rule import Call, Terms
 
 
 def short_convolution(
@@ -38,6 +39,51 @@ def short_convolution(
         return y, history[:, x.shape[1] :].clone()  # a view would keep the whole call's tokens alive
     last = lengths[:, None] + torch.arange(width - 1, device=x.device)
     return y, history.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
+
+
+def causal_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    cu_seqlens: Tensor | None = None,
+    silu: bool = False,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """y or silu(y), and the next state, of a batch or of packed segments; through one Triton kernel on a GPU.
+
+    x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]`` or None, state ``[B or segments, W - 1, D]``.
+    """
+    tensors = [x, weight, state] if bias is None else [x, weight, state, bias]
+    if backend != "torch" and prefers_triton(backend, *tensors):
+        from linrec.kernels import convolution
+
+        y = convolution.short_convolution(x, weight, bias, state, cu_seqlens, silu)
+        return y, _last_inputs(x, state, cu_seqlens)
+    if cu_seqlens is None:
+        y, state = short_convolution(x, weight, bias, state)
+    else:
+        y, state = by_segment(
+            lambda tensors, rows, lengths: short_convolution(tensors["x"], weight, bias, rows, lengths),
+            {"x": x},
+            state,
+            cu_seqlens.tolist(),
+        )
+    return (F.silu(y) if silu else y), state
+
+
+def _last_inputs(x: Tensor, state: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+    """The next state, on the device alone: the last W - 1 of each row's state and tokens."""
+    rows, kept, _ = state.shape
+    if cu_seqlens is None:
+        recent = x[:, max(x.shape[1] - kept, 0) :].to(state.dtype)
+        return torch.cat([state[:, recent.shape[1] :], recent], dim=1)
+    start, count = cu_seqlens[:-1, None], cu_seqlens.diff()[:, None]
+    slot = torch.arange(kept, device=x.device)
+    row = torch.arange(rows, device=x.device)[:, None]
+    place = count - kept + slot
+    source = torch.where(place >= 0, rows * kept + start + place, row * kept + slot + count)
+    return torch.cat([state.flatten(0, 1), x[0].to(state.dtype)])[source]
 
 
 @dataclass(frozen=True)
@@ -68,15 +114,19 @@ class ConvolutionEngine:
 
     def auto_backend(self, device: str) -> str:
         """What ``backend="auto"`` runs on this kind of device."""
-        return "torch (conv1d)"
+        return auto_on(device)
 
     def run(
         self, terms: ConvolutionTerms, state: Tensor | None, call: Call, who: str
     ) -> tuple[Tensor, Tensor]:
         """Every form is the same sum of W products; the recurrent one goes token by token."""
-        check_backend(call, who, "short convolutions run through torch's conv1d; use backend='auto'")
+        backend = chosen_backend(call, who, terms.x, terms.weight)
         empty = self.init_state(terms, terms.segments(call))
         state = empty if state is None else _checked(state, empty, who)
+        if backend == "triton":
+            bounds = None if call.bounds is None else torch.tensor(call.bounds, device=terms.x.device)
+            y, state = causal_convolution(terms.x, terms.weight, terms.bias, state, bounds, backend=backend)
+            return y * call.scale, state
         if call.bounds is None:
             return _run_batch(terms, state, None, call)
         return by_segment(

@@ -14,17 +14,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from linrec.engines import scans
+from linrec.engines.backends import auto_on, chosen_backend
 from linrec.engines.checks import checked_state, differentiated
 from linrec.engines.recurrence import recurrence, recurrence_in_place
 from linrec.packing import by_segment
-from linrec.rule import Call, Terms, check_backend
+from linrec.rule import Call, Terms
+
+if TYPE_CHECKING:
+    from linrec.engines.selective import Selective
 
 CACHED = 2**21  # numbers of one expanded tensor that stay in cache; a chunk is as long as that allows
 
@@ -43,6 +47,8 @@ class DiagonalTerms(Terms):
     ``parallel`` is the algorithm of the parallel form; "convolution" is for a decay that is constant in time,
     and ``gain`` ``[*channels]`` then says that the input is gain * x_t with tokens["x"] ``[B, T, *channels[:-1]]`` and
     that ``read`` is linear in h alone: the convolution is one of tokens["x"] with the output's response.
+    ``selective`` describes the outer products behind expand and read, where they have that structure.
+    Tokens may be in lower precision than the rest; expand and read see them in accumulator precision.
     ``fresh`` is set by the engine where the call starts from the empty state.
     """
 
@@ -57,11 +63,21 @@ class DiagonalTerms(Terms):
     transposed: bool = False
     parallel: Literal["associative", "quadratic", "convolution"] = "associative"
     gain: Tensor | None = None
+    selective: Selective | None = None
     fresh: bool = False
 
     def over_time(self) -> dict[str, Tensor]:
         """The tokens."""
         return dict(self.tokens)
+
+    @property
+    def accumulator(self) -> torch.dtype:
+        """The dtype of the state and of all sums."""
+        return torch.promote_types(next(iter(self.tokens.values())).dtype, torch.float32)
+
+    def widened(self) -> DiagonalTerms:
+        """The same with all tokens in accumulator precision."""
+        return replace(self, tokens={name: x.to(self.accumulator) for name, x in self.tokens.items()})
 
     def reading(self, read: Callable[[Tokens, Tensor], Tensor], **more: Tensor) -> DiagonalTerms:
         """The same recurrence read by ``read``, which needs ``more`` tokens."""
@@ -73,6 +89,9 @@ def gated_terms(g: Tensor, x: Tensor) -> DiagonalTerms:
     return DiagonalTerms(
         {"g": g, "x": x}, lambda t: (t["g"], t["x"]), channels=tuple(x.shape[2:]), parallel="quadratic"
     )
+
+
+OneChunk = Callable[[DiagonalTerms, Tensor, Tensor | None], tuple[Tensor, Tensor]]
 
 
 class DiagonalEngine:
@@ -87,20 +106,26 @@ class DiagonalEngine:
     def init_state(self, terms: DiagonalTerms, segments: int) -> Tensor:
         """Zeros ``[segments, *channels]``, or ``[segments, *channels, 2]`` if complex, in accumulator precision."""
         first = next(iter(terms.tokens.values()))
-        return first.new_zeros(segments, *terms.channels, *([2] if terms.complex else []))
+        shape = segments, *terms.channels, *([2] if terms.complex else [])
+        return first.new_zeros(shape, dtype=terms.accumulator)
 
     def auto_backend(self, device: str) -> str:
         """What ``backend="auto"`` runs on this kind of device."""
-        return "torch (no Triton kernel for the diagonal engine)"
+        return auto_on(device)
 
     def run(self, terms: DiagonalTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
         """Output ``[B, T, ...]`` in accumulator precision, and the final state."""
-        check_backend(
-            call, who, "this version ships no Triton kernel for the diagonal engine; use backend='torch'"
-        )
+        convolved = call.form == "parallel" and terms.parallel == "convolution"
+        if not (convolved and call.backend == "auto"):
+            call = call._replace(backend=chosen_backend(call, who, *terms.tokens.values()))
         empty = self.init_state(terms, terms.segments(call))
         terms = replace(terms, fresh=state is None)
         state = empty if state is None else checked_state(state, empty, who)
+        if call.backend == "triton" and (terms.selective is not None or not terms.recompute):
+            from linrec.engines.diagonal_gpu import scan_packed
+
+            return scan_packed(terms if terms.selective is not None else terms.widened(), state, call)
+        terms = terms.widened()
         if call.bounds is None:
             return scan_batch(terms, state, None, call)
         return by_segment(
@@ -114,34 +139,46 @@ class DiagonalEngine:
 def scan_batch(
     terms: DiagonalTerms, state: Tensor, lengths: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor]:
-    """Output and final state of a batch; row b holds ``lengths[b]`` tokens (None: all of them), then padding."""
+    """Output and final state of a batch; row b holds ``lengths[b]`` tokens (None: all of them), then padding.
+
+    ``call.backend`` is a decision already: Triton only where it says so.
+    """
+    if call.backend == "triton":
+        from linrec.engines.diagonal_gpu import scan_rows
+
+        return scan_rows(terms, state, lengths, call)
     h = torch.complex(*state.unbind(-1)) if terms.complex else state
     h = h.mT if terms.transposed else h
     length = next(iter(terms.tokens.values())).shape[1]
     if call.form == "parallel" and terms.parallel == "convolution" and length:
         o, h = _convolution(terms, h, lengths, call.scale)
     else:
-        o, h = _chunks(terms, h, lengths, call, length)
+        chunk = {"recurrent": 1, "step": 1, "parallel": max(length, 1)}.get(call.form)
+        scan = _SCANS[terms.parallel if call.form == "parallel" else "chunkwise"]
+
+        def one(part: DiagonalTerms, h: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+            return _one_chunk(part, h, real, call.scale, scan)
+
+        o, h = in_chunks(terms, h, lengths, chunk or call.chunk_size or _chunk_length(h.numel()), one)
     h = h.mT if terms.transposed else h
     return o, torch.view_as_real(h) if terms.complex else h
 
 
-def _chunks(
-    terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, call: Call, length: int
+def in_chunks(
+    terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, chunk: int, one_chunk: OneChunk
 ) -> tuple[Tensor, Tensor]:
-    """Chunk after chunk; token by token is a chunk of one, the parallel form a chunk of everything."""
-    chunk = {"recurrent": 1, "step": 1, "parallel": max(length, 1)}.get(call.form)
-    chunk = chunk or call.chunk_size or _chunk_length(h.numel())
-    scan = _SCANS[terms.parallel if call.form == "parallel" else "chunkwise"]
+    """Chunk after chunk of ``chunk`` tokens; token by token is a chunk of one."""
     outputs = []
     # split, because the gradients of its parts are joined once; those of slices are each padded to full length
     parts = zip(*(x.split(chunk, dim=1) for x in terms.tokens.values()), strict=True)
     for number, part in enumerate(parts):
-        tokens = dict(zip(terms.tokens, part, strict=True))
+        chunked = replace(terms, tokens=dict(zip(terms.tokens, part, strict=True)))
         real = None if lengths is None else _real(lengths, number * chunk, part[0].shape[1])
 
-        def one(h: Tensor, tokens: Tokens = tokens, real: Tensor | None = real) -> tuple[Tensor, Tensor]:
-            return _one_chunk(terms, tokens, h, real, call.scale, scan)
+        def one(
+            h: Tensor, part: DiagonalTerms = chunked, real: Tensor | None = real
+        ) -> tuple[Tensor, Tensor]:
+            return one_chunk(part, h, real)
 
         o, h = _recomputed(one, h) if terms.recompute and chunk > 1 else one(h)
         outputs.append(o)
@@ -153,14 +190,21 @@ def _chunk_length(state: int) -> int:
     return min(1024, max(16, 2 ** int(math.log2(max(CACHED // max(state, 1), 1)))))
 
 
-def _one_chunk(
-    terms: DiagonalTerms, tokens: Tokens, h: Tensor, real: Tensor | None, scale: float, scan: Scan
+def without_padding(
+    terms: DiagonalTerms, decay: Tensor, x: Tensor, real: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    decay, x = terms.expand(tokens)
-    decay = decay.expand(-1, x.shape[1], *x.shape[2:])
-    if real is not None:  # padding leaves the state as it is
-        real = real.reshape(*real.shape, *[1] * (x.dim() - 2))
-        decay, x = torch.where(real, decay, 0.0 if terms.log else 1.0), torch.where(real, x, 0.0)
+    """Expanded decays and inputs; where ``real`` ``[B, L]`` is false they leave the state as it is."""
+    if real is None:
+        return decay, x
+    real = real.reshape(*real.shape, *[1] * (x.dim() - 2))
+    return torch.where(real, decay, 0.0 if terms.log else 1.0), torch.where(real, x, 0.0)
+
+
+def _one_chunk(
+    terms: DiagonalTerms, h: Tensor, real: Tensor | None, scale: float, scan: Scan
+) -> tuple[Tensor, Tensor]:
+    decay, x = terms.expand(terms.tokens)
+    decay, x = without_padding(terms, decay.expand(-1, x.shape[1], *x.shape[2:]), x, real)
     # What is expanded to more than the tokens is the engine's own, and may be overwritten. (A decay that is constant
     # in time is not contiguous here, unless there is one token.)
     own = terms.recompute and x.shape[1] > 1 and decay.is_contiguous() and not differentiated(decay, x, h)
@@ -170,7 +214,7 @@ def _one_chunk(
         scan = recurrence_in_place
     every = scan(decay, x, h)
     seen = torch.cat([h[:, None], every[:, :-1]], dim=1) if terms.late else every
-    o = terms.read(tokens, seen if scale == 1 else scale * seen)
+    o = terms.read(terms.tokens, seen if scale == 1 else scale * seen)
     return o, every[:, -1] if x.shape[1] else h
 
 

@@ -87,8 +87,8 @@ class _Recurrence(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             da = (dx * _shifted(h, start[:, None], ctx.reverse).conj()).sum_to_size(a.shape)
         if ctx.needs_input_grad[2]:
-            first = -1 if ctx.reverse else 0
-            dstart = a[:, first].conj() * dx[:, first]
+            first = slice(-1, None) if ctx.reverse else slice(0, 1)
+            dstart = (a[:, first].conj() * dx[:, first]).sum(1)  # of one token, or of none
         return da, dx, dstart, None
 
     @staticmethod

@@ -16,12 +16,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from linrec.engines.backends import chosen_backend
 from linrec.engines.checks import checked_state
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens, scan_batch
 from linrec.engines.maxplus import stabiliser
 from linrec.engines.scans import EMPTY, NOTHING
 from linrec.packing import by_segment
-from linrec.rule import Call, Terms, check_backend
+from linrec.rule import Call, Terms
 
 
 class WKVState(NamedTuple):
@@ -69,7 +70,7 @@ class WKVEngine:
 
     def run(self, terms: WKVTerms, state: WKVState | None, call: Call, who: str) -> tuple[Tensor, WKVState]:
         """Output ``[B, T, D]`` in accumulator precision, and the final state."""
-        check_backend(call, who, "this version ships no Triton kernel for it; use backend='torch'")
+        call = call._replace(backend=chosen_backend(call, who, terms.k, terms.v))
         empty = self.init_state(terms, terms.segments(call))
         state = empty if state is None else checked_state(state, empty, who)
         if call.bounds is None:

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from linrec.engines.convolution import short_convolution
+from linrec.engines.convolution import causal_convolution
+from linrec.engines.norm import gated_rms_norm
 from linrec.errors import ShapeError
-from linrec.packing import by_segment
-from linrec.state import State
 
 
 class ShortConvolution(nn.Module):
@@ -38,19 +37,7 @@ class ShortConvolution(nn.Module):
             state = x.new_zeros(shape)
         elif state.shape != shape:
             raise ShapeError(f"short convolution: state must be {list(shape)}, got {list(state.shape)}")
-        if cu_seqlens is None:
-            y, state = self._batch(x, state, None)
-        else:
-            y, state = by_segment(
-                lambda tensors, rows, lengths: self._batch(tensors["x"], rows, lengths),
-                {"x": x},
-                state,
-                cu_seqlens.tolist(),
-            )
-        return (F.silu(y) if self.activation else y), state
-
-    def _batch(self, x: Tensor, state: State, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        return short_convolution(x, self.weight, self.bias, state, lengths)
+        return causal_convolution(x, self.weight, self.bias, state, cu_seqlens, self.activation)
 
 
 class GatedRMSNorm(nn.Module):
@@ -73,16 +60,8 @@ class GatedRMSNorm(nn.Module):
 
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         """x and gate ``[..., width]``; without a gate a plain RMSNorm."""
-        if gate is None:
-            return self._norm(x)
-        act = F.silu(gate) if self.activation == "silu" else gate.sigmoid()
-        return self._norm(x * act) if self.gate_first else self._norm(x) * act
-
-    def _norm(self, x: Tensor) -> Tensor:
-        if self.groups == 1:
-            return F.rms_norm(x, self.weight.shape, self.weight.to(x.dtype), self.eps)
-        parts = x.unflatten(-1, (self.groups, -1))
-        return F.rms_norm(parts, parts.shape[-1:], None, self.eps).flatten(-2) * self.weight.to(x.dtype)
+        act = "silu" if self.activation == "silu" else "sigmoid"
+        return gated_rms_norm(x, self.weight, gate, self.eps, act, self.gate_first, self.groups)
 
 
 def widened(x: Tensor) -> Tensor:

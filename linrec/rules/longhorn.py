@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens
+from linrec.engines.diagonal import DIAGONAL, DiagonalTerms
+from linrec.engines.selective import selective_terms
 from linrec.rule import Channels, ChannelSkip, rule
 
 Strength = Annotated[Tensor, Arg("B T D", draw="positive")]
@@ -15,6 +15,7 @@ Projection = Annotated[Tensor, Arg("B T N")]
 
 @rule(
     engine=DIAGONAL,
+    as_is=("q", "v"),
     cite="Liu et al. 2024, arXiv:2407.14207",
     equation="h_t = (1 - ε_t k_t²ᵀ) ⊙ h_{t-1} + ε_t v_t k_tᵀ,  ε = β / (1 + β|k|²),  o_t = h_t q_t + D v_t",
     state="N",
@@ -37,21 +38,4 @@ def longhorn(
     default scale 1.
     """
     eps = beta / (1 + beta * k.square().sum(-1, keepdim=True))
-
-    def expand(t: Tokens) -> tuple[Tensor, Tensor]:
-        k = t["k"][..., None]
-        return 1 - t["eps"][:, :, None] * k.square(), (t["eps"] * t["v"])[:, :, None] * k
-
-    def read(t: Tokens, h: Tensor) -> Tensor:
-        o = (t["q"][:, :, None] @ h)[:, :, 0]
-        return o if D is None else torch.addcmul(o, D, t["v"])
-
-    return DiagonalTerms(
-        {"q": q, "k": k, "v": v, "eps": eps},
-        expand,
-        (v.shape[2], k.shape[2]),
-        read,
-        log=False,
-        recompute=True,
-        transposed=True,
-    )
+    return selective_terms(eps, v, rate=-k.square(), into=k, out=q, skip=D, exponential=False)

@@ -2,11 +2,11 @@
 
 from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens
+from linrec.engines.diagonal import DIAGONAL, DiagonalTerms
+from linrec.engines.selective import selective_terms
 from linrec.rule import Channels, ChannelSkip, rule
 
 TimeStep = Annotated[Tensor, Arg("B T D", draw="positive")]
@@ -16,6 +16,7 @@ Projection = Annotated[Tensor, Arg("B T N")]
 
 @rule(
     engine=DIAGONAL,
+    as_is=("x", "dt", "B", "C"),
     cite="Gu, Dao 2023, arXiv:2312.00752",
     equation="h_t = e^{dt_t A} ⊙ h_{t-1} + dt_t x_t B_tᵀ,  y_t = h_t C_t + D x_t",
     state="N",
@@ -36,20 +37,4 @@ def mamba(
     scale 1. The chunkwise form holds ``[B, chunk_size, D, N]`` for one chunk at a time, in the backward pass too;
     the parallel form holds it for the whole sequence.
     """
-    rates = A.mT.contiguous()
-
-    def expand(t: Tokens) -> tuple[Tensor, Tensor]:
-        return t["dt"][:, :, None] * rates, (t["dt"] * t["x"])[:, :, None] * t["B"][..., None]
-
-    def read(t: Tokens, h: Tensor) -> Tensor:
-        y = (t["C"][:, :, None] @ h)[:, :, 0]
-        return y if D is None else torch.addcmul(y, D, t["x"])
-
-    return DiagonalTerms(
-        {"x": x, "dt": dt, "B": B, "C": C},
-        expand,
-        tuple(A.shape),
-        read,
-        recompute=True,
-        transposed=True,
-    )
+    return selective_terms(dt, x, rate=A, into=B, out=C, skip=D)

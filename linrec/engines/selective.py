@@ -1,0 +1,75 @@
+"""The structure that selective state spaces share: N states a channel, everything an outer product.
+
+.. code-block:: text
+
+    h_t[d, n] = a_t[d, n] h_{t-1}[d, n] + step_t[d] x_t[d] into_t[n]      a = e^{step rate}, or 1 + step rate
+    o_t[d] = sum_n out_t[n] scale h_t[d, n] + skip[d] x_t[d]
+
+Because all of ``[B, T, D, N]`` follows from tensors of ``[B, T, D]`` and ``[B, T, N]``, a backend can make it where it
+is used. The description stands beside the general one, ``expand`` and ``read``, which :func:`selective_terms` derives
+from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from linrec.engines.diagonal import DiagonalTerms, Tokens
+
+
+@dataclass(frozen=True)
+class Selective:
+    """What is not a token: ``constants`` ``[D, N]`` by name (those of rate, into and out that do not depend on time;
+    the others are tokens ``[B, T, N]``), skip ``[D]`` or None, and whether the decay is e^{step rate} or 1 + step rate.
+    The tokens "step" and "x" are ``[B, T, D]``.
+    """
+
+    constants: Mapping[str, Tensor]
+    skip: Tensor | None
+    exponential: bool
+
+    def of(self, tokens: Tokens, name: str) -> Tensor:
+        """rate, into or out: ``[D, N]`` or ``[B, T, N]``."""
+        return self.constants[name] if name in self.constants else tokens[name]
+
+
+def selective_terms(
+    step: Tensor,
+    x: Tensor,
+    rate: Tensor,
+    into: Tensor,
+    out: Tensor,
+    skip: Tensor | None = None,
+    exponential: bool = True,
+) -> DiagonalTerms:
+    """See :mod:`linrec.engines.selective`: step, x ``[B, T, D]``; rate, into, out ``[D, N]`` or ``[B, T, N]``."""
+    factors = {"rate": rate, "into": into, "out": out}
+    constants = {name: y for name, y in factors.items() if y.dim() == 2}
+    rows = {name: y.mT.contiguous() for name, y in constants.items()}
+
+    def states_first(t: Tokens, name: str) -> Tensor:
+        return rows[name] if name in rows else t[name][..., None]
+
+    def expand(t: Tokens) -> tuple[Tensor, Tensor]:
+        exponent = t["step"][:, :, None] * states_first(t, "rate")
+        written = (t["step"] * t["x"])[:, :, None] * states_first(t, "into")
+        return exponent if exponential else 1 + exponent, written
+
+    def read(t: Tokens, h: Tensor) -> Tensor:
+        o = (rows["out"] * h).sum(2) if "out" in rows else (t["out"][:, :, None] @ h)[:, :, 0]
+        return o if skip is None else torch.addcmul(o, skip, t["x"])
+
+    return DiagonalTerms(
+        {"step": step, "x": x, **{name: y for name, y in factors.items() if y.dim() == 3}},
+        expand,
+        (x.shape[2], rate.shape[-1]),
+        read,
+        log=exponential,
+        recompute=True,
+        transposed=True,
+        selective=Selective(constants, skip, exponential),
+    )
