@@ -22,34 +22,19 @@ from linrec.kernels.matrix.tiles import (
     decay_since_start,
     decay_to_end,
     dot,
-    exp32,
     level_mask,
     load_decays,
     load_decays_to_end,
     load_gate,
     load_lower,
+    load_reader_rows,
     load_rows,
-    load_shifted,
     load_state,
     read,
     shared_decay,
     store_gate,
     store_rows,
 )
-
-
-@triton.jit
-def load_reader_rows(
-    a, k, erase, start, past, H, HA, HV, head, K, first, C: tl.constexpr, KB: tl.constexpr
-):
-    """The rows a in float32, or -erase k."""
-    if erase is None:
-        return load_rows(a, start, past, HA, head // (HV // HA), K, first, C, KB).to(tl.float32)
-    else:
-        strength = load_gate(erase, start, past, HV, head, C)
-        return (
-            -strength[:, None] * load_rows(k, start, past, H, head // (HV // H), K, first, C, KB).to(tl.float32)
-        )
 
 
 @triton.jit

@@ -86,12 +86,35 @@ def store_gate(x, values, start, past, heads, head, C: tl.constexpr):
 
 
 @triton.jit
+def load_reader_rows(
+    a, k, erase, start, past, H, HA, HV, head, K, first, C: tl.constexpr, KB: tl.constexpr
+):
+    """The rows a in float32, or -erase k."""
+    if erase is None:
+        return load_rows(a, start, past, HA, head // (HV // HA), K, first, C, KB).to(tl.float32)
+    else:
+        strength = load_gate(erase, start, past, HV, head, C)
+        return (
+            -strength[:, None] * load_rows(k, start, past, H, head // (HV // H), K, first, C, KB).to(tl.float32)
+        )
+
+
+@triton.jit
 def load_lower(x, start, past, heads, head, C: tl.constexpr):
     """A lower triangular ``[C, C]`` of a chunk, kept as rows ``[rows, heads, C]``; zero above the diagonal."""
     row, col = tl.arange(0, C), tl.arange(0, C)
     at = ((start + row)[:, None] * heads + head) * C + col[None, :]
     mask = (start + row < past)[:, None] & (col[None, :] <= row[:, None])
     return tl.load(x + at, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_lower(x, tile, start, past, heads, head, C: tl.constexpr):
+    """The inverse of :func:`load_lower`; what is above the diagonal is not written."""
+    row, col = tl.arange(0, C), tl.arange(0, C)
+    at = ((start + row)[:, None] * heads + head) * C + col[None, :]
+    mask = (start + row < past)[:, None] & (col[None, :] <= row[:, None])
+    tl.store(x + at, tile.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
