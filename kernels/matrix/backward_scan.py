@@ -1,0 +1,141 @@
+"""The two passes over time of the backward: entry states forwards, their gradients backwards.
+
+With r = w + (a e^{G_a}) S, x = A r, A = (I - tril(a k^T e^{G_a - G}))^-1 and w = write v (a = -erase k where erase is given):
+
+.. code-block:: text
+
+    S'  = e^{G_C} S + (k e^{G_C - G})^T x
+    dx  = scale P^T do + (k e^{G_C - G}) dS',   dr = A^T dx
+    dS  = e^{G_C} dS' + scale (q e^{G_q})^T do + (a e^{G_a})^T dr
+
+In the general path (b given) x = w, z = A ((a e^{G_a}) S + L_k w) is written beside it with b, and
+dr = A^T (scale P_b^T do + (b e^{G_C - G}) dS'). One program has all of K and a block of V; the state stays on chip.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from linrec.kernels.matrix.tiles import (
+    decay_matrix,
+    dot,
+    load_decays,
+    load_decays_to_end,
+    load_gate,
+    load_lower,
+    load_rows,
+    load_state,
+    outer,
+    read,
+    sequence,
+    shared_decay,
+    store_state,
+    times_rows,
+    times_state,
+)
+
+
+@triton.jit
+def load_reader(
+    a, k, g, erase, start, past, H, HA, HV, head, K,
+    NOW: tl.constexpr, CHANNEL: tl.constexpr, C: tl.constexpr, KB: tl.constexpr,
+):  # fmt: skip
+    """The rows that read the state for the prediction and their decays, which carry -erase where k is read."""
+    decay = load_decays(g, start, past, HV, head, K, 0, NOW, CHANNEL, C, KB)
+    if erase is None:
+        rows = load_rows(a, start, past, HA, head // (HV // HA), K, 0, C, KB)
+    else:
+        rows = load_rows(k, start, past, H, head // (HV // H), K, 0, C, KB)
+        decay = times_rows(decay, -load_gate(erase, start, past, HV, head, C), CHANNEL)
+    return rows, decay
+
+
+@triton.jit
+def entry_states(
+    k, v, g, a, b, write, erase, inverse, scores_ak, state, cu_seqlens, states, length,
+    H: tl.constexpr, HV: tl.constexpr, HA: tl.constexpr, HB: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    C: tl.constexpr, KB: tl.constexpr, VB: tl.constexpr, CHANNEL: tl.constexpr, DELTA: tl.constexpr,
+    GENERAL: tl.constexpr, PREDICT_NOW: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The state before every chunk: ``states[slot, head]``; grid (blocks of V, sequences * HV)."""
+    first_v = tl.program_id(0) * VB
+    n, head = tl.program_id(1) // HV, tl.program_id(1) % HV
+    DT: tl.constexpr = v.dtype.element_ty
+    first, past, slot = sequence(n, cu_seqlens, length, C)
+    if state is None:
+        s = tl.zeros((KB, VB), tl.float32)
+    else:
+        s = load_state(state, n.to(tl.int64) * HV + head, 0, K, V, first_v, KB, VB).to(tl.float32)
+    for c in range(tl.cdiv(past - first, C).to(tl.int32)):
+        start = first + c * C
+        store_state(states, s, (slot + c) * HV + head, 0, K, V, first_v, KB, VB)
+        keys = load_rows(k, start, past, H, head // (HV // H), K, 0, C, KB)
+        x = load_rows(v, start, past, HV, head, V, first_v, C, VB)
+        if write is not None:
+            x = x.to(tl.float32) * load_gate(write, start, past, HV, head, C)[:, None]
+        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
+        new = times_state(whole, s, CHANNEL)
+        if DELTA:
+            reader, decay = load_reader(
+                a, k, g, erase, start, past, H, HA, HV, head, K, PREDICT_NOW, CHANNEL, C, KB
+            )
+            r = read(reader, decay, s, CHANNEL, DT, PRECISION)
+            solve = load_lower(inverse, start, past, HV, head, C)
+            if GENERAL:
+                r += dot(load_lower(scores_ak, start, past, HV, head, C), x, DT, PRECISION)
+                z = dot(solve, r, DT, PRECISION)
+                back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
+                new += outer(back, to_end, z, CHANNEL, DT, PRECISION)
+            else:
+                x = dot(solve, r + x.to(tl.float32), DT, PRECISION)
+        s = new + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
+
+
+@triton.jit
+def state_gradients(
+    do, q, k, g, a, b, erase, inverse, scores_qk, scores_qb, dlast, cu_seqlens, dstates, dstate, length, scale,
+    H: tl.constexpr, HV: tl.constexpr, HA: tl.constexpr, HB: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    C: tl.constexpr, KB: tl.constexpr, VB: tl.constexpr, CHANNEL: tl.constexpr, DELTA: tl.constexpr,
+    GENERAL: tl.constexpr, PREDICT_NOW: tl.constexpr, READ_NOW: tl.constexpr, DT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the state after every chunk, ``dstates[slot, head]``, and of the initial one; grid as above."""
+    first_v = tl.program_id(0) * VB
+    n, head = tl.program_id(1) // HV, tl.program_id(1) % HV
+    first, past, slot = sequence(n, cu_seqlens, length, C)
+    at = n.to(tl.int64) * HV + head
+    if dlast is None:
+        ds = tl.zeros((KB, VB), tl.float32)
+    else:
+        ds = load_state(dlast, at, 0, K, V, first_v, KB, VB).to(tl.float32)
+    chunks = tl.cdiv(past - first, C).to(tl.int32)
+    for back in range(chunks):
+        c = chunks - 1 - back
+        start = first + c * C
+        store_state(dstates, ds, (slot + c) * HV + head, 0, K, V, first_v, KB, VB)
+        queries = load_rows(q, start, past, H, head // (HV // H), K, 0, C, KB)
+        out = load_rows(do, start, past, HV, head, V, first_v, C, VB)
+        decay_q = load_decays(g, start, past, HV, head, K, 0, READ_NOW, CHANNEL, C, KB)
+        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
+        new = times_state(whole, ds, CHANNEL) + scale * outer(queries, decay_q, out, CHANNEL, DT, PRECISION)
+        if DELTA:
+            if GENERAL:
+                scores = load_lower(scores_qb, start, past, HV, head, C)
+                writer = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
+            else:
+                writer = load_rows(k, start, past, H, head // (HV // H), K, 0, C, KB)
+                if CHANNEL:
+                    scores = load_lower(scores_qk, start, past, HV, head, C)
+                else:
+                    total, before, _ = shared_decay(g, start, past, HV, head, C)
+                    scores = dot(queries, tl.trans(writer), DT, PRECISION)
+                    scores *= decay_matrix(total if READ_NOW else before, total, READ_NOW, C)
+            dx = scale * dot(tl.trans(scores), out, DT, PRECISION)
+            dx += read(writer, to_end, ds, CHANNEL, DT, PRECISION)
+            dr = dot(tl.trans(load_lower(inverse, start, past, HV, head, C)), dx, DT, PRECISION)
+            reader, decay = load_reader(
+                a, k, g, erase, start, past, H, HA, HV, head, K, PREDICT_NOW, CHANNEL, C, KB
+            )
+            new += outer(reader, decay, dr, CHANNEL, DT, PRECISION)
+        ds = new
+    store_state(dstate, ds, at, 0, K, V, first_v, KB, VB)

@@ -1,0 +1,123 @@
+"""The scores of every chunk and the inverse of its triangular system, once for all passes that need them.
+
+.. code-block:: text
+
+    M_ij = sum_d x_id y_jd e^{at_x_id - at_y_jd}      P: x, y = q, k   P_b: q, b   L_k: a, k   L: a, y (y = b, else k)
+    A = (I - L)^-1
+
+A is built from blocks of one row upwards: [[A1, 0], [A2 L21 A1, A2]] inverts a pair of neighbours. That only
+ever multiplies by true inverses, which stay small however alike the keys are, unlike the powers of L in a Neumann series.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from linrec.kernels.matrix.tiles import (
+    chunk_of_slot,
+    decay_matrix,
+    decay_since_start,
+    decay_to_end,
+    dot,
+    level_mask,
+    load_reader_rows,
+    load_rows,
+    shared_decay,
+    store_lower,
+)
+
+
+@triton.jit
+def inverse_of(system, LEVELS: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):
+    """(I - system)^-1 of a strictly lower triangular system, in float32."""
+    i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    solve = tl.where(i == j, 1.0, 0.0) + tl.where(level_mask(1, C), system, 0.0)
+    for level in tl.static_range(1, LEVELS):
+        below = tl.where(level_mask(2**level, C), system, 0.0)
+        half = tl.dot(solve, below, input_precision=PRECISION)
+        solve += tl.dot(half, solve, input_precision=PRECISION)
+    return solve
+
+
+@triton.jit
+def decayed(x, from_x, y, to_y, mask, DT: tl.constexpr, PRECISION: tl.constexpr):
+    """(x from_x) (y to_y)^T inside the mask."""
+    scores = dot(x.to(tl.float32) * from_x, tl.trans(y.to(tl.float32) * to_y), DT, PRECISION)
+    return tl.where(mask, scores, 0.0)
+
+
+@triton.jit
+def chunk_scores(
+    q, k, g, a, b, erase, cu_seqlens, inverse, scores_qk, scores_qb, scores_ak, sequences, length,
+    H: tl.constexpr, HV: tl.constexpr, HA: tl.constexpr, HB: tl.constexpr, K: tl.constexpr,
+    C: tl.constexpr, KB: tl.constexpr, LEVELS: tl.constexpr, SEQUENCES: tl.constexpr, CHANNEL: tl.constexpr,
+    DELTA: tl.constexpr, GENERAL: tl.constexpr, PREDICT_NOW: tl.constexpr, READ_NOW: tl.constexpr,
+    DT: tl.constexpr, PRECISION: tl.constexpr, SOLVE_PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Grid (slots, HV). Each of the four results is written where it is given, as rows ``[rows, HV, C]``."""
+    slot, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    start, past = chunk_of_slot(slot, cu_seqlens, sequences, length, C, SEQUENCES)
+    if start >= past:
+        return
+    i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    READS: tl.constexpr = scores_qk is not None
+    qk = tl.zeros((C, C), tl.float32)
+    qb = tl.zeros((C, C), tl.float32)
+    ak = tl.zeros((C, C), tl.float32)
+    ab = tl.zeros((C, C), tl.float32)
+    for block in range((K + KB - 1) // KB):
+        first = block * KB
+        keys = load_rows(k, start, past, H, head // (HV // H), K, first, C, KB)
+        if READS:
+            queries = load_rows(q, start, past, H, head // (HV // H), K, first, C, KB)
+        if DELTA:
+            reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, first, C, KB)
+        if GENERAL:
+            back = load_rows(b, start, past, HB, head // (HV // HB), K, first, C, KB)
+        if CHANNEL:
+            for level in tl.static_range(LEVELS):
+                SPAN: tl.constexpr = 2**level
+                mask = level_mask(SPAN, C)
+                to_k = decay_to_end(g, start, past, HV, head, K, first, SPAN, C, KB)
+                from_q = decay_since_start(g, start, past, HV, head, K, first, READ_NOW, SPAN, C, KB)
+                from_a = from_q
+                if READ_NOW != PREDICT_NOW:
+                    from_a = decay_since_start(g, start, past, HV, head, K, first, PREDICT_NOW, SPAN, C, KB)
+                if READS:
+                    qk += decayed(queries, from_q, keys, to_k, mask, DT, PRECISION)
+                    if GENERAL:
+                        qb += decayed(queries, from_q, back, to_k, mask, DT, PRECISION)
+                if DELTA:
+                    ak += decayed(reader, from_a, keys, to_k, mask, DT, PRECISION)
+                if GENERAL:
+                    ab += decayed(reader, from_a, back, to_k, mask, DT, PRECISION)
+            if READS and READ_NOW:
+                qk += tl.where(i == j, tl.sum(queries.to(tl.float32) * keys.to(tl.float32), 1)[:, None], 0.0)
+                if GENERAL:
+                    qb += tl.where(i == j, tl.sum(queries.to(tl.float32) * back.to(tl.float32), 1)[:, None], 0.0)
+        else:
+            if READS:
+                qk += dot(queries, tl.trans(keys), DT, PRECISION)
+                if GENERAL:
+                    qb += dot(queries, tl.trans(back), DT, PRECISION)
+            if DELTA:
+                ak += dot(reader, tl.trans(keys), DT, PRECISION)
+            if GENERAL:
+                ab += dot(reader, tl.trans(back), DT, PRECISION)
+    if not CHANNEL:
+        total, before, _ = shared_decay(g, start, past, HV, head, C)
+        weight_q = decay_matrix(total if READ_NOW else before, total, READ_NOW, C)
+        weight_a = decay_matrix(total if PREDICT_NOW else before, total, False, C)
+        qk *= weight_q
+        qb *= weight_q
+        ak *= weight_a
+        ab *= weight_a
+    if READS:
+        store_lower(scores_qk, qk, start, past, HV, head, C)
+    if GENERAL:
+        store_lower(scores_qb, qb, start, past, HV, head, C)
+        store_lower(scores_ak, ak, start, past, HV, head, C)
+        store_lower(inverse, inverse_of(ab, LEVELS, C, SOLVE_PRECISION), start, past, HV, head, C)
+    elif DELTA:
+        store_lower(inverse, inverse_of(ak, LEVELS, C, SOLVE_PRECISION), start, past, HV, head, C)
