@@ -92,14 +92,6 @@ class OperatorCase:
 
 
 CASES: dict[str, Case] = {
-    "additive, one decay a head": RuleCase("gla", shape=1),
-    "additive, constant decay": RuleCase("lightning"),
-    "additive, a decay a channel": RuleCase("gla"),
-    "additive, read before write": RuleCase("rwkv6"),
-    "Mamba-2": RuleCase("mamba2"),
-    "delta": RuleCase("gated_delta_net"),
-    "delta, a decay a channel": RuleCase("kimi_delta_attention"),
-    "general": RuleCase("rwkv7"),
     "diagonal scan": OperatorCase(
         "linrec.kernels.diagonal",
         "diagonal_scan",

@@ -101,8 +101,10 @@ def matrix_backward(
     Tensors as in ``MatrixTerms``; ``cu_seqlens`` ``[segments + 1]`` of a batch of one; ``chunk`` 16, 32 or 64;
     ``inverse`` ``[B, T, HV, chunk]`` if the forward has kept it. None for what is not given.
     """
-    named = dict(do=do, dlast=dlast, q=q, k=k, v=v, g=g, a=a, b=b, bonus=bonus, write=write, erase=erase)
-    named |= dict(state=state, cu_seqlens=cu_seqlens, inverse=inverse)
+    named = {
+        "do": do, "dlast": dlast, "q": q, "k": k, "v": v, "g": g, "a": a, "b": b, "bonus": bonus, "write": write,
+        "erase": erase, "state": state, "cu_seqlens": cu_seqlens, "inverse": inverse,
+    }  # fmt: skip
     x: dict[str, Any] = {n: None if t is None else t.contiguous() for n, t in named.items()}
     shapes = Shapes.of(x, chunk, predict, readout)
     x |= shapes.flags | {"scale": scale, "length": shapes.length, "sequences": shapes.sequences}

@@ -102,7 +102,7 @@ def chunk_gradients(
             extra = tl.load(bonus + head * K + col, mask=col < K, other=0.0).to(tl.float32)
             now += tl.sum(queries.to(tl.float32) * keys.to(tl.float32) * extra[None, :], 1)
 
-    total, before, last = shared_decay(None if CHANNEL else g, start, past, HV, head, C)
+    total, before, _last = shared_decay(None if CHANNEL else g, start, past, HV, head, C)
     at_q = total if READ_NOW else before
     at_a = total if PREDICT_NOW else before
     out = load_rows(do, start, past, HV, head, V, 0, C, VB)
@@ -202,14 +202,20 @@ def chunk_gradients(
             gq += more_q
             gk += more_k
             if DELTA:
-                more_a, more_k = pair_adjoint(dak, reader, keys, from_a, to_k, mask, not CHANNEL, DT, PRECISION)
+                more_a, more_k = pair_adjoint(
+                    dak, reader, keys, from_a, to_k, mask, not CHANNEL, DT, PRECISION
+                )
                 ga += more_a
                 gk += more_k
             if GENERAL:
-                more_q, more_b = pair_adjoint(dqb, queries, back, from_q, to_k, mask, not CHANNEL, DT, PRECISION)
+                more_q, more_b = pair_adjoint(
+                    dqb, queries, back, from_q, to_k, mask, not CHANNEL, DT, PRECISION
+                )
                 gq += more_q
                 gb += more_b
-                more_a, more_b = pair_adjoint(dab, reader, back, from_a, to_k, mask, not CHANNEL, DT, PRECISION)
+                more_a, more_b = pair_adjoint(
+                    dab, reader, back, from_a, to_k, mask, not CHANNEL, DT, PRECISION
+                )
                 ga += more_a
                 gb += more_b
         if CHANNEL and READ_NOW:

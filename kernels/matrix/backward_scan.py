@@ -1,6 +1,7 @@
 """The two passes over time of the backward: entry states forwards, their gradients backwards.
 
-With r = w + (a e^{G_a}) S, x = A r, A = (I - tril(a k^T e^{G_a - G}))^-1 and w = write v (a = -erase k where erase is given):
+With r = w + (a e^{G_a}) S, x = A r, A = (I - tril(a k^T e^{G_a - G}))^-1 and w = write v (a = -erase k where erase
+is given):
 
 .. code-block:: text
 

@@ -6,7 +6,8 @@
     A = (I - L)^-1
 
 A is built from blocks of one row upwards: [[A1, 0], [A2 L21 A1, A2]] inverts a pair of neighbours. That only
-ever multiplies by true inverses, which stay small however alike the keys are, unlike the powers of L in a Neumann series.
+ever multiplies by true inverses, which stay small however alike the keys are, unlike the powers of L in a Neumann
+series.
 """
 
 from __future__ import annotations
@@ -95,7 +96,9 @@ def chunk_scores(
             if READS and READ_NOW:
                 qk += tl.where(i == j, tl.sum(queries.to(tl.float32) * keys.to(tl.float32), 1)[:, None], 0.0)
                 if GENERAL:
-                    qb += tl.where(i == j, tl.sum(queries.to(tl.float32) * back.to(tl.float32), 1)[:, None], 0.0)
+                    qb += tl.where(
+                        i == j, tl.sum(queries.to(tl.float32) * back.to(tl.float32), 1)[:, None], 0.0
+                    )
         else:
             if READS:
                 qk += dot(queries, tl.trans(keys), DT, PRECISION)

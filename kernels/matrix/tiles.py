@@ -86,16 +86,14 @@ def store_gate(x, values, start, past, heads, head, C: tl.constexpr):
 
 
 @triton.jit
-def load_reader_rows(
-    a, k, erase, start, past, H, HA, HV, head, K, first, C: tl.constexpr, KB: tl.constexpr
-):
+def load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, first, C: tl.constexpr, KB: tl.constexpr):
     """The rows a in float32, or -erase k."""
     if erase is None:
         return load_rows(a, start, past, HA, head // (HV // HA), K, first, C, KB).to(tl.float32)
     else:
         strength = load_gate(erase, start, past, HV, head, C)
-        return (
-            -strength[:, None] * load_rows(k, start, past, H, head // (HV // H), K, first, C, KB).to(tl.float32)
+        return -strength[:, None] * load_rows(k, start, past, H, head // (HV // H), K, first, C, KB).to(
+            tl.float32
         )
 
 
@@ -226,7 +224,7 @@ def load_decays(
 def load_decays_to_end(
     g, start, past, heads, head, width, first, CHANNEL: tl.constexpr, C: tl.constexpr, W: tl.constexpr
 ):
-    """Decay from each row to the chunk's end (``[C]`` or ``[C, W]``) and that of the whole chunk (scalar or ``[W]``)."""
+    """Decay from each row to the chunk's end (``[C]`` or ``[C, W]``), and of the whole chunk (scalar or ``[W]``)."""
     if CHANNEL:
         steps = load_shifted(g, start, past, heads, head, width, first, 0, C, C, W)
         to_end = decay_to_end(g, start, past, heads, head, width, first, C, C, W)

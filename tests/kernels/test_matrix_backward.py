@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -37,7 +39,7 @@ CASES = {
 BOUNDS = [0, 3, 3, 21, 37, 41]
 
 
-def draw(case: str, device: str, dtype: torch.dtype, seed: int = 0) -> dict[str, Tensor | None]:
+def draw(case: str, device: str, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
     """Arguments of :func:`matrix_backward` by name, leaves of what the reference differentiates."""
     batch, length, h, hv, k, v, which, _ = CASES[case]
     given = which.split()
@@ -70,12 +72,11 @@ def draw(case: str, device: str, dtype: torch.dtype, seed: int = 0) -> dict[str,
     return {n: t.to(device) for n, t in low.items()}
 
 
-def reference(
-    x: dict[str, Tensor], options: dict[str, str], bounds: list[int] | None
-) -> dict[str, Tensor]:
+def reference(x: dict[str, Tensor], options: dict[str, str], bounds: list[int] | None) -> dict[str, Tensor]:
     """Gradients by autograd through the torch engine in float64."""
-    exact = {n: t.double().requires_grad_(n not in ("do", "dlast")) for n, t in x.items()}
-    terms = MatrixTerms(**{n: t for n, t in exact.items() if n in NAMES}, **options)
+    exact: dict[str, Any] = {n: t.double().requires_grad_(n not in ("do", "dlast")) for n, t in x.items()}
+    fields: dict[str, Any] = {n: t for n, t in exact.items() if n in NAMES} | options
+    terms = MatrixTerms(**fields)
     call = Call("parallel" if bounds is None else "chunkwise", SCALE, bounds, 16, "torch")
     o, last = MATRIX.run(terms, exact.get("state"), call, "test")
     leaves = [n for n, t in exact.items() if t.requires_grad]
@@ -89,11 +90,11 @@ def backward(
     x: dict[str, Tensor], options: dict[str, str], bounds: list[int] | None, chunk: int = 16
 ) -> dict[str, Tensor]:
     packed = None if bounds is None else torch.tensor(bounds, device=x["v"].device, dtype=torch.int32)
-    terms = MatrixTerms(**{n: t for n, t in x.items() if n in NAMES}, **options)
-    found = matrix_backward(
-        x["do"], x["dlast"], *(x.get(n) for n in NAMES), x.get("state"), packed, SCALE, chunk,
-        terms.predict, terms.readout,
-    )  # fmt: skip
+    fields: dict[str, Any] = {n: t for n, t in x.items() if n in NAMES} | options
+    terms = MatrixTerms(**fields)
+    arguments: list[Any] = [x["do"], x["dlast"], *(x.get(n) for n in NAMES), x.get("state"), packed]
+    arguments += [SCALE, chunk, terms.predict, terms.readout]
+    found = matrix_backward(*arguments)
     assert [d is None for d in found[:-1]] == [n not in x for n in NAMES]
     return {n: d for n, d in zip((*NAMES, "state"), found, strict=True) if d is not None}
 

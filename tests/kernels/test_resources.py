@@ -26,13 +26,13 @@ from linrec.evals.kernels.targets import CHECKED  # noqa: E402
 BASELINE = load(Path(__file__).with_name("baseline.json"))
 SPOT_CHECKS = 4  # kernels that are compiled whatever the baseline says of them
 
-# Bytes over the minimum, forward, at B = 4, T = 4096, 16 heads of width 128. Backward: three times its own minimum.
-FORWARD = {
-    "additive, one decay a head": dict.fromkeys(CHECKED, 1.1),
-    "delta": {**dict.fromkeys(CHECKED, 2.1), "sm_90": 1.6},
-    "delta, a decay a channel": dict.fromkeys(CHECKED, 2.4),
+# Bytes over the minimum at B = 4, T = 4096, 16 heads of width 128. The selective scan keeps its states in float32
+# for the backward pass, which recomputes from them.
+LIMITS = {
+    "diagonal scan": (1.05, 1.25),
+    "complex diagonal scan": (1.05, 1.25),
+    "selective scan": (1.7, 3.5),
 }
-BACKWARD = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def rows() -> list[Row]:
     """Everything, or with another Triton than the baseline's, where nothing is known, a part."""
     if triton.__version__ == BASELINE.triton:
         return compiled_rows(CASES, WIDTHS, CHECKED, BASELINE.rows)
-    return compiled_rows(FORWARD, [WIDTH], ["sm_90", "gfx942"])
+    return compiled_rows(LIMITS, [WIDTH], ["sm_90", "gfx942"])
 
 
 @pytest.mark.slow
@@ -80,12 +80,12 @@ def without(rows: list[Row], key: str) -> list[Row]:
 
 @pytest.mark.slow
 def test_traffic_stays_near_the_minimum(rows: list[Row]) -> None:
-    counted = [r for r in rows if r.width == WIDTH and r.case.rsplit(" ", 1)[0] in FORWARD]
+    counted = [r for r in rows if r.width == WIDTH and r.case.rsplit(" ", 1)[0] in LIMITS]
     count_traffic(counted)
     assert {r.architecture for r in counted} <= set(CHECKED) and counted
     for row in counted:
         case, direction = row.case.rsplit(" ", 1)
-        limit = FORWARD[case][row.architecture] if direction == "forward" else BACKWARD
+        limit = LIMITS[case][direction == "backward"]
         assert row.ratio is not None and 1 <= row.ratio <= limit, (row.name, row.ratio, row.moved)
     if triton.__version__ == BASELINE.triton:
         worse = regressions(counted, BASELINE.rows)
