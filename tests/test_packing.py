@@ -10,12 +10,13 @@ from linrec.packing import by_segment, length_groups
 
 
 @given(st.lists(st.integers(0, 300), min_size=1, max_size=40))
-def test_groups_hold_every_segment_once_and_pad_less_than_twice(lengths):
+def test_groups_hold_every_segment_once_and_pad_little(lengths):
     groups = length_groups(lengths)
     assert sorted(n for group in groups for n in group) == list(range(len(lengths)))
     for group in groups:
         inside = [lengths[n] for n in group]
-        assert max(inside) < 2 * max(min(inside), 1)
+        assert max(inside) < 2 * max(min(inside), 32)
+        assert min(inside) > 0 or max(inside) == 0
 
 
 @settings(max_examples=25, deadline=None)
