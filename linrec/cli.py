@@ -367,7 +367,9 @@ def suite(
             help="mqar, parity, modular, groups, mad, selective_copy or induction", show_default=False
         ),
     ],
-    size: Annotated[str, typer.Option(help="small (minutes on two cores) or full (as published)")] = "small",
+    size: Annotated[
+        str, typer.Option(help="small (minutes on two cores) or full (the papers' lengths)")
+    ] = "small",
     seeds: Annotated[int | None, typer.Option(min=1, help="runs of each candidate")] = None,
     rule: Annotated[
         list[str] | None,
@@ -375,9 +377,7 @@ def suite(
             help="a layer with options, e.g. delta_net:allow_neg_eigval=true,conv_size=0; repeatable"
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="folder for NAME.jsonl, NAME.png and NAME.html")] = Path(
-        "runs/suites"
-    ),
+    out: Annotated[Path, typer.Option(help="folder for NAME.jsonl and NAME.png")] = Path("runs/suites"),
     device: Device = None,
 ) -> None:
     """Train rules side by side on a synthetic task; what is on file in --out is not run again."""
