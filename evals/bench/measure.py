@@ -52,7 +52,10 @@ def gradients(f: Callable[..., Tensor], inputs: Sequence[Tensor]) -> tuple[Tenso
 
 
 def peak_memory(work: Work) -> int:
-    """Bytes by which the process grows at most while ``work`` runs, what its result holds included (Linux)."""
+    """Bytes by which the process grows at most while ``work`` runs, what its result holds included (Linux).
+
+    For a fresh process: memory that an old one has freed is used again without growing.
+    """
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew from what is resident now
     before = _status("VmRSS")
