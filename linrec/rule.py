@@ -76,6 +76,11 @@ class Terms:
         """The tensors with a time axis, ``[B, T, ...]``, by field name."""
         raise NotImplementedError
 
+    @property
+    def accumulator(self) -> torch.dtype:
+        """The dtype of the state and of all sums: at least float32."""
+        return torch.promote_types(next(iter(self.over_time().values())).dtype, torch.float32)
+
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """The same terms with these fields replaced."""
         return replace(self, **tensors)  # type: ignore[arg-type]
@@ -289,8 +294,8 @@ _donation = False
 
 
 def donating() -> bool:
-    """Whether a step may write the next state over the one it was given."""
-    return _donation and not torch.is_grad_enabled()
+    """Whether the caller has given its state away: a step may write the next one over it, where gradients are off."""
+    return _donation
 
 
 @contextlib.contextmanager

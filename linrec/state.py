@@ -1,7 +1,8 @@
 """Recurrent states as trees: nested (named) tuples whose leaves are tensors, plain numbers or None.
 
 Every layer and model of the kit takes its state as an argument and returns the next one; nothing is
-kept on a module. A state is never modified in place, so holding on to one *is* a fork.
+kept on a module. A state is never modified in place unless its owner gives it away
+(:func:`linrec.rule.donation`), so holding on to one *is* a fork.
 """
 
 from __future__ import annotations

@@ -60,6 +60,10 @@ class Session:
         self._owned = False
         return self._state
 
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state, self._owned = state, False
+
     @property
     def next_logits(self) -> Tensor:
         """``[vocab_size]``: logits of the token after the last one fed. Raises ShapeError before any feed."""

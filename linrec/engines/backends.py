@@ -21,12 +21,13 @@ def chosen_backend(call: Call, who: str, *tensors: Tensor) -> str:
         reason = why_not_triton(*tensors)
         if reason:
             raise BackendError(f"{who}: backend='triton' cannot run: {reason}")
-    return "triton" if call.backend != "torch" and prefers_triton(call.backend, *tensors) else "torch"
+    return "triton" if prefers_triton(call.backend, *tensors) else "torch"
 
 
 def prefers_triton(backend: str, *tensors: Tensor) -> bool:
     """Whether Triton is asked for, or chosen by "auto" because the tensors are on a GPU and it can run."""
-    return backend == "triton" or (tensors[0].device.type == "cuda" and why_not_triton(*tensors) is None)
+    on_gpu = tensors[0].device.type == "cuda"
+    return backend == "triton" or (backend == "auto" and on_gpu and why_not_triton(*tensors) is None)
 
 
 def why_not_triton(*tensors: Tensor) -> str | None:

@@ -55,7 +55,7 @@ def causal_convolution(
     x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]`` or None, state ``[B or segments, W - 1, D]``.
     """
     tensors = [x, weight, state] if bias is None else [x, weight, state, bias]
-    if backend != "torch" and prefers_triton(backend, *tensors):
+    if prefers_triton(backend, *tensors):
         from linrec.kernels import convolution
 
         y = convolution.short_convolution(x, weight, bias, state, cu_seqlens, silu)

@@ -70,14 +70,10 @@ class DiagonalTerms(Terms):
         """The tokens."""
         return dict(self.tokens)
 
-    @property
-    def accumulator(self) -> torch.dtype:
-        """The dtype of the state and of all sums."""
-        return torch.promote_types(next(iter(self.tokens.values())).dtype, torch.float32)
-
     def widened(self) -> DiagonalTerms:
         """The same with all tokens in accumulator precision."""
-        return replace(self, tokens={name: x.to(self.accumulator) for name, x in self.tokens.items()})
+        dtype = self.accumulator
+        return replace(self, tokens={name: x.to(dtype) for name, x in self.tokens.items()})
 
     def reading(self, read: Callable[[Tokens, Tensor], Tensor], **more: Tensor) -> DiagonalTerms:
         """The same recurrence read by ``read``, which needs ``more`` tokens."""

@@ -23,7 +23,7 @@ def gated_rms_norm(
     x and gate ``[..., width]``, weight ``[width]``; the mean square is over each of ``groups`` equal parts of a row.
     """
     tensors = [x, weight] if gate is None else [x, weight, gate]
-    if (gate is None or gate.dtype == x.dtype) and backend != "torch" and prefers_triton(backend, *tensors):
+    if (gate is None or gate.dtype == x.dtype) and prefers_triton(backend, *tensors):
         from linrec.kernels import norm
 
         return norm.gated_rms_norm(x, weight, gate, eps, activation, gate_first, groups)

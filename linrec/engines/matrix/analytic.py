@@ -14,18 +14,17 @@ so the decay's gradient needs no gradient of any exponential. The general path h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from linrec.engines.matrix.chunk import cumulative_decay
-from linrec.engines.matrix.plan import Plan, chunk_bounds, put_rows, rows
+from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, decay_gradient, rows
 from linrec.engines.matrix.scores import Decay
 from linrec.engines.triangular import solve_unit_lower, solve_unit_lower_transposed
 
-Tensors = Mapping[str, Tensor | None]
+NAMES = ("q", "k", "v", "g", "a", "b")
 
 
 class Chunk(NamedTuple):
@@ -54,21 +53,21 @@ def exp_as(exponent: Tensor, like: Tensor) -> Tensor:
     return exponent.to(like.dtype).exp_() if exponent.dtype != like.dtype else exponent.exp()
 
 
-def load(tensors: Tensors, start: int, stop: int, plan: Plan) -> Chunk:
+def load(tensors: Tensors, span: Span, plan: Plan) -> Chunk:
     """Cut one chunk out of the arguments."""
     heads = tensors["v"].shape[2]  # type: ignore[union-attr]
 
     def cut(name: str) -> Tensor | None:
         x = tensors[name]
-        return None if x is None else rows(x, start, stop, heads // x.shape[2])
+        return None if x is None else rows(x, *span, heads // x.shape[2])
 
     q, k, v, a, b, g = (cut(n) for n in ("q", "k", "v", "a", "b", "g"))
     assert q is not None and k is not None and v is not None and g is not None
     total = cumulative_decay(g)
     before = torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], dim=1)
-    at_q = Decay(total if plan.readout == "post" else before, total, plan.readout == "post", v.dtype)
-    at_a = Decay(total if plan.predict == "decayed" else before, total, False, v.dtype)
-    if plan.readout == "post" and plan.predict == "decayed":
+    at_q = Decay(total if plan.reads_now else before, total, plan.reads_now, v.dtype)
+    at_a = Decay(total if plan.predicts_now else before, total, False, v.dtype)
+    if plan.reads_now and plan.predicts_now:
         at_a.wider = at_q  # the same decays: their exponentials are needed once
     return Chunk(q * plan.scale, k, v, a, b, at_q, at_a, total)
 
@@ -97,16 +96,16 @@ def solve_chunk(c: Chunk, state: Tensor) -> Solved:
     return Solved(scores, system, c.v, (c.at_q.scores(c.q, c.b), within, z))
 
 
-def read_and_write(c: Chunk, s: Solved, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Output and exit state of a chunk."""
+def read_and_write(c: Chunk, s: Solved, state: Tensor, new_state: Tensor) -> Tensor:
+    """Output of a chunk; fills the exit state ``new_state``."""
     to_end = c.to_end()
     o = torch.bmm(c.q * exp_as(c.at_q.at_x, c.q), state).baddbmm_(s.scores, s.written)
-    new_state = torch.baddbmm(c.whole() * state, (c.k * to_end).mT, s.written)
+    torch.mul(c.whole(), state, out=new_state).baddbmm_((c.k * to_end).mT, s.written)
     if c.b is not None and s.extra is not None:
         scores_b, _, z = s.extra
         o.baddbmm_(scores_b, z)
         new_state.baddbmm_((c.b * to_end).mT, z)
-    return o, new_state
+    return o
 
 
 def chunk_adjoint(
@@ -157,52 +156,33 @@ def decay_adjoint(c: Chunk, grads: dict[str, Tensor], at_end: Tensor, plan: Plan
         both = x * dx
         return (both.sum(-1, keepdim=True) if narrow else both).to(c.total.dtype)
 
-    d_total = -product(c.k, grads["k"])
+    written = product(c.k, grads["k"])
     if c.b is not None:
-        d_total -= product(c.b, grads["b"])
-    readers = [(c.q, grads["q"], plan.readout == "post")]
+        written += product(c.b, grads["b"])
+    readers = [(product(c.q, grads["q"]), plan.reads_now)]
     if c.a is not None:
-        readers.append((c.a, grads["a"], plan.predict == "decayed"))
-    for x, dx, now in readers:
-        if now:
-            d_total += product(x, dx)
-        else:  # read the decay up to the token before; the first token read none
-            d_total[:, :-1] += product(x, dx)[:, 1:]
-    d_total[:, -1] += at_end.sum(-1, keepdim=True) if narrow else at_end
-    return d_total.flip(1).cumsum(1).flip(1).to(c.v.dtype)
-
-
-NAMES = ("q", "k", "v", "g", "a", "b")
+        readers.append((product(c.a, grads["a"]), plan.predicts_now))
+    at_end = at_end.sum(-1, keepdim=True) if narrow else at_end
+    return decay_gradient(written, readers, at_end).to(c.v.dtype)
 
 
 def forward(
-    plan: Plan, state: Tensor, tensors: Tensors, keep: bool, o: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """Fill ``o``; the final state ``[N, K, V]`` and, with ``keep``, the state that enters every chunk."""
-    states = []
-    for start, stop in chunk_bounds(o.shape[1], plan.chunk):
-        if keep:
-            states.append(state)
-        c = load(tensors, start, stop, plan)
-        part, state = read_and_write(c, solve_chunk(c, state), state)
-        put_rows(o, part, start, stop)
-    return state, states
+    plan: Plan, memory: Memory, tensors: Tensors, span: Span, state: Tensor, new_state: Tensor
+) -> Tensor:
+    """See :class:`linrec.engines.matrix.scan.Lane`."""
+    c = load(tensors, span, plan)
+    return read_and_write(c, solve_chunk(c, state), state, new_state)
 
 
 def backward(
     plan: Plan,
-    states: list[Tensor],
+    memory: Memory,
     tensors: Tensors,
+    span: Span,
+    states: tuple[Tensor, Tensor],
     do: Tensor,
-    dstate: Tensor,
-    grads: Mapping[str, Tensor],
-) -> Tensor:
-    """Fill ``grads``; the gradient of the entry state. ``states`` holds one more state than there are chunks."""
-    chunks = chunk_bounds(do.shape[1], plan.chunk)
-    for (start, stop), entry, leaving in reversed(list(zip(chunks, states[:-1], states[1:], strict=True))):
-        c = load(tensors, start, stop, plan)
-        s = solve_chunk(c, entry)
-        part, dstate = chunk_adjoint(c, s, entry, leaving, rows(do, start, stop), dstate, plan)
-        for name, target in grads.items():
-            put_rows(target, part[name], start, stop)
-    return dstate
+    dexit: Tensor,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """See :class:`linrec.engines.matrix.scan.Lane`."""
+    c = load(tensors, span, plan)
+    return chunk_adjoint(c, solve_chunk(c, states[0]), *states, do, dexit, plan)

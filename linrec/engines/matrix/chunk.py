@@ -12,6 +12,7 @@ from torch import Tensor
 
 from linrec.engines.matrix.scores import decayed_scores
 from linrec.engines.matrix.terms import Heads
+from linrec.engines.scans import exact
 from linrec.engines.triangular import solve_unit_lower
 
 
@@ -61,7 +62,7 @@ def cumulative_decay(g: Tensor) -> Tensor:
     Only differences of these sums are used; in float32 one strong reset (g = -400) would cost the decays
     after it three digits.
     """
-    return g.to(g.dtype if g.device.type == "mps" else torch.float64).cumsum(-2)
+    return exact(g).cumsum(-2)
 
 
 def _exp(exponent: Tensor, like: Tensor) -> Tensor:

@@ -1,10 +1,15 @@
-"""How the chunk algorithms cut a sequence: what a pass needs besides tensors, chunk bounds, rows in and out."""
+"""What the ways to compute chunks share: options, memory, how a sequence is cut, the gradient of a decay."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+Tensors = Mapping[str, Tensor | None]
+Span = tuple[int, int]  # first and past-the-last token of a chunk
 
 
 class Plan(NamedTuple):
@@ -14,6 +19,26 @@ class Plan(NamedTuple):
     chunk: int
     predict: str
     readout: str
+
+    @property
+    def reads_now(self) -> bool:
+        """Whether the query sees the current token's decay."""
+        return self.readout == "post"
+
+    @property
+    def predicts_now(self) -> bool:
+        """Whether the prediction does."""
+        return self.predict == "decayed"
+
+
+class Memory(dict[str, Tensor]):
+    """Tensors by name that every chunk of the same length uses again."""
+
+    def take(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of this shape; its values are left over from the chunk before."""
+        if name not in self or self[name].shape != shape:
+            self[name] = like.new_empty(shape, dtype=dtype or like.dtype)
+        return self[name]
 
 
 def rows(x: Tensor, start: int, stop: int, repeat: int = 1) -> Tensor:
@@ -35,6 +60,22 @@ def put_rows(target: Tensor, part: Tensor, start: int, stop: int) -> None:
     target[:, start:stop] = (part[:, :, 0] if part.shape[2] == 1 else part.sum(2)).transpose(1, 2)
 
 
-def chunk_bounds(length: int, chunk: int) -> list[tuple[int, int]]:
+def chunk_bounds(length: int, chunk: int) -> list[Span]:
     """First and past-the-last token of every chunk."""
     return [(start, min(start + chunk, length)) for start in range(0, length, chunk)]
+
+
+def decay_gradient(written: Tensor, readers: Sequence[tuple[Tensor, bool]], at_end: Tensor) -> Tensor:
+    """Gradient of the log-decays ``[N, C, 1 or K]`` from x dx of all that the decays scale, in float64.
+
+    ``written`` is that of what was written (k, b), ``readers`` those of what read (q, a) and whether it saw the
+    current token's decay, ``at_end`` ``[N, 1 or K]`` that of the exit state.
+    """
+    total = -written
+    for part, now in readers:
+        if now:
+            total += part
+        else:  # read the decay up to the token before; the first token read none
+            total[:, :-1] += part[:, 1:]
+    total[:, -1] += at_end
+    return total.flip(1).cumsum(1).flip(1)

@@ -21,28 +21,17 @@ what the delta rule predicts, the adjoint is
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from linrec.engines.matrix.chunk import cumulative_decay
-from linrec.engines.matrix.plan import Plan, chunk_bounds, put_rows, rows
+from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, decay_gradient, rows
+from linrec.engines.scans import exact
 from linrec.engines.triangular import solve_unit_lower, solve_unit_lower_transposed
 
 NAMES = ("q", "k", "v", "g", "write", "erase")
-Tensors = Mapping[str, Tensor | None]
-
-
-class Memory(dict[str, Tensor]):
-    """Tensors by name that every chunk of the same length uses again."""
-
-    def take(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-        """A tensor of this shape; its values are left over from the chunk before."""
-        if name not in self or self[name].shape != shape:
-            self[name] = like.new_empty(shape, dtype=dtype or like.dtype)
-        return self[name]
 
 
 class Rows(NamedTuple):
@@ -60,31 +49,27 @@ class Rows(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Heads first: q, k ``[N, C, K]``, v ``[N, C, V]``, the Gram matrices ``[N, C, C]``."""
+    """Heads first: q, k ``[N, C, K]``, v ``[N, C, V]``; ``repeat`` neighbouring rows of N share q and k."""
 
     q: Tensor
     k: Tensor
     v: Tensor
+    repeat: int
     row: Rows
 
 
-def load(x: Tensors, start: int, stop: int, plan: Plan, memory: Memory, dtype: torch.dtype) -> Chunk:
+def load(tensors: Tensors, span: Span, plan: Plan, memory: Memory, dtype: torch.dtype) -> Chunk:
     """Cut one chunk out of the arguments."""
-    v = x["v"]
+    (q, k, v), numbers = ([tensors[name] for name in part] for part in (NAMES[:3], NAMES[3:]))
+    assert q is not None
+    assert k is not None
     assert v is not None
-    heads = v.shape[2]
-
-    def cut(name: str) -> Tensor:
-        tensor = x[name]
-        assert tensor is not None
-        return rows(tensor, start, stop, heads // tensor.shape[2]).to(dtype)
-
-    def number(name: str) -> Tensor | None:
-        tensor = x[name]
-        return None if tensor is None else rows(tensor[..., None], start, stop).to(dtype).contiguous()
-
-    q, k, v = cut("q"), cut("k"), cut("v")
-    return Chunk(q, k, v, _rows(number("g"), number("write"), number("erase"), q, plan, memory))
+    repeat = v.shape[2] // k.shape[2]
+    q, k, v = (rows(x, *span, v.shape[2] // x.shape[2]).to(dtype) for x in (q, k, v))
+    g, write, erase = (
+        None if x is None else rows(x[..., None], *span).to(dtype).contiguous() for x in numbers
+    )
+    return Chunk(q, k, v, repeat, _rows(g, write, erase, q, plan, memory))
 
 
 def _rows(
@@ -92,9 +77,8 @@ def _rows(
 ) -> Rows:
     total = cumulative_decay(like.new_zeros(*like.shape[:2], 1) if g is None else g)
     before = torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], dim=1)
-    seen = {"post": total, "pre": before, "decayed": total, "undecayed": before}
-    at_q, at_a = seen[plan.readout], seen[plan.predict]
-    between_q = _between(at_q, total, plan.readout == "post", like, memory, "between_q")
+    at_q, at_a = (total if now else before for now in (plan.reads_now, plan.predicts_now))
+    between_q = _between(at_q, total, plan.reads_now, like, memory, "between_q")
     same = erase is None or at_a is at_q
     between_a = between_q if same else _between(at_a, total, False, like, memory, "between_a")
     last = total[:, -1:]
@@ -140,10 +124,10 @@ class Solved(NamedTuple):
     written: Tensor
 
 
-def solve(c: Chunk, state: Tensor, plan: Plan, memory: Memory, repeat: int) -> Solved:
+def solve(c: Chunk, state: Tensor, plan: Plan, memory: Memory) -> Solved:
     """The scores of the chunk and what it writes."""
     row = c.row
-    attention = scores(c.q, c.k, row.between_q, "scores", memory, repeat, plan.scale)
+    attention = scores(c.q, c.k, row.between_q, "scores", memory, c.repeat, plan.scale)
     written = memory.take("written", c.v, *c.v.shape)
     if row.write is None:
         written.copy_(c.v)
@@ -151,7 +135,7 @@ def solve(c: Chunk, state: Tensor, plan: Plan, memory: Memory, repeat: int) -> S
         torch.mul(c.v, row.write, out=written)
     if row.erase is None:
         return Solved(attention, None, None, None, written)
-    gram = scores(c.k, c.k, row.between_a, "gram", memory, repeat, 1.0)
+    gram = scores(c.k, c.k, row.between_a, "gram", memory, c.repeat, 1.0)
     system = torch.mul(gram, -row.erase, out=memory.take("system", gram, *gram.shape))
     seen = torch.bmm(c.k, state, out=memory.take("seen", c.v, *c.v.shape))
     seen.mul_(row.at_a)
@@ -162,49 +146,35 @@ def solve(c: Chunk, state: Tensor, plan: Plan, memory: Memory, repeat: int) -> S
 
 def read_and_write(
     c: Chunk, s: Solved, state: Tensor, new_state: Tensor, plan: Plan, memory: Memory
-) -> tuple[Tensor, Tensor]:
-    """Output and exit state of a chunk; the latter is written to ``new_state``."""
+) -> Tensor:
+    """Output of a chunk; fills the exit state ``new_state``."""
     o = torch.bmm(c.q, state, out=memory.take("output", c.v, *c.v.shape))
     o.mul_(c.row.at_q * plan.scale).baddbmm_(s.scores, s.written)
     kept = torch.mul(s.written, c.row.to_end, out=memory.take("kept", c.v, *c.v.shape))
-    torch.mul(state, c.row.whole, out=new_state)
-    return o, new_state.baddbmm_(c.k.mT, kept)
+    torch.mul(state, c.row.whole, out=new_state).baddbmm_(c.k.mT, kept)
+    return o
 
 
-def forward(plan: Plan, state: Tensor, x: Tensors, keep: bool, o: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Fill ``o``; the final state ``[N, K, V]`` and, with ``keep``, the state that enters every chunk."""
-    v, k = x["v"], x["k"]
-    assert v is not None
-    assert k is not None
-    memory, states = Memory(), []
-    repeat = v.shape[2] // k.shape[2]
-    spare = [torch.empty_like(state), torch.empty_like(state)]
-    for number, (start, stop) in enumerate(chunk_bounds(v.shape[1], plan.chunk)):
-        c = load(x, start, stop, plan, memory, state.dtype)
-        target = torch.empty_like(state) if keep else spare[number % 2]
-        states.append(state)
-        part, state = read_and_write(c, solve(c, state, plan, memory, repeat), state, target, plan, memory)
-        put_rows(o, part, start, stop)
-    return state, states if keep else []
+def forward(
+    plan: Plan, memory: Memory, tensors: Tensors, span: Span, state: Tensor, new_state: Tensor
+) -> Tensor:
+    """See :class:`linrec.engines.matrix.scan.Lane`."""
+    c = load(tensors, span, plan, memory, state.dtype)
+    return read_and_write(c, solve(c, state, plan, memory), state, new_state, plan, memory)
 
 
 def backward(
-    plan: Plan, states: list[Tensor], x: Tensors, do: Tensor, dstate: Tensor, grads: Mapping[str, Tensor]
-) -> Tensor:
-    """Fill ``grads``; the gradient of the entry state. ``states`` holds one more state than there are chunks."""
-    v, k = x["v"], x["k"]
-    assert v is not None
-    assert k is not None
-    memory, repeat = Memory(), v.shape[2] // k.shape[2]
-    chunks = chunk_bounds(v.shape[1], plan.chunk)
-    for (start, stop), entry, leaving in reversed(list(zip(chunks, states[:-1], states[1:], strict=True))):
-        c = load(x, start, stop, plan, memory, entry.dtype)
-        s = solve(c, entry, plan, memory, repeat)
-        part = rows(do, start, stop).to(entry.dtype)
-        found, dstate = adjoint(c, s, (entry, leaving), part, dstate, plan, memory)
-        for name, target in grads.items():
-            put_rows(target, found[name], start, stop)
-    return dstate
+    plan: Plan,
+    memory: Memory,
+    tensors: Tensors,
+    span: Span,
+    states: tuple[Tensor, Tensor],
+    do: Tensor,
+    dexit: Tensor,
+) -> tuple[dict[str, Tensor], Tensor]:
+    """See :class:`linrec.engines.matrix.scan.Lane`."""
+    c = load(tensors, span, plan, memory, do.dtype)
+    return adjoint(c, solve(c, states[0], plan, memory), states, do, dexit, plan, memory)
 
 
 def adjoint(
@@ -261,18 +231,10 @@ def _decay_adjoint(
     plan: Plan,
     memory: Memory,
 ) -> Tensor:
-    """Gradient of the log-decays ``[N, C, 1]`` from those of their sums."""
-    total = _dot(c.k, dk, memory).neg_().to(torch.promote_types(dk.dtype, torch.float64))
-    readers = [(_dot(c.q, dq, memory), plan.readout == "post")]
+    """Gradient of the log-decays ``[N, C, 1]``."""
+    readers = [(_dot(c.q, dq, memory), plan.reads_now)]
     if reads is not None:
-        readers.append((_dot(c.k, reads, memory), plan.predict == "decayed"))
-    for part, now in readers:
-        if now:
-            total += part
-        else:  # read the decay up to the token before; the first token read none
-            total[:, :-1] += part[:, 1:]
+        readers.append((_dot(c.k, reads, memory), plan.predicts_now))
     leaving, dexit = end
-    total[:, -1] += torch.mul(leaving, dexit, out=memory.take("end", leaving, *leaving.shape)).sum((1, 2))[
-        :, None
-    ]
-    return total.flip(1).cumsum(1).flip(1).to(dk.dtype)
+    at_end = torch.mul(leaving, dexit, out=memory.take("end", leaving, *leaving.shape)).sum((1, 2))
+    return decay_gradient(exact(_dot(c.k, dk, memory)), readers, at_end[:, None]).to(dk.dtype)

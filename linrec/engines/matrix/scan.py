@@ -13,23 +13,38 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from linrec.engines.matrix.plan import Plan
+from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, chunk_bounds, put_rows, rows
 
 Plain = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Lane(Protocol):
-    """One way to compute chunks: :mod:`linrec.engines.matrix.scalar` or :mod:`linrec.engines.matrix.analytic`."""
+    """One way to compute a chunk: :mod:`linrec.engines.matrix.scalar` or :mod:`linrec.engines.matrix.analytic`.
+
+    ``tensors`` are named by ``NAMES``, the chunk is their tokens ``start .. stop``; states are ``[N, K, V]``, N = B HV.
+    """
 
     NAMES: tuple[str, ...]
 
     def forward(
-        self, plan: Plan, state: Tensor, tensors: Any, keep: bool, o: Tensor
-    ) -> tuple[Tensor, list[Tensor]]: ...
+        self, plan: Plan, memory: Memory, tensors: Tensors, span: Span, state: Tensor, new_state: Tensor
+    ) -> Tensor:
+        """The chunk's output ``[N, C, V]``; fills ``new_state``, which is not ``state``."""
 
     def backward(
-        self, plan: Plan, states: list[Tensor], tensors: Any, do: Tensor, dstate: Tensor, grads: Any
-    ) -> Tensor: ...
+        self,
+        plan: Plan,
+        memory: Memory,
+        tensors: Tensors,
+        span: Span,
+        states: tuple[Tensor, Tensor],
+        do: Tensor,
+        dexit: Tensor,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Gradients by name ``[N, C, .]`` and that of the entry state, from those of the output and the exit state.
+
+        ``states`` are the entry and the exit state.
+        """
 
 
 class ChunkScan(torch.autograd.Function):
@@ -48,11 +63,16 @@ class ChunkScan(torch.autograd.Function):
         assert v is not None
         o = v.new_empty(v.shape, dtype=state.dtype)
         keep = any(ctx.needs_input_grad)
-        last, states = lane.forward(plan, state.flatten(0, 1), tensors, keep, o)
+        memory, states = Memory(), [state.flatten(0, 1)]
+        for number, span in enumerate(chunk_bounds(v.shape[1], plan.chunk)):
+            entry = states[-1]
+            fresh = keep or number < 2
+            states.append(torch.empty_like(entry) if fresh else states[-2])  # else two take turns
+            put_rows(o, lane.forward(plan, memory, tensors, span, entry, states[-1]), *span)
         if keep:
             ctx.lane, ctx.plan, ctx.plain = lane, plan, plain
-            ctx.save_for_backward(state, *values, *states, last)
-        return o, last.unflatten(0, state.shape[:2]).clone()
+            ctx.save_for_backward(state, *values, *states)
+        return o, states[-1].unflatten(0, state.shape[:2]).clone()
 
     @staticmethod
     def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Any, ...]:
@@ -68,7 +88,13 @@ class ChunkScan(torch.autograd.Function):
             if x is not None
         }
         do = do.contiguous()  # an expanded gradient (of a sum, say) would be multiplied matrix by matrix
-        dstate = ctx.lane.backward(ctx.plan, states, tensors, do, dlast.flatten(0, 1), grads)
+        memory, dstate = Memory(), dlast.flatten(0, 1)
+        chunks = chunk_bounds(do.shape[1], ctx.plan.chunk)
+        for span, *around in reversed(list(zip(chunks, states[:-1], states[1:], strict=True))):
+            part = rows(do, *span)
+            found, dstate = ctx.lane.backward(ctx.plan, memory, tensors, span, tuple(around), part, dstate)
+            for name, target in grads.items():
+                put_rows(target, found[name], *span)
         return (None, None, None, dstate.unflatten(0, state.shape[:2]), *(grads.get(name) for name in names))
 
 

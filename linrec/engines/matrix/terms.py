@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
 
-import torch
 from torch import Tensor
 
 from linrec.rule import Terms
@@ -41,18 +40,14 @@ class MatrixTerms(Terms):
         named = {n: getattr(self, n) for n in ("q", "k", "v", "g", "a", "b", "write", "erase")}
         return {n: x for n, x in named.items() if x is not None}
 
-    @property
-    def accumulator(self) -> torch.dtype:
-        """The dtype of the state and of all sums."""
-        return torch.promote_types(self.v.dtype, torch.float32)
-
     def state_shape(self, rows: int) -> tuple[int, int, int, int]:
         """``[rows, HV, K, V]``."""
         return rows, self.v.shape[2], self.k.shape[3], self.v.shape[3]
 
     def explicit(self) -> Self:
         """The same in accumulator precision, with the strengths multiplied into v and a."""
-        x = {name: x.to(self.accumulator) for name, x in self.over_time().items()}
+        dtype = self.accumulator
+        x = {name: x.to(dtype) for name, x in self.over_time().items()}
         write, erase = x.pop("write", None), x.pop("erase", None)
         if write is not None:
             x["v"] = strengthened(write, x["v"])
