@@ -74,7 +74,7 @@ def backward(
 
 
 def step(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
-    """One token ``[B, 1, D]``; state ``[B, W - 1, D]``, contiguous, becomes the next one in place."""
+    """One token ``[B, 1, D]``, not differentiable; state ``[B, W - 1, D]``, contiguous, becomes the next in place."""
     x, weight = x.contiguous(), weight.contiguous()
     y = torch.empty_like(x)
     _launch(
@@ -110,12 +110,7 @@ def _launch(
             kernel[grid](*arguments, **constants, **config)
 
 
-@torch.library.custom_op("linrec::short_convolution", mutates_args=())
-def short_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, bounds: Tensor | None, silu: bool
-) -> Tensor:
-    """See :mod:`linrec.kernels.convolution`."""
-    return forward(x, weight, bias, state, bounds, silu)
+short_convolution = torch.library.custom_op("linrec::short_convolution", forward, mutates_args=())
 
 
 @short_convolution.register_fake
@@ -125,18 +120,9 @@ def _forward_like(
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("linrec::short_convolution_backward", mutates_args=())
-def short_convolution_backward(
-    dy: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    state: Tensor,
-    bounds: Tensor | None,
-    silu: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """See :func:`backward`."""
-    return backward(dy, x, weight, bias, state, bounds, silu)
+short_convolution_backward = torch.library.custom_op(
+    "linrec::short_convolution_backward", backward, mutates_args=()
+)
 
 
 @short_convolution_backward.register_fake
@@ -166,12 +152,9 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 short_convolution.register_autograd(_gradients, setup_context=_setup)
 
 
-@torch.library.custom_op("linrec::short_convolution_step_", mutates_args=("state",))
-def short_convolution_step_(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool
-) -> Tensor:
-    """See :func:`step`; not differentiable."""
-    return step(x, weight, bias, state, silu)
+short_convolution_step_ = torch.library.custom_op(
+    "linrec::short_convolution_step_", step, mutates_args=("state",)
+)
 
 
 @short_convolution_step_.register_fake

@@ -74,6 +74,21 @@ def _slope(
 
 
 @triton.jit
+def _later(
+    total, FIRST: tl.constexpr,
+    dy, x, weight, bias, state, row, first, count, place, here, channel, known, width,
+    W: tl.constexpr, SILU: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    """``total`` and what the sums FIRST to W - 1 places later send back to the input at ``place``."""
+    for later in tl.range(FIRST, W):
+        slope = _slope(
+            dy, x, weight, bias, state, row, first, count, place + later, here, channel, known, width, W, SILU, BT, BD
+        )  # fmt: skip
+        total += _weight(weight, W - 1 - later, channel, known, W) * slope
+    return total
+
+
+@triton.jit
 def convolution_forward_kernel(
     x, weight, bias, state, y, bounds, segment, tokens, length, width,
     W: tl.constexpr, SILU: tl.constexpr, PACKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
@@ -106,12 +121,10 @@ def convolution_backward_kernel(
         earlier = _inputs(x, state, row, first, count, place - (W - 1) + tap, here, channel, known, width, W)
         tl.store(parts + tap * width, tl.sum(slope * earlier, axis=0), mask=known)
     tl.store(parts + W * width, tl.sum(slope, axis=0), mask=known)
-    total = _weight(weight, W - 1, channel, known, W) * slope
-    for later in tl.range(1, W):
-        slope = _slope(
-            dy, x, weight, bias, state, row, first, count, place + later, here, channel, known, width, W, SILU, BT, BD
-        )  # fmt: skip
-        total += _weight(weight, W - 1 - later, channel, known, W) * slope
+    total = _later(
+        _weight(weight, W - 1, channel, known, W) * slope, 1,
+        dy, x, weight, bias, state, row, first, count, place, here, channel, known, width, W, SILU, BT, BD,
+    )  # fmt: skip
     tl.store(dx + token[:, None] * width + channel[None, :], total, mask=here[:, None] & known[None, :])
 
 
@@ -132,12 +145,10 @@ def convolution_state_backward_kernel(
     else:
         first = row * length
         count = first * 0 + length
-    total = tl.zeros([BT, BD], tl.float32)
-    for later in tl.range(0, W):
-        slope = _slope(
-            dy, x, weight, bias, state, row, first, count, place + later, here, channel, known, width, W, SILU, BT, BD
-        )  # fmt: skip
-        total += _weight(weight, W - 1 - later, channel, known, W) * slope
+    total = _later(
+        tl.zeros([BT, BD], tl.float32), 0,
+        dy, x, weight, bias, state, row, first, count, place, here, channel, known, width, W, SILU, BT, BD,
+    )  # fmt: skip
     tl.store(dstate + slot[:, None] * width + channel[None, :], total, mask=here[:, None] & known[None, :])
 
 

@@ -86,12 +86,7 @@ def _launch(
             kernel[(programs,)](*arguments, **flags, **config, STAGES=STAGES)
 
 
-@torch.library.custom_op("linrec::diagonal_scan", mutates_args=())
-def diagonal_scan(
-    decay: Tensor, x: Tensor, start: Tensor, bounds: Tensor | None, log: bool, late: bool
-) -> tuple[Tensor, Tensor]:
-    """See :mod:`linrec.kernels.diagonal`; (h, last)."""
-    return forward(decay, x, start, bounds, log, late)
+diagonal_scan = torch.library.custom_op("linrec::diagonal_scan", forward, mutates_args=())
 
 
 @diagonal_scan.register_fake
@@ -101,13 +96,7 @@ def _forward_like(
     return x.new_empty(x.shape), start.new_empty(start.shape)
 
 
-@torch.library.custom_op("linrec::diagonal_scan_backward", mutates_args=())
-def diagonal_scan_backward(
-    dh: Tensor, dlast: Tensor, decay: Tensor, h: Tensor, start: Tensor, bounds: Tensor | None,
-    log: bool, late: bool, decay_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See :func:`backward`."""
-    return backward(dh, dlast, decay, h, start, bounds, log, late, decay_gradient)
+diagonal_scan_backward = torch.library.custom_op("linrec::diagonal_scan_backward", backward, mutates_args=())
 
 
 @diagonal_scan_backward.register_fake

@@ -16,13 +16,9 @@ from linrec.kernels.elementwise import join, join_complex, one_row, span
 
 
 @triton.jit
-def diagonal_forward_kernel(
-    decay, x, start, h, last, bounds,
-    length, width, decay_row, decay_token,
-    LOG: tl.constexpr, LATE: tl.constexpr, PACKED: tl.constexpr,
-    BT: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
-):  # fmt: skip
-    """decay ``[B or 1, T or 1, D]`` by its two strides (0 where it is broadcast), its logarithm if LOG."""
+def _place(bounds, length, width, decay_token, PACKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr):
+    """Where a program works: its row, the row's first token and number of tokens, its channels and which of them there
+    are, the numbers of a tile's tokens, and a tile's offsets in ``[T, D]`` tensors and in the decay."""
     blocks = tl.cdiv(width, BD)
     row = (tl.program_id(0) // blocks).to(tl.int64)
     channel = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
@@ -31,6 +27,20 @@ def diagonal_forward_kernel(
     time = tl.arange(0, BT)
     tile = time[:, None] * width + channel[None, :]
     decay_tile = time[:, None] * decay_token + channel[None, :]
+    return row, first, count, channel, known, time, tile, decay_tile
+
+
+@triton.jit
+def diagonal_forward_kernel(
+    decay, x, start, h, last, bounds,
+    length, width, decay_row, decay_token,
+    LOG: tl.constexpr, LATE: tl.constexpr, PACKED: tl.constexpr,
+    BT: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """decay ``[B or 1, T or 1, D]`` by its two strides (0 where it is broadcast), its logarithm if LOG."""
+    row, first, count, channel, known, time, tile, decay_tile = _place(
+        bounds, length, width, decay_token, PACKED, BT, BD
+    )
     x += first * width
     h += first * width
     decay += first * decay_token if PACKED else row * decay_row
@@ -61,14 +71,9 @@ def diagonal_backward_kernel(
     BT: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """GRADIENT of the decay: 0 none, 1 a sum over each row's tokens ``[rows, D]``, 2 for every token ``[B, T, D]``."""
-    blocks = tl.cdiv(width, BD)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    channel = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
-    known = channel < width
-    first, count = span(bounds, row, length, PACKED)
-    time = tl.arange(0, BT)
-    tile = time[:, None] * width + channel[None, :]
-    decay_tile = time[:, None] * decay_token + channel[None, :]
+    row, first, count, channel, known, time, tile, decay_tile = _place(
+        bounds, length, width, decay_token, PACKED, BT, BD
+    )
     h += first * width
     dh += first * width
     dx += first * width
@@ -140,14 +145,9 @@ def complex_forward_kernel(
     LATE: tl.constexpr, PACKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """As ``diagonal_forward_kernel``, for complex numbers; the decay itself, never its logarithm."""
-    blocks = tl.cdiv(width, BD)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    channel = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
-    known = channel < width
-    first, count = span(bounds, row, length, PACKED)
-    time = tl.arange(0, BT)
-    tile = time[:, None] * width + channel[None, :]
-    decay_tile = time[:, None] * decay_token + channel[None, :]
+    row, first, count, channel, known, time, tile, decay_tile = _place(
+        bounds, length, width, decay_token, PACKED, BT, BD
+    )
     x += 2 * first * width
     h += 2 * first * width
     decay += 2 * first * decay_token if PACKED else 2 * row * decay_row
@@ -178,14 +178,9 @@ def complex_backward_kernel(
     BT: tl.constexpr, BD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """As ``diagonal_backward_kernel``, for complex numbers; gradients in PyTorch's convention."""
-    blocks = tl.cdiv(width, BD)
-    row = (tl.program_id(0) // blocks).to(tl.int64)
-    channel = tl.program_id(0) % blocks * BD + tl.arange(0, BD)
-    known = channel < width
-    first, count = span(bounds, row, length, PACKED)
-    time = tl.arange(0, BT)
-    tile = time[:, None] * width + channel[None, :]
-    decay_tile = time[:, None] * decay_token + channel[None, :]
+    row, first, count, channel, known, time, tile, decay_tile = _place(
+        bounds, length, width, decay_token, PACKED, BT, BD
+    )
     h += 2 * first * width
     dh += 2 * first * width
     dx += 2 * first * width

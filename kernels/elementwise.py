@@ -48,8 +48,3 @@ def one_row(tile, time, which):
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
     """Launches go to the current device, which must be the tensors' own."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()
-
-
-def rows_of(x: Tensor, bounds: Tensor | None) -> int:
-    """Rows of the state: packed segments, or the batch."""
-    return x.shape[0] if bounds is None else bounds.shape[0] - 1

@@ -153,12 +153,7 @@ def _launch(
             kernel[grid](*arguments, **constants)
 
 
-@torch.library.custom_op("linrec::gated_rms_norm", mutates_args=())
-def gated_rms_norm(
-    x: Tensor, weight: Tensor, gate: Tensor | None, eps: float, activation: str, gate_first: bool, groups: int
-) -> Tensor:
-    """See :mod:`linrec.kernels.norm`."""
-    return forward(x, weight, gate, eps, activation, gate_first, groups)
+gated_rms_norm = torch.library.custom_op("linrec::gated_rms_norm", forward, mutates_args=())
 
 
 @gated_rms_norm.register_fake
@@ -168,13 +163,9 @@ def _forward_like(
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("linrec::gated_rms_norm_backward", mutates_args=())
-def gated_rms_norm_backward(
-    dy: Tensor, x: Tensor, weight: Tensor, gate: Tensor | None,
-    eps: float, activation: str, gate_first: bool, groups: int,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See :func:`backward`."""
-    return backward(dy, x, weight, gate, eps, activation, gate_first, groups)
+gated_rms_norm_backward = torch.library.custom_op(
+    "linrec::gated_rms_norm_backward", backward, mutates_args=()
+)
 
 
 @gated_rms_norm_backward.register_fake

@@ -113,13 +113,7 @@ def tiles(u: Tensor, start: Tensor, bounds: Tensor | None) -> int:
     return u.shape[1] // tokens + start.shape[0]
 
 
-@torch.library.custom_op("linrec::selective_scan", mutates_args=())
-def selective_scan(
-    step: Tensor | None, u: Tensor, rate: Tensor, into: Tensor, out: Tensor, skip: Tensor | None,
-    start: Tensor, bounds: Tensor | None, scale: float, exponential: bool, keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """See :func:`forward`; ``keep`` must be true where gradients are wanted."""
-    return forward(step, u, rate, into, out, skip, start, bounds, scale, exponential, keep)
+selective_scan = torch.library.custom_op("linrec::selective_scan", forward, mutates_args=())
 
 
 @selective_scan.register_fake
@@ -131,13 +125,9 @@ def _forward_like(
     return u.new_empty(u.shape), start.new_empty(start.shape), kept
 
 
-@torch.library.custom_op("linrec::selective_scan_backward", mutates_args=())
-def selective_scan_backward(
-    dy: Tensor, dlast: Tensor, step: Tensor | None, u: Tensor, rate: Tensor, into: Tensor, out: Tensor,
-    skip: Tensor | None, kept: Tensor, bounds: Tensor | None, scale: float, exponential: bool,
-) -> list[Tensor]:  # fmt: skip
-    """See :func:`backward`."""
-    return backward(dy, dlast, step, u, rate, into, out, skip, kept, bounds, scale, exponential)
+selective_scan_backward = torch.library.custom_op(
+    "linrec::selective_scan_backward", backward, mutates_args=()
+)
 
 
 @selective_scan_backward.register_fake

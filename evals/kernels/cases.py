@@ -1,10 +1,10 @@
-"""The calls that the kernel report records: rules in bfloat16 on the ``meta`` device, forward and backward."""
+"""The calls that the kernel report records: operators in bfloat16 on the ``meta`` device, forward and backward."""
 
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,43 +24,6 @@ class Recorded:
     width: int
     recording: Recording
     minimum: int
-
-
-class Case(Protocol):
-    """A call: its inputs at a width, and their outputs."""
-
-    def inputs(self, width: int) -> dict[str, Tensor]: ...
-
-    def call(self, inputs: dict[str, Tensor]) -> Any: ...
-
-
-@dataclass(frozen=True)
-class RuleCase:
-    """A rule called with one set of options; ``shape`` picks among an argument's alternative shapes."""
-
-    rule: str
-    sizes: dict[str, int] = field(default_factory=dict)
-    shape: int = 0
-
-    def inputs(self, width: int) -> dict[str, Tensor]:
-        """Tokens in bfloat16; decays and parameters in float32, as layers make them."""
-        from linrec.rules import RULES
-
-        dims = {"B": BATCH, "T": LENGTH, "H": HEADS, "HV": HEADS, "G": 1, "K": width, "V": width}
-        dims |= {"P": width, "N": width, "D": HEADS * width, **self.sizes}
-        made = {}
-        for name, arg in RULES[self.rule].arguments.items():
-            wide = "T" not in arg.shapes[0] or arg.draw.endswith("decay")
-            shape = [dims[d] for d in arg.shapes[self.shape % len(arg.shapes)]]
-            dtype = torch.float32 if wide else torch.bfloat16
-            made[name] = torch.empty(shape, device="meta", dtype=dtype, requires_grad=True)
-        return made
-
-    def call(self, inputs: dict[str, Tensor]) -> Any:
-        """The rule's output and state."""
-        from linrec.rules import RULES
-
-        return RULES[self.rule](**inputs, backend="triton")
 
 
 @dataclass(frozen=True)
@@ -91,7 +54,7 @@ class OperatorCase:
         return getattr(torch.ops.linrec, self.operator)(**inputs, **self.options)
 
 
-CASES: dict[str, Case] = {
+CASES = {
     "diagonal scan": OperatorCase(
         "linrec.kernels.diagonal",
         "diagonal_scan",

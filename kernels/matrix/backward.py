@@ -34,12 +34,6 @@ LAUNCHES = {
     "scan": {64: Launch(0, 32, 4, 2), 128: Launch(0, 32, 4, 2), 256: Launch(0, 32, 4, 2)},
     "chunk": {64: Launch(64, 0, 8, 1), 128: Launch(64, 0, 8, 1), 256: Launch(32, 0, 8, 1)},
 }
-CHUNK = {64: 64, 128: 64, 256: 32}
-
-
-def launch_of(stage: str, x: Tensor, width: int) -> Launch:
-    """The configuration of a stage."""
-    return LAUNCHES[stage][width]
 
 
 class Shapes(NamedTuple):
@@ -75,11 +69,6 @@ class Shapes(NamedTuple):
         }
         width = min(w for w in LAUNCHES["scan"] if w >= min(256, max(width_k, width_v)))
         return cls(sequences, length, slots, flags, width)
-
-
-def default_chunk(width_k: int, width_v: int) -> int:
-    """Tokens a chunk: fewer where K or V is so wide that a tile would not fit on chip."""
-    return next(c for w, c in CHUNK.items() if max(width_k, width_v) <= w)
 
 
 def _run(kernel: triton.JITFunction, grid: tuple[int, ...], launch: Launch, x: dict[str, Any]) -> None:
@@ -164,14 +153,14 @@ def _scores(x: dict[str, Any], s: Shapes) -> None:
         if x.get(name) is None:
             x[name] = x["v"].new_empty(rows) if needed else None
     if wanted["scores_qk"] or (f["DELTA"] and not given):
-        launch = launch_of("scores", x["v"], s.width)
+        launch = LAUNCHES["scores"][s.width]
         x["KB"] = _tile(launch.keys, f["K"])
         _run(chunk_scores, (s.slots, f["HV"]), launch, x)
 
 
 def _scans(x: dict[str, Any], s: Shapes) -> None:
     f = s.flags
-    launch = launch_of("scan", x["v"], s.width)
+    launch = LAUNCHES["scan"][s.width]
     x |= {"KB": _tile(0, f["K"]), "VB": _tile(launch.values, f["V"])}
     shape = s.slots, f["HV"], f["K"], f["V"]
     x |= {"states": x["v"].new_empty(shape), "dstates": x["v"].new_empty(shape)}
@@ -182,7 +171,7 @@ def _scans(x: dict[str, Any], s: Shapes) -> None:
 
 def _chunks(x: dict[str, Any], s: Shapes) -> None:
     f = s.flags
-    launch = launch_of("chunk", x["v"], s.width)
+    launch = LAUNCHES["chunk"][s.width]
     x |= {"KB": _tile(launch.keys, f["K"]), "VB": _tile(0, f["V"])}
     levels = x["LEVELS"] if f["CHANNEL"] else 1
     _run(chunk_gradients, (s.slots, f["HV"]), launch, x | {"LEVELS": levels})
