@@ -336,7 +336,7 @@ def bench(
     console = Console()
     names = tuple(name.strip() for name in cases.split(",") if name.strip())
     with console.status("measuring"):
-        *_, report = run_bench(names, quick=quick, rounds=rounds, threads=threads)
+        report = run_bench(names, quick=quick, rounds=rounds, threads=threads)
     if report["rows"]:
         console.print(table(report))
     for line in remarks(report):

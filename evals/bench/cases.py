@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -35,11 +36,7 @@ class Case(NamedTuple):
 
 def delta_inputs(length: int, heads: int = 16, width: int = 128, channel: bool = False) -> Inputs:
     """q, k of unit norm, v, log-decays in (-1, 0), strengths in (0, 1)."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(1, length, heads, *shape, generator=generator)
-
+    draw = partial(_normal(), 1, length, heads)
     g = F.logsigmoid(draw(width) + 3 if channel else draw() + 3)
     q, k = (F.normalize(draw(width), dim=-1) for _ in range(2))
     return {"q": q, "k": k, "v": draw(width), "g": g, "beta": draw().sigmoid()}
@@ -47,36 +44,33 @@ def delta_inputs(length: int, heads: int = 16, width: int = 128, channel: bool =
 
 def mamba2_inputs(length: int, heads: int = 24, width: int = 64, states: int = 128) -> Inputs:
     """The published sizes of the 130M model: one group."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
+    draw = partial(_normal(), 1, length)
     return {
-        "x": draw(1, length, heads, width),
-        "dt": F.softplus(draw(1, length, heads) - 4),
+        "x": draw(heads, width),
+        "dt": F.softplus(draw(heads) - 4),
         "A": -torch.arange(1.0, heads + 1),
-        "B": draw(1, length, 1, states),
-        "C": draw(1, length, 1, states),
+        "B": draw(1, states),
+        "C": draw(1, states),
         "D": torch.ones(heads),
     }
 
 
 def mamba_inputs(length: int, width: int = 1536, states: int = 16) -> Inputs:
     """The published sizes of the 130M model."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
+    draw = partial(_normal(), 1, length)
     return {
-        "x": draw(1, length, width),
-        "dt": F.softplus(draw(1, length, width) - 4),
+        "x": draw(width),
+        "dt": F.softplus(draw(width) - 4),
         "A": -torch.arange(1.0, states + 1).repeat(width, 1),
-        "B": draw(1, length, states),
-        "C": draw(1, length, states),
+        "B": draw(states),
+        "C": draw(states),
         "D": torch.ones(width),
     }
+
+
+def _normal() -> Callable[..., Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(*shape, generator=generator)
 
 
 CASES = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from linrec import rules
 from linrec.errors import BenchmarkError
 from linrec.evals.bench import peers
 from linrec.evals.bench.cases import delta_inputs
-from linrec.evals.bench.measure import Work, interleaved, relative_difference
+from linrec.evals.bench.measure import Work, side_by_side
 from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel
 from linrec.rule import donation
@@ -32,24 +33,18 @@ def step_row(quick: bool, rounds: int) -> dict[str, Any]:
     def theirs() -> tuple[Tensor, Tensor]:
         return peers.gated_delta_step(q, k, v, g, beta, state)
 
-    with torch.no_grad():
-        difference = max(relative_difference(*pair) for pair in zip(ours(), theirs(), strict=True))
-        times = interleaved(
-            {
-                "ours": lambda: [ours() for _ in range(50)],
-                "theirs": lambda: [theirs() for _ in range(50)],
-            },
-            rounds * 3,
-        )
-    return {
+    row = {
         "case": "gated_delta_net step",
         "shape": f"H={q.shape[2]}, K=V={q.shape[3]}",
         "pass": "one token",
         "peer": "transformers",
-        "difference": difference,
-        "seconds": times["ours"] / 50,
-        "peer_seconds": times["theirs"] / 50,
     }
+    works: dict[str, Work] = {
+        "ours": lambda: [ours() for _ in range(50)],
+        "theirs": lambda: [theirs() for _ in range(50)],
+    }
+    with torch.no_grad():
+        return side_by_side(row, zip(ours(), theirs(), strict=True), works, 3 * rounds, count=50)
 
 
 def model_row(quick: bool, rounds: int) -> dict[str, Any]:
@@ -59,70 +54,50 @@ def model_row(quick: bool, rounds: int) -> dict[str, Any]:
     theirs = transformers_model(**sizes)
     ours = same_model(theirs, **sizes)
     prompt = torch.arange(1, 9)[None]
-    with torch.inference_mode():
-        difference = max(
-            relative_difference(a, b)
-            for a, b in zip(_decode_ours(ours, prompt, 3), _decode_theirs(theirs, prompt, 3), strict=True)
-        )
-        works: dict[str, Work] = {
-            "ours": _Ours(ours, prompt, tokens),
-            "theirs": _Theirs(theirs, prompt, tokens),
-        }
-        times = interleaved(works, rounds)
-    return {
+    row = {
         "case": "mamba2 model decode",
         "shape": ", ".join(f"{k} {v}" for k, v in sizes.items()),
         "pass": "one token",
         "peer": "transformers",
-        "difference": difference,
-        "seconds": times["ours"] / tokens,
-        "peer_seconds": times["theirs"] / tokens,
     }
+    with torch.inference_mode():
+        decode_ours, decode_theirs = _Ours(ours, prompt), _Theirs(theirs, prompt)
+        results = zip(decode_ours(3), decode_theirs(3), strict=True)
+        works: dict[str, Work] = {
+            "ours": partial(decode_ours, tokens),
+            "theirs": partial(decode_theirs, tokens),
+        }
+        return side_by_side(row, results, works, rounds, count=tokens)
 
 
 class _Ours:
-    """Continue from a kept state."""
+    """Greedy tokens from the state after a prompt, every time from there; the logits that each was drawn from next."""
 
-    def __init__(self, model: LanguageModel, prompt: Tensor, tokens: int):
-        self.model, self.tokens = model, tokens
-        self.start = model.prefill(prompt)
+    def __init__(self, model: LanguageModel, prompt: Tensor):
+        self.model, self.start = model, model.prefill(prompt)
 
-    def __call__(self) -> None:
-        logits, state = self.start
-        for count in range(self.tokens):
+    def __call__(self, tokens: int) -> list[Tensor]:
+        (logits, state), every = self.start, []
+        for count in range(tokens):
             with donation(count > 0):  # the start is needed again
                 logits, state = self.model.step(logits[:, -1].argmax(-1, keepdim=True), state)
+            every.append(logits)
+        return every
 
 
 class _Theirs:
-    """Continue from the cache, which transformers changes in place."""
+    """The same, but on and on: transformers changes its cache in place."""
 
-    def __init__(self, model: Any, prompt: Tensor, tokens: int):
-        self.model, self.tokens = model, tokens
-        self.output = model(prompt, use_cache=True)
+    def __init__(self, model: Any, prompt: Tensor):
+        self.model, self.output = model, model(prompt, use_cache=True)
 
-    def __call__(self) -> None:
-        for _ in range(self.tokens):
+    def __call__(self, tokens: int) -> list[Tensor]:
+        every = []
+        for _ in range(tokens):
             token = self.output.logits[:, -1].argmax(-1, keepdim=True)
             self.output = self.model(token, cache_params=self.output.cache_params, use_cache=True)
-
-
-def _decode_ours(model: LanguageModel, prompt: Tensor, tokens: int) -> list[Tensor]:
-    logits, state = model.prefill(prompt)
-    every = [logits[0, -1]]
-    for _ in range(tokens):
-        logits, state = model.step(every[-1].argmax()[None, None], state)
-        every.append(logits[0, -1])
-    return every
-
-
-def _decode_theirs(model: Any, prompt: Tensor, tokens: int) -> list[Tensor]:
-    output = model(prompt, use_cache=True)
-    every = [output.logits[0, -1]]
-    for _ in range(tokens):
-        output = model(every[-1].argmax()[None, None], cache_params=output.cache_params, use_cache=True)
-        every.append(output.logits[0, -1])
-    return every
+            every.append(self.output.logits)
+        return every
 
 
 def transformers_model(width: int, layers: int, state: int, vocab: int) -> Any:

@@ -1,16 +1,21 @@
-"""How times and memory are taken."""
+"""How results are compared, and times and memory taken."""
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from linrec.errors import BenchmarkError
+from linrec.testing import relative_error
+
 Work = Callable[[], object]
+AGREE = 1e-3  # float32 results of two algorithms over thousands of tokens; a wrong scale or decay is off by far more
 
 
 def interleaved(works: Mapping[str, Work], rounds: int, patience: float = 20.0) -> dict[str, float]:
@@ -37,10 +42,30 @@ def matrix_peak(size: int = 2048, repeats: int = 8) -> float:
     return 2 * size**3 / interleaved({"product": lambda: a @ b}, repeats)["product"]
 
 
-def relative_difference(ours: Tensor, theirs: Tensor) -> float:
-    """|ours - theirs| / |theirs|, Euclidean norms in double precision."""
-    ours, theirs = ours.detach().double(), theirs.detach().double()
-    return float((ours - theirs).norm() / theirs.norm().clamp(min=1e-30))
+def side_by_side(
+    row: dict[str, Any],
+    results: Iterable[tuple[Tensor, Tensor]],
+    works: Mapping[str, Work],
+    rounds: int,
+    count: int = 1,
+) -> dict[str, Any]:
+    """The row of the table with its ``difference``, ``seconds``, ``peer_seconds`` and ``ratio``.
+
+    ``results`` are pairs of ours and the peer's, compared before anything is timed (none: another function);
+    ``works`` are "ours" and "theirs", each ``count`` times what the row is about. Raises BenchmarkError where the two
+    are not the same function.
+    """
+    differences = [relative_error(ours, theirs) for ours, theirs in results]
+    if differences:
+        row = {**row, "difference": max(differences)}
+        if not max(differences) < AGREE:
+            raise BenchmarkError(
+                f"{row['case']} ({row['pass']}): differs from {row['peer']} by {row['difference']:.1e}, "
+                f"allowed {AGREE:.0e}; not timed"
+            )
+    times = {name: seconds / count for name, seconds in interleaved(works, rounds).items()}
+    ratio = times["theirs"] / times["ours"]
+    return {**row, "seconds": times["ours"], "peer_seconds": times["theirs"], "ratio": ratio}
 
 
 def gradients(f: Callable[..., Tensor], inputs: Sequence[Tensor]) -> tuple[Tensor, ...]:

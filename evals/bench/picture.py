@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from linrec.evals.pictures import BLUE, GREEN, GREY, ORANGE, STYLE
-from linrec.files import write_atomically
+from linrec.evals.pictures import BLUE, GREEN, GREY, ORANGE, STYLE, save_png
 
 LINES = ((BLUE, "-"), (GREEN, "--"), ("#56B4E9", "-."), ("#CC79A7", ":"), (ORANGE, "-"))
 
 
 def draw(report: dict[str, Any], folder: Path) -> list[Path]:
     """The pictures that the report has figures for."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
     made = []
     for key, name, picture in (("curves", "time.png", _time), ("peak", "peak.png", _peak)):
         if key not in report:
             continue
-        with plt.rc_context(STYLE):
-            figure, ax = plt.subplots(figsize=(8, 5), dpi=130)
-            picture(ax, report[key])
-            figure.tight_layout()
-            write_atomically(folder / name, partial(figure.savefig, format="png"))
-            plt.close(figure)
+        with rc_context(STYLE):
+            figure = Figure(figsize=(8, 5), dpi=130, layout="tight")
+            picture(figure.subplots(), report[key])
+            save_png(figure, folder / name)
         made.append(folder / name)
     return made
 
