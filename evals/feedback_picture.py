@@ -14,8 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linrec import rules
-from linrec.evals.pictures import STYLE
-from linrec.files import write_atomically
+from linrec.evals.pictures import STYLE, save_png
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -83,20 +82,18 @@ def _read(o: Tensor) -> Tensor:
 
 def draw(path: str | Path) -> None:
     """Write the picture as PNG."""
-    import matplotlib
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(2, 3, figsize=(11, 8.3), dpi=110)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(11, 8.3), dpi=110)
+        axes = figure.subplots(2, 3)
         for ax, panel in zip(axes.flat, panels(), strict=True):
             _matrix(ax, panel)
         figure.suptitle("What token i takes from token j", x=0.02, ha="left", fontsize=15, fontweight="bold")
         figure.text(0.02, 0.012, CAPTION, fontsize=9, color="#555555")
         figure.tight_layout(rect=(0, 0.03, 1, 0.99), h_pad=0.5)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
-        plt.close(figure)
+        save_png(figure, path)
 
 
 def _matrix(ax: Axes, panel: Panel) -> None:

@@ -37,23 +37,26 @@ STYLE: dict[Any, Any] = {
 }
 
 
+def save_png(figure: Figure, path: str | Path) -> None:
+    """Write a figure, atomically."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
+
+
 def demo_picture(metrics: dict[str, Any], path: str | Path) -> None:
     """Draw loss, bits per byte and state size of a demo run into a PNG, written atomically."""
-    import matplotlib
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, 3, figsize=(17, 5.9), dpi=130)
+    with rc_context(STYLE):
+        figure = Figure(figsize=(17, 5.9), dpi=130)
+        axes = figure.subplots(1, 3)
         _loss(axes[0], metrics)
         _bits(axes[1], metrics)
         _memory(axes[2], metrics)
         figure.suptitle(metrics["title"], x=0.012, y=0.975, ha="left", fontsize=15, fontweight="bold")
         figure.text(0.012, 0.015, metrics["caption"], fontsize=9, color="#555555", ha="left", va="bottom")
         figure.tight_layout(rect=(0, 0.05, 1, 0.985), w_pad=3.0)
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
-        plt.close(figure)
+        save_png(figure, path)
 
 
 def _subtitle(ax: Axes, text: str) -> None:

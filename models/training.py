@@ -154,6 +154,13 @@ def _train_step(
     batch = batch.to(model.embed.weight.device)
     logits = model(batch[:, :-1]).logits
     loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
+    return descend(model, optimizer, loss, config, step)
+
+
+def descend(
+    model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, config: TrainConfig, step: int
+) -> float:
+    """One step down a loss, gradients clipped to ``config.clip``; its value. Raises TrainingError if not finite."""
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(

@@ -10,9 +10,8 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from linrec.evals.pictures import GREY, INK, STYLE
+from linrec.evals.pictures import GREY, INK, STYLE, save_png
 from linrec.evals.suites.suite import Suite
-from linrec.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -37,14 +36,11 @@ def draw(suite: Suite, records: list[Record], path: Path) -> None:
     """Write the suite's picture as PNG; nothing for no records."""
     if not records:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib import rc_context
 
     shown = best_rate(records)
     problems = [p.name for p in suite.problems if any(r["problem"]["name"] == p.name for r in shown)]
-    with plt.rc_context({**STYLE, "axes.titlepad": 10}):
+    with rc_context({**STYLE, "axes.titlepad": 10}):
         if suite.view == "heat":
             figure = _heat(suite, shown, problems)
         elif suite.view == "bars":
@@ -52,8 +48,7 @@ def draw(suite: Suite, records: list[Record], path: Path) -> None:
         else:
             figure = _lines(suite, shown, problems)
         figure.suptitle(suite.title, x=0.01, ha="left", fontsize=14, fontweight="bold")
-        write_atomically(path, lambda temporary: figure.savefig(temporary, format="png"))
-        plt.close(figure)
+        save_png(figure, path)
 
 
 def best_rate(records: Iterable[Record]) -> list[Record]:
@@ -96,12 +91,15 @@ def by_state(records: Iterable[Record]) -> list[Point]:
     return [point(x, values[x]) for x in sorted(values)]
 
 
-def _lines(suite: Suite, records: list[Record], problems: list[str]) -> Figure:
-    import matplotlib.pyplot as plt
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
 
-    figure, axes = plt.subplots(
-        1, len(problems), figsize=(3.4 + 5.6 * len(problems), 5), dpi=110, squeeze=False, layout="constrained"
-    )
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _lines(suite: Suite, records: list[Record], problems: list[str]) -> Figure:
+    figure = _figure(3.4 + 5.6 * len(problems), 5)
+    axes = figure.subplots(1, len(problems), squeeze=False)
     for ax, problem in zip(axes[0], problems, strict=True):
         rows = [r for r in records if r["problem"]["name"] == problem]
         _curves(ax, suite, rows)
@@ -165,17 +163,9 @@ def _state_axis(ax: Axes) -> None:
 
 
 def _bars(suite: Suite, records: list[Record], problems: list[str]) -> Figure:
-    import matplotlib.pyplot as plt
-
     names = [n for n in labels(suite) if any(r["candidate"]["label"] == n for r in records)][::-1]
-    figure, axes = plt.subplots(
-        1,
-        len(problems),
-        figsize=(2.5 + 6 * len(problems), 1.6 + 0.42 * len(names)),
-        dpi=110,
-        squeeze=False,
-        layout="constrained",
-    )
+    figure = _figure(2.5 + 6 * len(problems), 1.6 + 0.42 * len(names))
+    axes = figure.subplots(1, len(problems), squeeze=False)
     for ax, problem in zip(axes[0], problems, strict=True):
         rows = [r for r in records if r["problem"]["name"] == problem]
         for y, name in enumerate(names):
@@ -193,14 +183,11 @@ def _bars(suite: Suite, records: list[Record], problems: list[str]) -> Figure:
 
 
 def _heat(suite: Suite, records: list[Record], problems: list[str]) -> Figure:
-    import matplotlib.pyplot as plt
-
     names = [n for n in labels(suite) if any(r["candidate"]["label"] == n for r in records)]
     table = [[_cell(records, name, problem) for problem in problems] for name in names]
     chances = [_chance(records, problem) for problem in problems]
-    figure, ax = plt.subplots(
-        figsize=(3 + 1.5 * len(problems), 2.2 + 0.45 * len(names)), dpi=110, layout="constrained"
-    )
+    figure = _figure(3 + 1.5 * len(problems), 2.2 + 0.45 * len(names))
+    ax = figure.subplots()
     image = ax.imshow(table, cmap="viridis", vmin=0, vmax=1, aspect="auto")
     for y, row in enumerate(table):
         for x, value in enumerate(row):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from linrec.evals.small import parameters
 from linrec.evals.suites.suite import IGNORED, Batch, Candidate, Problem, Settings, Source
 from linrec.models.language_model import LanguageModel
-from linrec.models.training import TrainingError, learning_rate, make_optimizer
+from linrec.models.training import descend, learning_rate, make_optimizer
 from linrec.state import named_tensors
 
 Report = Callable[[int, float, float], None]  # step, loss, held-out accuracy so far
@@ -112,7 +112,7 @@ def _train(
             rate *= max(0.0, 1 - (step - solved_at) / max(1, settings.cooldown))
         for group in optimizer.param_groups:
             group["lr"] = rate
-        loss = _step(reader, optimizer, next(data), step)
+        loss = descend(reader, optimizer, _loss(reader, next(data)), config, step)
         mean = loss if math.isnan(mean) else 0.95 * mean + 0.05 * loss
         if solved_at is not None and step - solved_at >= settings.cooldown:
             break
@@ -124,18 +124,11 @@ def _train(
     return step + 1, solved_at is not None, mean
 
 
-def _step(reader: Reader, optimizer: torch.optim.Optimizer, batch: Batch, step: int) -> float:
+def _loss(reader: Reader, batch: Batch) -> Tensor:
     reader.train()
     logits = reader(batch.tokens.to(reader.device))
     labels = batch.labels.to(reader.device)
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
-    if not math.isfinite(value := float(loss.detach())):
-        raise TrainingError(f"step {step + 1}: the loss is {value}; a lower rate may help")
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(reader.parameters(), 1.0)
-    optimizer.step()
-    return value
+    return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), ignore_index=IGNORED)
 
 
 def batches(problem: Problem, size: int, generator: torch.Generator) -> Iterator[Batch]:

@@ -79,10 +79,13 @@ class KimiDeltaAttention(DeltaNet):
         """A low-rank gate with a bias."""
         return low_rank(self.d_model, self.value_dim, width, bias=True)
 
+    def log_decay(self, x: Tensor) -> Tensor:
+        """g ``[B, T, HV, K]``."""
+        return self.decay(self.f_proj(x).unflatten(-1, (self.num_v_heads, self.head_dim)))
+
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """g ``[B, T, HV, K]``, beta ``[B, T, HV]``."""
-        raw = self.f_proj(x).unflatten(-1, (self.num_v_heads, self.head_dim))
-        return {"g": self.decay(raw), **super().gates(x)}
+        return {"g": self.log_decay(x), **super().gates(x)}
 
 
 def low_rank(d_in: int, rank: int, d_out: int, bias: bool = False) -> nn.Sequential:

@@ -31,12 +31,11 @@ class GatedDeltaNet2(KimiDeltaAttention):
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """g and erase ``[B, T, HV, K]``, write ``[B, T, HV, V]``."""
-        raw = self.f_proj(x).unflatten(-1, (self.num_v_heads, self.head_dim))
         erase, write = (
             widened(proj(x)).sigmoid().unflatten(-1, (self.num_v_heads, -1))
             for proj in (self.erase_proj, self.write_proj)
         )
-        return {"g": self.decay(raw), "erase": erase * self.beta_range, "write": write}
+        return {"g": self.log_decay(x), "erase": erase * self.beta_range, "write": write}
 
 
 class MomentumDelta(GatedDeltaNet):

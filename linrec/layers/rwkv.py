@@ -77,7 +77,39 @@ class RWKVLayer(Layer):
         return state or RWKVState(x.new_zeros(segment_count(x, cu_seqlens), self.d_model), None)
 
 
-class RWKV5(RWKVLayer):
+class BonusLayer(RWKVLayer):
+    """What RWKV-5 and RWKV-6 share: a bonus u for the current token, layer norm on each head, a SiLU gate."""
+
+    def __init__(self, d_model: int, num_heads: int = 4, **options: object):
+        super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
+        self.u = nn.Parameter(torch.linspace(-0.5, 0.5, d_model).view(num_heads, self.head_dim))
+        self.g_proj = nn.Linear(d_model, d_model, bias=False)
+
+    def shares(self, x: Tensor, change: Tensor) -> Tensor:
+        """How much of the change since the last token each signal takes: ``[signals, D]`` or ``[B, T, signals, D]``."""
+        return self.mu.to(x.dtype)
+
+    def log_decay(self, signals: dict[str, Tensor]) -> Tensor:
+        """g ``[H, K]`` or ``[B, T, H, K]``."""
+        raise NotImplementedError
+
+    def mix(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, RWKVState]:
+        """See :class:`Layer`."""
+        state = self.start(x, state, cu_seqlens)
+        before, last = token_shift(x, state.last, cu_seqlens)
+        change = before - x
+        mixed = (x[:, :, None] + change[:, :, None] * self.shares(x, change)).to(x.dtype)
+        signals = dict(zip(self.signals, mixed.unbind(2), strict=True))
+        r, k, v = (
+            self.heads(p(signals[n])) for n, p in (("r", self.r_proj), ("k", self.k_proj), ("v", self.v_proj))
+        )
+        g = self.log_decay(signals)
+        o, memory = self.rule(r, k, v, g, self.u, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
+        y = self.norm(o).flatten(2) * F.silu(self.g_proj(signals["g"]))
+        return self.o_proj(y.to(x.dtype)), RWKVState(last, memory)
+
+
+class RWKV5(BonusLayer):
     """RWKV-5 time mixing, Eagle (Peng et al. 2024, arXiv:2404.05892).
 
     Token shift by learned shares for k, v, r and gate; log-decay -e^w for every channel, the same at all tokens; bonus
@@ -88,24 +120,15 @@ class RWKV5(RWKVLayer):
     signals = ("k", "v", "r", "g")
 
     def __init__(self, d_model: int, num_heads: int = 4, **options: object):
-        super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
+        super().__init__(d_model, num_heads, **options)
         self.w = nn.Parameter(torch.linspace(-6, -1, d_model).view(num_heads, self.head_dim))
-        self.u = nn.Parameter(torch.linspace(-0.5, 0.5, d_model).view(num_heads, self.head_dim))
-        self.g_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def mix(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, RWKVState]:
-        """See :class:`Layer`."""
-        state = self.start(x, state, cu_seqlens)
-        before, last = token_shift(x, state.last, cu_seqlens)
-        xk, xv, xr, xg = (x[:, :, None] + (before - x)[:, :, None] * self.mu.to(x.dtype)).unbind(2)
-        r, k, v = (self.heads(p(z)) for p, z in ((self.r_proj, xr), (self.k_proj, xk), (self.v_proj, xv)))
-        g = -widened(self.w).exp()
-        o, memory = self.rule(r, k, v, g, self.u, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
-        y = self.norm(o).flatten(2) * F.silu(self.g_proj(xg))
-        return self.o_proj(y.to(x.dtype)), RWKVState(last, memory)
+    def log_decay(self, signals: dict[str, Tensor]) -> Tensor:
+        """-e^w ``[H, K]``."""
+        return -widened(self.w).exp()
 
 
-class RWKV6(RWKVLayer):
+class RWKV6(BonusLayer):
     """RWKV-6 time mixing (Peng et al. 2024, arXiv:2404.05892).
 
     Data-dependent token shift for r, w, k, v and gate; log-decay -e^{w0 + tanh(x W1) W2} for every channel; bonus u;
@@ -116,29 +139,22 @@ class RWKV6(RWKVLayer):
     signals = ("w", "k", "v", "r", "g")
 
     def __init__(self, d_model: int, num_heads: int = 4, **options: object):
-        super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
+        super().__init__(d_model, num_heads, **options)
         n = len(self.signals)
         self.mu_x = nn.Parameter(torch.rand(d_model))
         self.mix_down = nn.Linear(d_model, n * self.mix_rank, bias=False)
         self.mix_up = nn.Parameter(torch.empty(n, self.mix_rank, d_model).uniform_(-0.01, 0.01))
         self.w_proj = _tanh_low_rank(d_model, self.gate_rank)
         self.w_bias = nn.Parameter(torch.linspace(-6, -1, d_model))
-        self.u = nn.Parameter(torch.linspace(-0.5, 0.5, d_model).view(num_heads, self.head_dim))
-        self.g_proj = nn.Linear(d_model, d_model, bias=False)
 
-    def mix(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, RWKVState]:
-        """See :class:`Layer`."""
-        state = self.start(x, state, cu_seqlens)
-        before, last = token_shift(x, state.last, cu_seqlens)
-        change = before - x
+    def shares(self, x: Tensor, change: Tensor) -> Tensor:
+        """``[B, T, signals, D]``: mu, and what the token adds to it."""
         down = self.mix_down(x + change * self.mu_x).tanh().unflatten(-1, (len(self.signals), -1))
-        share = self.mu + torch.einsum("btnr,nrd->btnd", down, self.mix_up.to(down.dtype))
-        xw, xk, xv, xr, xg = (x[:, :, None] + change[:, :, None] * share).to(x.dtype).unbind(2)
-        r, k, v = (self.heads(p(z)) for p, z in ((self.r_proj, xr), (self.k_proj, xk), (self.v_proj, xv)))
-        g = -self.heads(widened(self.w_proj(xw)) + self.w_bias).exp()
-        o, memory = self.rule(r, k, v, g, self.u, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
-        y = self.norm(o).flatten(2) * F.silu(self.g_proj(xg))
-        return self.o_proj(y.to(x.dtype)), RWKVState(last, memory)
+        return self.mu + torch.einsum("btnr,nrd->btnd", down, self.mix_up.to(down.dtype))
+
+    def log_decay(self, signals: dict[str, Tensor]) -> Tensor:
+        """-e^{w0 + tanh(x W1) W2} ``[B, T, H, K]``."""
+        return -self.heads(widened(self.w_proj(signals["w"])) + self.w_bias).exp()
 
 
 class RWKV7(RWKVLayer):
