@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from linrec.engines.checks import transformed
-from linrec.engines.matrix import analytic, scalar
+from linrec.engines.matrix import general, scalar
 from linrec.engines.matrix.chunk import one_chunk, scan_chunks
 from linrec.engines.matrix.plan import Plan
 from linrec.engines.matrix.recurrent import scan_tokens
@@ -56,7 +56,7 @@ class MatrixEngine:
 
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     if call.form == "chunkwise" and not transformed(state, *terms.over_time().values()):
-        return _run_analytic(terms, state, call)
+        return _run_lane(terms, state, call)
     x = to_heads(terms.explicit(), call.scale)
     grouped = state.unflatten(1, (terms.k.shape[2], -1))
     if call.form in ("recurrent", "step"):
@@ -68,11 +68,11 @@ def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, T
     return from_heads(o), last.flatten(1, 2)
 
 
-def _run_analytic(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+def _run_lane(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     plan = Plan(call.scale, call.chunk_size or CHUNK, terms.predict, terms.readout)
     lane: Any = scalar
     if terms.a is not None or (terms.g is not None and terms.g.dim() == 4):
-        lane, terms = analytic, _by_channel(terms.explicit())
+        lane, terms = general, _by_channel(terms.explicit())
 
     def plain(state: Tensor, *values: Tensor | None) -> tuple[Tensor, Tensor]:
         same = replace(terms, bonus=None, **dict(zip(lane.NAMES, values, strict=True))).explicit()

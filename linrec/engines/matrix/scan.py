@@ -19,7 +19,7 @@ Plain = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Lane(Protocol):
-    """One way to compute a chunk: :mod:`linrec.engines.matrix.scalar` or :mod:`linrec.engines.matrix.analytic`.
+    """One way to compute a chunk: :mod:`linrec.engines.matrix.scalar` or :mod:`linrec.engines.matrix.general`.
 
     ``tensors`` are named by ``NAMES``, the chunk is their tokens ``start .. stop``; states are ``[N, K, V]``, N = B HV.
     """
