@@ -25,6 +25,7 @@ from linrec.kernels.matrix.tiles import (
     load_decays_to_end,
     load_gate,
     load_lower,
+    load_reader,
     load_rows,
     load_state,
     outer,
@@ -32,24 +33,8 @@ from linrec.kernels.matrix.tiles import (
     sequence,
     shared_decay,
     store_state,
-    times_rows,
     times_state,
 )
-
-
-@triton.jit
-def load_reader(
-    a, k, g, erase, start, past, H, HA, HV, head, K,
-    NOW: tl.constexpr, CHANNEL: tl.constexpr, C: tl.constexpr, KB: tl.constexpr,
-):  # fmt: skip
-    """The rows that read the state for the prediction and their decays, which carry -erase where k is read."""
-    decay = load_decays(g, start, past, HV, head, K, 0, NOW, CHANNEL, C, KB)
-    if erase is None:
-        rows = load_rows(a, start, past, HA, head // (HV // HA), K, 0, C, KB)
-    else:
-        rows = load_rows(k, start, past, H, head // (HV // H), K, 0, C, KB)
-        decay = times_rows(decay, -load_gate(erase, start, past, HV, head, C), CHANNEL)
-    return rows, decay
 
 
 @triton.jit

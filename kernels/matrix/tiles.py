@@ -262,3 +262,18 @@ def outer(x, decay, y, CHANNEL: tl.constexpr, DT: tl.constexpr, PRECISION: tl.co
         return dot(tl.trans(x.to(tl.float32) * decay), y, DT, PRECISION)
     else:
         return dot(tl.trans(x), y.to(tl.float32) * decay[:, None], DT, PRECISION)
+
+
+@triton.jit
+def load_reader(
+    a, k, g, erase, start, past, H, HA, HV, head, K,
+    NOW: tl.constexpr, CHANNEL: tl.constexpr, C: tl.constexpr, KB: tl.constexpr,
+):  # fmt: skip
+    """The rows that read the state for the prediction and their decays, which carry -erase where k is read."""
+    decay = load_decays(g, start, past, HV, head, K, 0, NOW, CHANNEL, C, KB)
+    if erase is None:
+        rows = load_rows(a, start, past, HA, head // (HV // HA), K, 0, C, KB)
+    else:
+        rows = load_rows(k, start, past, H, head // (HV // H), K, 0, C, KB)
+        decay = times_rows(decay, -load_gate(erase, start, past, HV, head, C), CHANNEL)
+    return rows, decay
