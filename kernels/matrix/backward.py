@@ -16,24 +16,8 @@ from linrec.kernels.architecture import architecture
 from linrec.kernels.elementwise import on_device
 from linrec.kernels.matrix.backward_chunk import chunk_gradients
 from linrec.kernels.matrix.backward_scan import entry_states, state_gradients
+from linrec.kernels.matrix.launches import Launch, launch_for, path_of
 from linrec.kernels.matrix.scores import chunk_scores
-
-
-class Launch(NamedTuple):
-    """Tile widths along K and V (0: all of it), warps and stages of the pipeline."""
-
-    keys: int
-    values: int
-    warps: int
-    stages: int
-
-
-# By stage, then by the width of the wider of K and V, rounded up to 64, 128 or 256.
-LAUNCHES = {
-    "scores": {64: Launch(64, 0, 4, 2), 128: Launch(64, 0, 4, 2), 256: Launch(64, 0, 4, 2)},
-    "scan": {64: Launch(0, 32, 4, 2), 128: Launch(0, 32, 4, 2), 256: Launch(0, 32, 4, 2)},
-    "chunk": {64: Launch(64, 0, 8, 1), 128: Launch(64, 0, 8, 1), 256: Launch(32, 0, 8, 1)},
-}
 
 
 class Shapes(NamedTuple):
@@ -43,7 +27,7 @@ class Shapes(NamedTuple):
     length: int
     slots: int
     flags: dict[str, Any]
-    width: int
+    at: tuple[str, str, int, int]  # where the table of launches is looked up
 
     @classmethod
     def of(cls, x: dict[str, Tensor | None], chunk: int, predict: str, readout: str) -> Shapes:
@@ -67,8 +51,9 @@ class Shapes(NamedTuple):
             "PREDICT_NOW": predict == "decayed",
             "READ_NOW": readout == "post",
         }
-        width = min(w for w in LAUNCHES["scan"] if w >= min(256, max(width_k, width_v)))
-        return cls(sequences, length, slots, flags, width)
+        path = path_of(flags["CHANNEL"], flags["DELTA"], flags["GENERAL"])
+        at = (architecture(v.device), path, max(width_k, width_v), v.element_size())
+        return cls(sequences, length, slots, flags, at)
 
 
 def _run(kernel: triton.JITFunction, grid: tuple[int, ...], launch: Launch, x: dict[str, Any]) -> None:
@@ -98,7 +83,7 @@ def matrix_backward(
     shapes = Shapes.of(x, chunk, predict, readout)
     x |= shapes.flags | {"scale": scale, "length": shapes.length, "sequences": shapes.sequences}
     x |= _gradients(x, shapes)
-    amd = architecture(v.device).startswith("gfx")
+    amd = shapes.at[0].startswith("gfx")
     x |= {
         "DT": _kernel_dtype(v.dtype),
         "PRECISION": "ieee" if amd else "tf32x3",
@@ -153,25 +138,24 @@ def _scores(x: dict[str, Any], s: Shapes) -> None:
         if x.get(name) is None:
             x[name] = x["v"].new_empty(rows) if needed else None
     if wanted["scores_qk"] or (f["DELTA"] and not given):
-        launch = LAUNCHES["scores"][s.width]
+        launch = launch_for("scores", *s.at)
         x["KB"] = _tile(launch.keys, f["K"])
         _run(chunk_scores, (s.slots, f["HV"]), launch, x)
 
 
 def _scans(x: dict[str, Any], s: Shapes) -> None:
     f = s.flags
-    launch = LAUNCHES["scan"][s.width]
-    x |= {"KB": _tile(0, f["K"]), "VB": _tile(launch.values, f["V"])}
     shape = s.slots, f["HV"], f["K"], f["V"]
     x |= {"states": x["v"].new_empty(shape), "dstates": x["v"].new_empty(shape)}
-    grid = (triton.cdiv(f["V"], x["VB"]), s.sequences * f["HV"])
-    _run(entry_states, grid, launch, x)
-    _run(state_gradients, grid, launch, x)
+    for stage, kernel in (("entry_states", entry_states), ("state_gradients", state_gradients)):
+        launch = launch_for(stage, *s.at)
+        x |= {"KB": _tile(launch.keys, f["K"]), "VB": _tile(launch.values, f["V"])}
+        _run(kernel, (triton.cdiv(f["V"], x["VB"]), s.sequences * f["HV"]), launch, x)
 
 
 def _chunks(x: dict[str, Any], s: Shapes) -> None:
     f = s.flags
-    launch = LAUNCHES["chunk"][s.width]
+    launch = launch_for("chunk_gradients", *s.at)
     x |= {"KB": _tile(launch.keys, f["K"]), "VB": _tile(0, f["V"])}
     levels = x["LEVELS"] if f["CHANNEL"] else 1
     _run(chunk_gradients, (s.slots, f["HV"]), launch, x | {"LEVELS": levels})

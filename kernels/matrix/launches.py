@@ -1,0 +1,102 @@
+"""The one table of launch configurations of the matrix kernels: chunk, tiles, warps and pipeline stages.
+
+Nothing is tuned when a kernel first runs: what this file says is what is launched, on every machine alike. Of the
+rows of a stage the first that fits the architecture, the path, the width and the element size counts, so special
+rows stand above general ones.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from typing import NamedTuple, TypeVar
+
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")  # those that rows may name; others take the nearest
+
+
+class Launch(NamedTuple):
+    """Tile widths along K and V (0: all of it), warps, and stages of the software pipeline."""
+
+    keys: int
+    values: int
+    warps: int
+    stages: int
+
+
+class For(NamedTuple):
+    """What a row is for: ``*`` stands for anything in an architecture and in a path (see :func:`path_of`)."""
+
+    architecture: str
+    path: str
+    width: int = 256  # of K and V the wider, at most
+    size: int = 4  # bytes of an element, at most
+
+
+# Tokens a chunk.
+CHUNKS: tuple[tuple[For, int], ...] = (
+    (For("*", "*"), 64),
+)  # fmt: skip
+
+LAUNCHES: dict[str, tuple[tuple[For, Launch], ...]] = {
+    "scores": (
+        (For("*", "*"), Launch(64, 0, 4, 2)),
+    ),
+    "entry_states": (
+        (For("*", "*"), Launch(0, 32, 4, 2)),
+    ),
+    "state_gradients": (
+        (For("*", "*"), Launch(0, 32, 4, 2)),
+    ),
+    "chunk_gradients": (
+        (For("*", "*", 128), Launch(64, 0, 8, 1)),
+        (For("*", "*"), Launch(32, 0, 8, 1)),
+    ),
+    "forward_scan": (
+        (For("*", "*"), Launch(0, 32, 4, 2)),
+    ),
+    "decode": (
+        (For("*", "*"), Launch(0, 32, 4, 1)),
+    ),
+}  # fmt: skip
+
+
+def path_of(channel: bool, delta: bool, general: bool) -> str:
+    """``shared`` or ``channel`` (whose decay), then ``additive``, ``delta`` or ``general`` (what is corrected)."""
+    return (
+        f"{'channel' if channel else 'shared'} {'general' if general else 'delta' if delta else 'additive'}"
+    )
+
+
+def launch_for(stage: str, architecture: str, path: str, width: int, size: int) -> Launch:
+    """The configuration of a stage; ``width`` is the wider of K and V, ``size`` the bytes of an element."""
+    return _first(LAUNCHES[stage], architecture, path, width, size)
+
+
+def chunk_length(architecture: str, path: str, width: int, size: int) -> int:
+    """Tokens a chunk: the same in the forward, which may keep what it finds for each chunk, and in the backward."""
+    return _first(CHUNKS, architecture, path, width, size)
+
+
+def nearest(architecture: str) -> str:
+    """The architecture whose rows serve for any: the newest that is not newer; of consumer parts, the smallest."""
+    if architecture.startswith("gfx"):
+        return "gfx942"
+    number = int(re.sub(r"\D", "", architecture))
+    if number < 90 or number >= 120:  # sm_86, sm_89 and sm_120 have less shared memory than any of the others
+        return "sm_80"
+    return "sm_90" if number < 100 else "sm_100"
+
+
+X = TypeVar("X")
+
+
+def _first(rows: Iterable[tuple[For, X]], architecture: str, path: str, width: int, size: int) -> X:
+    known = nearest(architecture)
+    for fit, found in rows:
+        named = fnmatchcase(known, fit.architecture) and fnmatchcase(path, fit.path)
+        if named and width <= fit.width and size <= fit.size:
+            return found
+    raise LookupError(
+        f"no launch configuration: {path} on {architecture}, {width} wide, {size} bytes an element"
+    )
