@@ -15,13 +15,16 @@ from linrec.rule import Call
 NOT_INSTALLED = "Triton is not installed; use backend='torch' or 'auto', or install linrec[kernels]"
 
 
-def chosen_backend(call: Call, who: str, *tensors: Tensor) -> str:
-    """ "torch" or "triton"; BackendError where Triton is asked for and cannot run. "auto" is Triton on a GPU."""
+def chosen_backend(call: Call, who: str, *tensors: Tensor, unfit: str | None = None) -> str:
+    """ "torch" or "triton"; BackendError where Triton is asked for and cannot run. "auto" is Triton on a GPU.
+
+    ``unfit`` is why an engine's kernels cannot run this call on any device.
+    """
     if call.backend == "triton":
-        reason = why_not_triton(*tensors)
+        reason = why_not_triton(*tensors) or unfit
         if reason:
             raise BackendError(f"{who}: backend='triton' cannot run: {reason}")
-    return "triton" if prefers_triton(call.backend, *tensors) else "torch"
+    return "triton" if unfit is None and prefers_triton(call.backend, *tensors) else "torch"
 
 
 def prefers_triton(backend: str, *tensors: Tensor) -> bool:

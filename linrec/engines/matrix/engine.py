@@ -8,16 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linrec.engines.backends import auto_on, chosen_backend
 from linrec.engines.checks import transformed
-from linrec.engines.matrix import general, scalar
+from linrec.engines.matrix import general, gpu, scalar
 from linrec.engines.matrix.chunk import one_chunk, scan_chunks
 from linrec.engines.matrix.plan import Plan
 from linrec.engines.matrix.recurrent import scan_tokens
 from linrec.engines.matrix.scan import ChunkScan
-from linrec.engines.matrix.terms import MatrixTerms, from_heads, to_heads
+from linrec.engines.matrix.terms import MatrixTerms, from_heads, strengthened, to_heads
 from linrec.errors import DeviceError, DtypeError, ShapeError
 from linrec.packing import by_segment
-from linrec.rule import Call, check_backend
+from linrec.rule import Call
 
 CHUNK = 64
 
@@ -36,14 +37,15 @@ class MatrixEngine:
         return terms.v.new_zeros(terms.state_shape(segments), dtype=terms.accumulator)
 
     def auto_backend(self, device: str) -> str:
-        """What ``backend="auto"`` runs on this kind of device, and why not Triton."""
-        return f"torch ({_why_no_triton(torch.device(device)).split(';')[0]})"
+        """What ``backend="auto"`` runs on this kind of device."""
+        return auto_on(device)
 
     def run(self, terms: MatrixTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
-        """Output ``[B, T, HV, V]`` in accumulator precision, and the final state."""
-        check_backend(call, who, _why_no_triton(terms.v.device))
+        """Output ``[B, T, HV, V]``, in accumulator precision where more is computed with it, and the final state."""
         rows = terms.segments(call)
         state = self.init_state(terms, rows) if state is None else _checked(state, terms, rows, who)
+        if chosen_backend(call, who, state, *terms.over_time().values(), unfit=gpu.unfit(terms)) == "triton":
+            return gpu.scan_packed(terms, state, call)
         if call.bounds is None:
             return _run_batch(terms, state, call)
         return by_segment(
@@ -86,7 +88,7 @@ def _run_lane(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Te
     if terms.bonus is not None:
         repeat = terms.v.shape[2] // terms.k.shape[2]
         now = ((terms.q * terms.k).repeat_interleave(repeat, dim=2) * terms.bonus).sum(-1, keepdim=True)
-        o = o + call.scale * now * terms.v
+        o = o + call.scale * now * (terms.v if terms.write is None else strengthened(terms.write, terms.v))
     return o, last
 
 
@@ -109,12 +111,6 @@ def _checked(state: Tensor, terms: MatrixTerms, rows: int, who: str) -> Tensor:
     if state.device != terms.v.device:
         raise DeviceError(f"{who}: state is on {state.device}, but the inputs are on {terms.v.device}")
     return state.to(terms.accumulator)
-
-
-def _why_no_triton(device: torch.device) -> str:
-    if device.type != "cuda":
-        return f"the inputs are on {device}, and Triton kernels need a CUDA device; use backend='torch' or 'auto'"
-    return "this version ships no Triton kernel for the matrix engine; use backend='torch' or 'auto'"
 
 
 MATRIX = MatrixEngine()

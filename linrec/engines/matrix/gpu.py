@@ -1,0 +1,47 @@
+"""The matrix engine through Triton: packed sequences and grouped heads are the kernels' own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from linrec.engines.checks import differentiated
+from linrec.engines.matrix.terms import MatrixTerms
+from linrec.rule import Call, donating
+
+WIDEST = 256  # of K and V: the kernels keep all of K on chip
+CHUNKS = (16, 32, 64)
+
+
+def unfit(terms: MatrixTerms) -> str | None:
+    """Why the kernels cannot run these terms whatever the device, or None."""
+    widths = terms.k.shape[3], terms.v.shape[3]
+    if max(widths) > WIDEST:
+        return (
+            f"Triton kernels hold K and V up to {WIDEST}, got K = {widths[0]}, V = {widths[1]}; "
+            "use backend='torch' or 'auto'"
+        )
+    return None
+
+
+def scan_packed(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Output of a batch or of packed segments, in the dtype of v unless more is computed with it, and final state."""
+    from linrec.kernels.matrix.operators import matrix_scan, matrix_step_
+    from linrec.kernels.matrix.prepare import default_chunk
+
+    t = terms
+    tensors = (t.q, t.k, t.v, t.g, t.a, t.b, t.bonus, t.write, t.erase)
+    keep = differentiated(state, *(x for x in tensors if x is not None))
+    dtype = t.v.dtype if t.finish is None else torch.float32
+    if t.v.shape[1] == 1 and call.bounds is None and not keep:
+        state = state if donating() and state.is_contiguous() else state.clone(memory_format=torch.contiguous_format)
+        return matrix_step_(*tensors, state, call.scale, t.predict, t.readout, dtype), state
+    bounds = None if call.bounds is None else torch.tensor(call.bounds, device=t.v.device)
+    chunk = _chunk(call.chunk_size) or default_chunk(t.q, t.v, t.g, t.a, t.b, t.erase)
+    o, last, *_ = matrix_scan(*tensors, state, bounds, call.scale, chunk, t.predict, t.readout, dtype, keep)
+    return o, last
+
+
+def _chunk(wanted: int | None) -> int | None:
+    """The nearest length that the kernels have: the length of chunks changes rounding only."""
+    return None if wanted is None else min(CHUNKS, key=lambda length: abs(length - wanted))
