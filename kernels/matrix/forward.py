@@ -24,13 +24,14 @@ LEAST = 8  # chunks a segment: shorter ones cost more in maps than they gain
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None, b: Tensor | None, bonus: Tensor | None,
-    write: Tensor | None, erase: Tensor | None, state: Tensor, cu_seqlens: Tensor | None, scale: float, chunk: int,
-    predict: str, readout: str, dtype: torch.dtype, keep: bool,
+    write: Tensor | None, erase: Tensor | None, state: Tensor, cu_seqlens: Tensor | None, scale: float,
+    chunk: int | None, predict: str, readout: str, dtype: torch.dtype, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output ``[B, T, HV, V]`` in ``dtype``, the final state, and what a backward pass can use again.
 
-    Tensors as in ``MatrixTerms``; ``cu_seqlens`` ``[segments + 1]`` of a batch of one; ``chunk`` 16, 32 or 64. Kept
-    are the inverse and the three scores, ``[B, T, HV, chunk]``: of no elements where there are none, or without ``keep``.
+    Tensors as in ``MatrixTerms``; ``cu_seqlens`` ``[segments + 1]`` of a batch of one; ``chunk`` 16, 32, 64 or
+    the table's. Kept are the inverse and the three scores, ``[B, T, HV, chunk]``, of which what is above the diagonal
+    is not defined: no elements where there are none, or without ``keep``.
     """
     x, shapes = prepared(
         {"q": q, "k": k, "v": v, "g": g, "a": a, "b": b, "bonus": bonus, "write": write, "erase": erase,

@@ -8,9 +8,9 @@ is given):
     o = scale ((q e^{G_q}) S + P x),   P = tril(q k^T e^{G_q - G})
     S' = e^{G_C} S + (k e^{G_C - G})^T x
 
-Without a prediction x = w. In the general path (b given) x = w as well, and z = A ((a e^{G_a}) S + L_k w) is read through
-P_b and written with b beside it. So nothing of the size of k or v goes through memory between the arguments and the
-output: of a chunk only A, ``[C, C]``, and, where forming it once pays, P.
+Without a prediction x = w. In the general path (b given) x = w as well, and z = A ((a e^{G_a}) S + L_k w) is read
+through P_b and written with b beside it. So nothing of the size of k or v goes through memory between the arguments
+and the output: of a chunk only A, ``[C, C]``, and, where forming it once pays, P.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The matrix engine on a GPU as operators of torch: ``torch.ops.linrec.matrix_scan`` and ``matrix_step_``.
 
-See :class:`linrec.engines.matrix.terms.MatrixTerms` for the arguments. Any of float32, float16 and bfloat16 in, sums and
-states in float32. Gradients are first-order.
+See :class:`linrec.engines.matrix.terms.MatrixTerms` for the arguments. Any of float32, float16 and bfloat16 in, sums
+and states in float32. Gradients are first-order.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from linrec.kernels.matrix.backward import matrix_backward
 from linrec.kernels.matrix.forward import forward, step_
-from linrec.kernels.matrix.prepare import KEPT
+from linrec.kernels.matrix.prepare import default_chunk
 
 ARGUMENTS = ("q", "k", "v", "g", "a", "b", "bonus", "write", "erase", "state")  # those that have gradients
 
@@ -24,12 +24,12 @@ matrix_step_ = torch.library.custom_op("linrec::matrix_step_", step_, mutates_ar
 @matrix_scan.register_fake
 def _forward_like(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None, b: Tensor | None, bonus: Tensor | None,
-    write: Tensor | None, erase: Tensor | None, state: Tensor, cu_seqlens: Tensor | None, scale: float, chunk: int,
-    predict: str, readout: str, dtype: torch.dtype, keep: bool,
+    write: Tensor | None, erase: Tensor | None, state: Tensor, cu_seqlens: Tensor | None, scale: float,
+    chunk: int | None, predict: str, readout: str, dtype: torch.dtype, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     general, delta = b is not None, a is not None or erase is not None
     channel = g is not None and g.dim() == 4
-    rows = (*v.shape[:3], chunk)
+    rows = (*v.shape[:3], chunk or default_chunk(q, v, g, a, b, erase))
     kept = [
         v.new_empty(rows if keep and there else 0) for there in (delta, channel or general, general, general)
     ]
@@ -52,7 +52,7 @@ def _step_like(
 def backward(
     do: Tensor, dlast: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None, b: Tensor | None,
     bonus: Tensor | None, write: Tensor | None, erase: Tensor | None, state: Tensor, cu_seqlens: Tensor | None,
-    kept: list[Tensor], scale: float, chunk: int, predict: str, readout: str,
+    kept: list[Tensor], scale: float, chunk: int | None, predict: str, readout: str,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of those of :data:`ARGUMENTS` that are there."""
     inverse = kept[0] if kept[0].numel() else None
@@ -69,14 +69,14 @@ matrix_scan_backward = torch.library.custom_op("linrec::matrix_scan_backward", b
 def _backward_like(
     do: Tensor, dlast: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None, b: Tensor | None,
     bonus: Tensor | None, write: Tensor | None, erase: Tensor | None, state: Tensor, cu_seqlens: Tensor | None,
-    kept: list[Tensor], scale: float, chunk: int, predict: str, readout: str,
+    kept: list[Tensor], scale: float, chunk: int | None, predict: str, readout: str,
 ) -> list[Tensor]:  # fmt: skip
     given = (q, k, v, g, a, b, bonus, write, erase, state)
     return [x.new_empty(x.shape) for x in given if x is not None]
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tensors, (ctx.scale, ctx.chunk, ctx.predict, ctx.readout, _, keep) = inputs[:11], inputs[11:]
+    tensors, (ctx.scale, ctx.chunk, ctx.predict, ctx.readout, *_) = inputs[:11], inputs[11:]
     ctx.mark_non_differentiable(*output[2:])
     ctx.save_for_backward(*tensors, *output[2:])
 

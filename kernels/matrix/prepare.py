@@ -28,13 +28,14 @@ class Shapes(NamedTuple):
 
 
 def prepared(
-    named: dict[str, Tensor | None], scale: float, chunk: int, predict: str, readout: str
+    named: dict[str, Tensor | None], scale: float, chunk: int | None, predict: str, readout: str
 ) -> tuple[dict[str, Any], Shapes]:
     """Arguments of every kernel by name, and the sizes."""
     x: dict[str, Any] = {n: None if t is None else t.contiguous() for n, t in named.items()}
     q, v, g, a, b, packed = (x[n] for n in ("q", "v", "g", "a", "b", "cu_seqlens"))
     (batch, length, heads, width_k), (hv, width_v) = q.shape, v.shape[2:]
     sequences = batch if packed is None else packed.shape[0] - 1
+    chunk = chunk or default_chunk(q, v, g, a, b, x["erase"])
     slots = batch * triton.cdiv(length, chunk) if packed is None else length // chunk + sequences
     flags = {
         "H": heads,
@@ -74,7 +75,9 @@ def default_chunk(
 def find_scores(x: dict[str, Any], s: Shapes) -> None:
     """Fill in what of the scores and the inverse is needed and not there."""
     f = s.flags
-    needed = dict(zip(KEPT, (f["DELTA"], f["CHANNEL"] or f["GENERAL"], f["GENERAL"], f["GENERAL"]), strict=True))
+    needed = dict(
+        zip(KEPT, (f["DELTA"], f["CHANNEL"] or f["GENERAL"], f["GENERAL"], f["GENERAL"]), strict=True)
+    )
     missing = [name for name in KEPT if needed[name] and x.get(name) is None]
     for name in KEPT:
         if name not in missing:

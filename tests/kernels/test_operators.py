@@ -1,4 +1,4 @@
-"""The elementwise operators as torch sees them: schemas, shapes without data, gradients, compile and export."""
+"""The operators as torch sees them: schemas, shapes without data, gradients, compile and export."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from linrec import rules
@@ -21,6 +22,16 @@ def arguments(device: str) -> dict[str, tuple[Any, ...]]:
 
     cu = torch.tensor([0, 2, 5], device=device)
     x, weight, bias, state = leaf(1, 5, 3), leaf(3, 4), leaf(3), leaf(2, 3, 3)
+    q, k, v, strength = leaf(1, 5, 1, 16), leaf(1, 5, 1, 16), leaf(1, 5, 2, 8), leaf(1, 5, 2)
+    g, a = ((-torch.rand(s, device=device)).requires_grad_() for s in ((1, 5, 2), (1, 5, 1, 16)))
+    options = (
+        0.5,
+        16,
+        "decayed",
+        "post",
+        torch.float32,
+        False,
+    )  # what is kept is undefined above the diagonal
     step, rate, into, out, skip, start = x, leaf(3, 2), leaf(1, 5, 2), leaf(1, 5, 2), leaf(3), leaf(2, 3, 2)
     return {
         "diagonal.diagonal_scan": (leaf(2, 5, 3), leaf(2, 5, 3), leaf(2, 3), None, True, False),
@@ -31,13 +42,19 @@ def arguments(device: str) -> dict[str, tuple[Any, ...]]:
         ),
         "convolution.short_convolution": (x, weight, bias, state, cu, True),
         "convolution.short_convolution, bare": (leaf(2, 5, 3), weight, None, state, None, False),
+        "matrix.operators.matrix_scan": (
+            q, k, v, g, None, None, None, strength, strength, leaf(2, 2, 16, 8), cu, *options,
+        ),
+        "matrix.operators.matrix_scan, bare": (
+            q, k, v, None, a, k, leaf(2, 16), None, None, leaf(1, 2, 16, 8), None, *options,
+        ),
         "norm.gated_rms_norm": (leaf(4, 6), leaf(6), leaf(4, 6), 1e-5, "silu", True, 2),
         "norm.gated_rms_norm, bare": (leaf(4, 6), leaf(6), None, 1e-5, "silu", False, 1),
     }  # fmt: skip
 
 
 def operator(name: str) -> Any:
-    module, function = name.split(",")[0].split(".")
+    module, function = name.split(",")[0].rsplit(".", 1)
     return getattr(importlib.import_module(f"linrec.kernels.{module}"), function)
 
 
@@ -55,13 +72,25 @@ def test_opcheck_of_the_step_in_place(device: str) -> None:
     torch.library.opcheck(step, (x, weight, None, state, True), test_utils=CHECKS[:3])
 
 
+def test_opcheck_of_the_token_in_place(device: str) -> None:
+    q, v, g, state = (
+        torch.rand(s, device=device) for s in ((2, 1, 1, 16), (2, 1, 2, 8), (2, 1, 2), (2, 2, 16, 8))
+    )
+    arguments = (q, q, v, -g, None, None, None, g, g, state, 0.5, "decayed", "post", torch.float32)
+    torch.library.opcheck(operator("matrix.operators.matrix_step_"), arguments, test_utils=CHECKS[:3])
+
+
 class Model(torch.nn.Module):
     """A rule of each engine, with its parameters."""
 
     def forward(self, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, weight: Tensor) -> Tensor:
         y, _ = rules.canon(x, weight, backend="triton")
         y, _ = rules.mamba(y, dt, A, B, B, backend="triton")
-        return rules.hgrn(y, -dt, backend="triton").o
+        y, _ = rules.hgrn(y, -dt, backend="triton")
+        q, k = B[:, :, None], F.normalize(B, dim=-1)[:, :, None]
+        return rules.gated_delta_net(
+            q, k, y[:, :, None], -dt[..., :1], dt[..., 1:2].sigmoid(), backend="triton"
+        ).o
 
 
 def model_inputs(device: str) -> tuple[Tensor, ...]:
@@ -70,7 +99,7 @@ def model_inputs(device: str) -> tuple[Tensor, ...]:
     return (*(made[n] for n in ("x", "dt", "A", "B")), weight)
 
 
-NAMES = ("short_convolution", "selective_scan", "diagonal_scan")
+NAMES = ("short_convolution", "selective_scan", "diagonal_scan", "matrix_scan")
 
 
 def test_export(device: str) -> None:

@@ -27,17 +27,20 @@ def unfit(terms: MatrixTerms) -> str | None:
 def scan_packed(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """Output of a batch or of packed segments, in the dtype of v unless more is computed with it, and final state."""
     from linrec.kernels.matrix.operators import matrix_scan, matrix_step_
-    from linrec.kernels.matrix.prepare import default_chunk
 
     t = terms
     tensors = (t.q, t.k, t.v, t.g, t.a, t.b, t.bonus, t.write, t.erase)
     keep = differentiated(state, *(x for x in tensors if x is not None))
     dtype = t.v.dtype if t.finish is None else torch.float32
     if t.v.shape[1] == 1 and call.bounds is None and not keep:
-        state = state if donating() and state.is_contiguous() else state.clone(memory_format=torch.contiguous_format)
+        state = (
+            state
+            if donating() and state.is_contiguous()
+            else state.clone(memory_format=torch.contiguous_format)
+        )
         return matrix_step_(*tensors, state, call.scale, t.predict, t.readout, dtype), state
     bounds = None if call.bounds is None else torch.tensor(call.bounds, device=t.v.device)
-    chunk = _chunk(call.chunk_size) or default_chunk(t.q, t.v, t.g, t.a, t.b, t.erase)
+    chunk = _chunk(call.chunk_size)
     o, last, *_ = matrix_scan(*tensors, state, bounds, call.scale, chunk, t.predict, t.readout, dtype, keep)
     return o, last
 
