@@ -1,10 +1,10 @@
-"""The calls that the kernel report records: operators in bfloat16 on the ``meta`` device, forward and backward."""
+"""The calls that the kernel report records: rules and operators in bfloat16 on the ``meta`` device, both directions."""
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +24,41 @@ class Recorded:
     width: int
     recording: Recording
     minimum: int
+
+
+class Case(Protocol):
+    """A call: its inputs at a width, and their outputs."""
+
+    def inputs(self, width: int) -> dict[str, Tensor]: ...
+
+    def call(self, inputs: dict[str, Tensor]) -> Any: ...
+
+
+@dataclass(frozen=True)
+class RuleCase:
+    """A rule; ``shape`` picks among the shapes that an argument may have."""
+
+    rule: str
+    shape: int = 0
+
+    def inputs(self, width: int) -> dict[str, Tensor]:
+        """Tokens in bfloat16; decays and parameters in float32, as layers make them."""
+        from linrec.rules import RULES
+
+        dims = {"B": BATCH, "T": LENGTH, "H": HEADS, "HV": HEADS, "K": width, "V": width}
+        made = {}
+        for name, arg in RULES[self.rule].arguments.items():
+            shape = [dims[d] for d in arg.shapes[self.shape % len(arg.shapes)]]
+            wide = "T" not in arg.shapes[0] or arg.draw.endswith("decay")
+            dtype = torch.float32 if wide else torch.bfloat16
+            made[name] = torch.empty(shape, device="meta", dtype=dtype, requires_grad=True)
+        return made
+
+    def call(self, inputs: dict[str, Tensor]) -> Any:
+        """The rule's output and state."""
+        from linrec.rules import RULES
+
+        return RULES[self.rule](**inputs, backend="triton")
 
 
 @dataclass(frozen=True)
@@ -54,7 +89,13 @@ class OperatorCase:
         return getattr(torch.ops.linrec, self.operator)(**inputs, **self.options)
 
 
-CASES = {
+CASES: dict[str, Case] = {
+    "additive": RuleCase("gla", shape=1),
+    "delta": RuleCase("gated_delta_net"),
+    "channel additive": RuleCase("gla"),
+    "channel delta": RuleCase("kimi_delta_attention"),
+    "channel general": RuleCase("generalized_delta"),
+    "read before write": RuleCase("rwkv6"),
     "diagonal scan": OperatorCase(
         "linrec.kernels.diagonal",
         "diagonal_scan",

@@ -34,7 +34,7 @@ def matrix_backward(
         {"do": do, "dlast": dlast, "q": q, "k": k, "v": v, "g": g, "a": a, "b": b, "bonus": bonus, "write": write,
          "erase": erase, "state": state, "cu_seqlens": cu_seqlens, "inverse": inverse}, scale, chunk, predict, readout,
     )  # fmt: skip
-    x |= _gradients(x, shapes)
+    x |= _gradients(x, shapes) | {"tokens": v.shape[0] * v.shape[1]}
     with on_device(v):
         if shapes.slots:
             find_scores(x, shapes)
@@ -74,9 +74,23 @@ def _scans(x: dict[str, Any], s: Shapes) -> None:
 def _chunks(x: dict[str, Any], s: Shapes) -> None:
     f = s.flags
     launch = launch_for("chunk_gradients", *s.at)
-    x |= {"KB": tile(launch.keys, f["K"]), "VB": tile(0, f["V"])}
+    x |= {"KF": tile(0, f["K"]), "KB": tile(launch.keys, f["K"]), "VB": tile(launch.values, f["V"])}
+    blocks = triton.cdiv(f["K"], x["KB"])
+    parts = _parts(x, f, blocks)
     levels = x["LEVELS"] if f["CHANNEL"] else 1
-    run(chunk_gradients, (s.slots, f["HV"]), launch, x | {"LEVELS": levels})
+    run(chunk_gradients, (blocks, s.slots, f["HV"]), launch, x | parts | {"LEVELS": levels})
+    for name, part in parts.items():
+        x[name] = part[0] if blocks == 1 else part.sum(0)
+
+
+def _parts(x: dict[str, Any], flags: dict[str, Any], blocks: int) -> dict[str, Tensor]:
+    """Where blocks of K write their parts of what is a sum over K."""
+    names = {"dg": x["g"] is not None and not flags["CHANNEL"], "derase": x["erase"] is not None}
+    return {
+        name: x[name].new_empty((blocks, *x[name].shape), dtype=torch.float32)
+        for name, there in names.items()
+        if there
+    }
 
 
 def _summed(x: dict[str, Any], s: Shapes) -> tuple[Tensor | None, ...]:
@@ -85,9 +99,9 @@ def _summed(x: dict[str, Any], s: Shapes) -> tuple[Tensor | None, ...]:
     for name in ("q", "k", "v", "g", "a", "b", "bonus", "write", "erase"):
         dx, t = x["d" + name], x[name]
         if dx is not None and name == "bonus":
-            dx = dx.sum(0).to(t.dtype)
+            dx = dx.sum(0)
         elif dx is not None and dx.shape != t.shape:
-            dx = dx.unflatten(2, (t.shape[2], -1)).sum(3).to(t.dtype)
-        found.append(dx)
+            dx = dx.unflatten(2, (t.shape[2], -1)).sum(3)
+        found.append(dx if dx is None else dx.to(t.dtype))
     dstate = x["dstate"] if x["state"] is None else x["dstate"].to(x["state"].dtype)
     return (*found, dstate)

@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from linrec.kernels.matrix.tiles import (
+    bonus_of,
     decay_matrix,
     dot,
     load_decays,
@@ -36,14 +37,6 @@ from linrec.kernels.matrix.tiles import (
     store_state,
     times_state,
 )
-
-
-@triton.jit
-def bonus_of(bonus, queries, keys, head, K, KB: tl.constexpr):
-    """sum_d q_d bonus_d k_d of each row."""
-    col = tl.arange(0, KB)
-    weight = tl.load(bonus + head * K + col, mask=col < K, other=0.0).to(tl.float32)
-    return tl.sum(queries.to(tl.float32) * keys.to(tl.float32) * weight[None, :], 1)
 
 
 @triton.jit

@@ -49,8 +49,7 @@ LAUNCHES: dict[str, tuple[tuple[For, Launch], ...]] = {
         (For("*", "*"), Launch(0, 32, 4, 2)),
     ),
     "chunk_gradients": (
-        (For("*", "*", 128), Launch(64, 0, 8, 1)),
-        (For("*", "*"), Launch(32, 0, 8, 1)),
+        (For("*", "*"), Launch(64, 32, 8, 1)),
     ),
     "forward_scan": (
         (For("*", "*"), Launch(0, 32, 4, 2)),

@@ -78,13 +78,14 @@ def chunk_scores(
             back = load_rows(b, start, past, HB, head // (HV // HB), K, first, C, KB)
         if CHANNEL:
             for level in tl.static_range(LEVELS):
-                SPAN: tl.constexpr = 2**level
-                mask = level_mask(SPAN, C)
-                to_k = decay_to_end(g, start, past, HV, head, K, first, SPAN, C, KB)
-                from_q = decay_since_start(g, start, past, HV, head, K, first, READ_NOW, SPAN, C, KB)
+                mask = level_mask(2**level, C)
+                to_k = decay_to_end(g, start, past, HV, head, K, first, 2**level, C, KB)
+                from_q = decay_since_start(g, start, past, HV, head, K, first, READ_NOW, 2**level, C, KB)
                 from_a = from_q
                 if READ_NOW != PREDICT_NOW:
-                    from_a = decay_since_start(g, start, past, HV, head, K, first, PREDICT_NOW, SPAN, C, KB)
+                    from_a = decay_since_start(
+                        g, start, past, HV, head, K, first, PREDICT_NOW, 2**level, C, KB
+                    )
                 if READS:
                     qk += decayed(queries, from_q, keys, to_k, mask, DT, PRECISION)
                     if GENERAL:

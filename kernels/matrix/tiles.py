@@ -277,3 +277,11 @@ def load_reader(
         rows = load_rows(k, start, past, H, head // (HV // H), K, 0, C, KB)
         decay = times_rows(decay, -load_gate(erase, start, past, HV, head, C), CHANNEL)
     return rows, decay
+
+
+@triton.jit
+def bonus_of(bonus, queries, keys, head, K, KB: tl.constexpr):
+    """sum_d q_d bonus_d k_d of each row."""
+    col = tl.arange(0, KB)
+    weight = tl.load(bonus + head * K + col, mask=col < K, other=0.0).to(tl.float32)
+    return tl.sum(queries.to(tl.float32) * keys.to(tl.float32) * weight[None, :], 1)
