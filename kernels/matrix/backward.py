@@ -74,7 +74,7 @@ def _scans(x: dict[str, Any], s: Shapes) -> None:
 def _chunks(x: dict[str, Any], s: Shapes) -> None:
     f = s.flags
     launch = launch_for("chunk_gradients", *s.at)
-    x |= {"KF": tile(0, f["K"]), "KB": tile(launch.keys, f["K"]), "VB": tile(launch.values, f["V"])}
+    x |= {"KB": tile(launch.keys, f["K"]), "VB": tile(launch.values, f["V"])}
     blocks = triton.cdiv(f["K"], x["KB"])
     parts = _parts(x, f, blocks)
     levels = x["LEVELS"] if f["CHANNEL"] else 1

@@ -29,6 +29,7 @@ from linrec.kernels.matrix.tiles import (
     load_reader_rows,
     load_rows,
     load_state,
+    read,
     shared_decay,
     store_gate,
     store_rows,
@@ -51,15 +52,6 @@ def pair_adjoint(
 
 
 @triton.jit
-def with_decay(x, decay, CHANNEL: tl.constexpr, DT: tl.constexpr):
-    """Rows in DT times a decay of each channel, and what is left to multiply a product with them by, a number a row."""
-    if CHANNEL:
-        return (x.to(tl.float32) * decay).to(DT), tl.full((x.shape[0],), 1.0, tl.float32)
-    else:
-        return x.to(DT), decay
-
-
-@triton.jit
 def store_part(x, values, part, start, past, tokens, heads, head, C: tl.constexpr):
     """A block's part ``x[part]`` of a gate's gradient, ``[blocks, tokens, heads]``."""
     store_gate(x + part * tokens * heads, values, start, past, heads, head, C)
@@ -70,52 +62,44 @@ def chunk_gradients(
     do, q, k, v, g, a, b, bonus, write, erase, inverse, scores_qk, scores_qb, scores_ak, states, dstates, cu_seqlens,
     dq, dk, dv, dg, da, db, dbonus, dwrite, derase, sequences, length, tokens, scale,
     H: tl.constexpr, HV: tl.constexpr, HA: tl.constexpr, HB: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
-    C: tl.constexpr, KF: tl.constexpr, KB: tl.constexpr, VB: tl.constexpr, LEVELS: tl.constexpr,
+    C: tl.constexpr, KB: tl.constexpr, VB: tl.constexpr, LEVELS: tl.constexpr,
     SEQUENCES: tl.constexpr, CHANNEL: tl.constexpr, DELTA: tl.constexpr, GENERAL: tl.constexpr,
     PREDICT_NOW: tl.constexpr, READ_NOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of K, slots, HV); KF covers K, KB is a block of it. dq, dk, da, db are those of one value head each.
+    """Grid (blocks of K, slots, HV); KB is the width of a block. dq, dk, da, db are those of one value head each.
 
     Programs of one chunk differ in the block of K that they find gradients of. Each forms what was written from all of
     K, so that none waits for another; the first stores dv and dwrite. dg of a shared decay and derase are sums over K,
     of which each block has its part, ``[blocks, rows, HV]``.
     """
     DT: tl.constexpr = v.dtype.element_ty
+    BLOCKS: tl.constexpr = (K + KB - 1) // KB
     part, slot, head = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
     start, past = chunk_of_slot(slot, cu_seqlens, sequences, length, C, SEQUENCES)
     if start >= past:
         return
     index = slot * HV + head
-    head_k, head_a, head_b = head // (HV // H), head // (HV // HA), head // (HV // HB)
+    head_k, head_b = head // (HV // H), head // (HV // HB)
     first = part * KB
     i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
 
-    keys = load_rows(k, start, past, H, head_k, K, 0, C, KF)
-    to_end, _ = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KF)
-    writer, to_end = with_decay(keys, to_end, CHANNEL, DT)
-    if DELTA:
-        reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KF)
-        decay_a = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KF)
-        reader, decay_a = with_decay(reader, decay_a, CHANNEL, DT)
-        solve = load_lower(inverse, start, past, HV, head, C)
-    if GENERAL:
-        back_all = load_rows(b, start, past, HB, head_b, K, 0, C, KF)
-        back_to_end, _ = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KF)
-        back_writer, back_to_end = with_decay(back_all, back_to_end, CHANNEL, DT)
-        within = load_lower(scores_ak, start, past, HV, head, C)
-        scores_b = load_lower(scores_qb, start, past, HV, head, C)
     total, before, _last = shared_decay(None if CHANNEL else g, start, past, HV, head, C)
     at_q = total if READ_NOW else before
     at_a = total if PREDICT_NOW else before
-    if bonus is not None:
-        queries = load_rows(q, start, past, H, head_k, K, 0, C, KF)
-        now = bonus_of(bonus, queries, keys, head, K, KF)
     if CHANNEL or GENERAL:
         scores = load_lower(scores_qk, start, past, HV, head, C)
-    else:
-        queries = load_rows(q, start, past, H, head_k, K, 0, C, KF)
-        scores = dot(queries, tl.trans(keys), DT, PRECISION) * decay_matrix(at_q, total, READ_NOW, C)
-        scores = scores.to(DT)
+    if (not CHANNEL and not GENERAL) or bonus is not None:
+        product = tl.zeros((C, C), tl.float32)
+        now = tl.zeros((C,), tl.float32)
+        for every in range(BLOCKS):
+            keys = load_rows(k, start, past, H, head_k, K, every * KB, C, KB)
+            queries = load_rows(q, start, past, H, head_k, K, every * KB, C, KB)
+            if bonus is not None:
+                now += bonus_of(bonus, queries, keys, head, K, every * KB, KB)
+            if not CHANNEL and not GENERAL:
+                product += dot(queries, tl.trans(keys), DT, PRECISION)
+        if not CHANNEL and not GENERAL:
+            scores = (product * decay_matrix(at_q, total, READ_NOW, C)).to(DT)
 
     # Over blocks of V: what the chunk wrote (x, and z in the general path), the gradients of it, and what both give.
     dqk = tl.zeros((C, C), tl.float32)
@@ -133,22 +117,34 @@ def chunk_gradients(
         first_v = block * VB
         out = load_rows(do, start, past, HV, head, V, first_v, C, VB)
         values = load_rows(v, start, past, HV, head, V, first_v, C, VB)
-        ds = load_state(dstates, index, 0, K, V, first_v, KF, VB)
         x = values.to(tl.float32)
         if write is not None:
             x = x * load_gate(write, start, past, HV, head, C)[:, None]
         if bonus is not None:
             dnow += scale * tl.sum(out.to(tl.float32) * x, 1)
-        dx = dot(writer, ds, DT, PRECISION) * to_end[:, None] + scale * dot(
-            tl.trans(scores), out, DT, PRECISION
-        )
+        dx = scale * dot(tl.trans(scores), out, DT, PRECISION)
+        right = tl.zeros((C, VB), tl.float32)
+        dz = tl.zeros((C, VB), tl.float32)
+        for every in range(BLOCKS):
+            to_end, _ = load_decays_to_end(g, start, past, HV, head, K, every * KB, CHANNEL, C, KB)
+            ds = load_state(dstates, index, every * KB, K, V, first_v, KB, VB)
+            keys = load_rows(k, start, past, H, head_k, K, every * KB, C, KB)
+            dx += read(keys, to_end, ds, CHANNEL, DT, PRECISION)
+            if DELTA:
+                s = load_state(states, index, every * KB, K, V, first_v, KB, VB)
+                reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, every * KB, C, KB)
+                decay_a = load_decays(g, start, past, HV, head, K, every * KB, PREDICT_NOW, CHANNEL, C, KB)
+                right += read(reader, decay_a, s, CHANNEL, DT, PRECISION)
+            if GENERAL:
+                back = load_rows(b, start, past, HB, head_b, K, every * KB, C, KB)
+                dz += read(back, to_end, ds, CHANNEL, DT, PRECISION)
         dvalue = dx
         if DELTA:
-            s = load_state(states, index, 0, K, V, first_v, KF, VB)
-            right = dot(reader, s, DT, PRECISION) * decay_a[:, None]
+            solve = load_lower(inverse, start, past, HV, head, C)
             if GENERAL:
+                within = load_lower(scores_ak, start, past, HV, head, C)
+                scores_b = load_lower(scores_qb, start, past, HV, head, C)
                 z = dot(solve, right + dot(within, x, DT, PRECISION), DT, PRECISION).to(DT)
-                dz = dot(back_writer, ds, DT, PRECISION) * back_to_end[:, None]
                 dz += scale * dot(tl.trans(scores_b), out, DT, PRECISION)
                 dright = dot(tl.trans(solve), dz, DT, PRECISION)
                 dvalue = dx + dot(tl.trans(within), dright, DT, PRECISION)
@@ -190,9 +186,16 @@ def chunk_gradients(
         weight_q = scale * decay_matrix(at_q, total, READ_NOW, C)
         weight_a = decay_matrix(at_a, total, False, C)
     dqk *= weight_q
-    dak *= weight_a
-    dqb *= weight_q
-    dab *= weight_a
+    if CHANNEL and READ_NOW:
+        self_k = tl.sum(tl.where(i == j, dqk, 0.0), 1)[:, None]
+    dqk = dqk.to(DT)
+    dak = (dak * weight_a).to(DT)
+    if GENERAL:
+        dqb *= weight_q
+        if CHANNEL and READ_NOW:
+            self_b = tl.sum(tl.where(i == j, dqb, 0.0), 1)[:, None]
+        dqb = dqb.to(DT)
+        dab = (dab * weight_a).to(DT)
 
     col = first + tl.arange(0, KB)
     keys = load_rows(k, start, past, H, head_k, K, first, C, KB)
@@ -236,11 +239,9 @@ def chunk_gradients(
             ga += more_a
             gb += more_b
     if CHANNEL and READ_NOW:
-        self_k = tl.sum(tl.where(i == j, dqk, 0.0), 1)[:, None]
         gq += self_k * keys.to(tl.float32)
         gk += self_k * queries.to(tl.float32)
         if GENERAL:
-            self_b = tl.sum(tl.where(i == j, dqb, 0.0), 1)[:, None]
             gq += self_b * back.to(tl.float32)
             gb += self_b * queries.to(tl.float32)
 

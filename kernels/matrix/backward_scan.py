@@ -25,7 +25,7 @@ from linrec.kernels.matrix.tiles import (
     load_decays_to_end,
     load_gate,
     load_lower,
-    load_reader,
+    load_reader_rows,
     load_rows,
     load_state,
     outer,
@@ -60,22 +60,21 @@ def entry_states(
         x = load_rows(v, start, past, HV, head, V, first_v, C, VB)
         if write is not None:
             x = x.to(tl.float32) * load_gate(write, start, past, HV, head, C)[:, None]
-        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
-        new = times_state(whole, s, CHANNEL)
         if DELTA:
-            reader, decay = load_reader(
-                a, k, g, erase, start, past, H, HA, HV, head, K, PREDICT_NOW, CHANNEL, C, KB
-            )
+            reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KB)
+            decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
             r = read(reader, decay, s, CHANNEL, DT, PRECISION)
             solve = load_lower(inverse, start, past, HV, head, C)
             if GENERAL:
                 r += dot(load_lower(scores_ak, start, past, HV, head, C), x, DT, PRECISION)
-                z = dot(solve, r, DT, PRECISION)
-                back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
-                new += outer(back, to_end, z, CHANNEL, DT, PRECISION)
+                z = dot(solve, r, DT, PRECISION).to(DT)
             else:
-                x = dot(solve, r + x.to(tl.float32), DT, PRECISION)
-        s = new + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
+                x = dot(solve, r + x.to(tl.float32), DT, PRECISION).to(DT)
+        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
+        s = times_state(whole, s, CHANNEL) + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
+        if GENERAL:
+            back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
+            s += outer(back, to_end, z, CHANNEL, DT, PRECISION)
 
 
 @triton.jit
@@ -101,9 +100,6 @@ def state_gradients(
         store_state(dstates, ds, (slot + c) * HV + head, 0, K, V, first_v, KB, VB)
         queries = load_rows(q, start, past, H, head // (HV // H), K, 0, C, KB)
         out = load_rows(do, start, past, HV, head, V, first_v, C, VB)
-        decay_q = load_decays(g, start, past, HV, head, K, 0, READ_NOW, CHANNEL, C, KB)
-        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
-        new = times_state(whole, ds, CHANNEL) + scale * outer(queries, decay_q, out, CHANNEL, DT, PRECISION)
         if DELTA:
             if GENERAL:
                 scores = load_lower(scores_qb, start, past, HV, head, C)
@@ -116,12 +112,16 @@ def state_gradients(
                     total, before, _ = shared_decay(g, start, past, HV, head, C)
                     scores = dot(queries, tl.trans(writer), DT, PRECISION)
                     scores *= decay_matrix(total if READ_NOW else before, total, READ_NOW, C)
+            to_end, _ = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
             dx = scale * dot(tl.trans(scores), out, DT, PRECISION)
             dx += read(writer, to_end, ds, CHANNEL, DT, PRECISION)
-            dr = dot(tl.trans(load_lower(inverse, start, past, HV, head, C)), dx, DT, PRECISION)
-            reader, decay = load_reader(
-                a, k, g, erase, start, past, H, HA, HV, head, K, PREDICT_NOW, CHANNEL, C, KB
-            )
-            new += outer(reader, decay, dr, CHANNEL, DT, PRECISION)
-        ds = new
+            dr = dot(tl.trans(load_lower(inverse, start, past, HV, head, C)), dx, DT, PRECISION).to(DT)
+        _, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
+        decay = load_decays(g, start, past, HV, head, K, 0, READ_NOW, CHANNEL, C, KB)
+        ds = times_state(whole, ds, CHANNEL) + scale * outer(queries, decay, out, CHANNEL, DT, PRECISION)
+        if DELTA:
+            if READ_NOW != PREDICT_NOW:
+                decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
+            reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KB)
+            ds += outer(reader, decay, dr, CHANNEL, DT, PRECISION)
     store_state(dstate, ds, at, 0, K, V, first_v, KB, VB)

@@ -26,7 +26,7 @@ from linrec.kernels.matrix.tiles import (
     load_decays_to_end,
     load_gate,
     load_lower,
-    load_reader,
+    load_reader_rows,
     load_rows,
     load_state,
     outer,
@@ -62,33 +62,36 @@ def forward_scan(
         x = load_rows(v, start, past, HV, head, V, first_v, C, VB)
         if write is not None:
             x = x.to(tl.float32) * load_gate(write, start, past, HV, head, C)[:, None]
-        decay_q = load_decays(g, start, past, HV, head, K, 0, READ_NOW, CHANNEL, C, KB)
-        out = read(queries, decay_q, s, CHANNEL, DT, PRECISION)
+        decay = load_decays(g, start, past, HV, head, K, 0, READ_NOW, CHANNEL, C, KB)
+        out = read(queries, decay, s, CHANNEL, DT, PRECISION)
         if bonus is not None:
-            out += bonus_of(bonus, queries, keys, head, K, KB)[:, None] * x.to(tl.float32)
+            out += bonus_of(bonus, queries, keys, head, K, 0, KB)[:, None] * x.to(tl.float32)
         if scores_qk is None:
             total, before, _last = shared_decay(g, start, past, HV, head, C)
             scores = dot(queries, tl.trans(keys), DT, PRECISION)
-            scores *= decay_matrix(total if READ_NOW else before, total, READ_NOW, C)
+            scores = (scores * decay_matrix(total if READ_NOW else before, total, READ_NOW, C)).to(DT)
         else:
             scores = load_lower(scores_qk, start, past, HV, head, C)
-        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
-        new = times_state(whole, s, CHANNEL)
+        if GENERAL:
+            out += dot(scores, x, DT, PRECISION)
         if DELTA:
-            reader, decay = load_reader(
-                a, k, g, erase, start, past, H, HA, HV, head, K, PREDICT_NOW, CHANNEL, C, KB
-            )
+            if READ_NOW != PREDICT_NOW:
+                decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
+            reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KB)
             r = read(reader, decay, s, CHANNEL, DT, PRECISION)
             solve = load_lower(inverse, start, past, HV, head, C)
             if GENERAL:
                 r += dot(load_lower(scores_ak, start, past, HV, head, C), x, DT, PRECISION)
-                z = dot(solve, r, DT, PRECISION)
+                z = dot(solve, r, DT, PRECISION).to(DT)
                 out += dot(load_lower(scores_qb, start, past, HV, head, C), z, DT, PRECISION)
-                back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
-                new += outer(back, to_end, z, CHANNEL, DT, PRECISION)
             else:
-                x = dot(solve, r + x.to(tl.float32), DT, PRECISION)
-        out += dot(scores, x, DT, PRECISION)
+                x = dot(solve, r + x.to(tl.float32), DT, PRECISION).to(DT)
+        if not GENERAL:
+            out += dot(scores, x, DT, PRECISION)
         store_rows(o, scale * out, start, past, HV, head, V, first_v, C, VB)
-        s = new + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
+        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
+        s = times_state(whole, s, CHANNEL) + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
+        if GENERAL:
+            back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
+            s += outer(back, to_end, z, CHANNEL, DT, PRECISION)
     store_state(last, s, at, 0, K, V, first_v, KB, VB)

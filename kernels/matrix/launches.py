@@ -35,6 +35,8 @@ class For(NamedTuple):
 
 # Tokens a chunk.
 CHUNKS: tuple[tuple[For, int], ...] = (
+    (For("*", "channel*"), 32),
+    (For("*", "*general"), 32),
     (For("*", "*"), 64),
 )  # fmt: skip
 

@@ -12,10 +12,11 @@ import triton.language as tl
 
 from linrec.kernels.matrix.tiles import (
     dot,
+    load_decays,
     load_decays_to_end,
     load_gate,
     load_lower,
-    load_reader,
+    load_reader_rows,
     load_rows,
     load_state,
     outer,
@@ -52,22 +53,21 @@ def segment_maps(
         x = tl.load(v + at, mask=(row < past)[:, None] & (col < width)[None, :], other=0.0)
         if write is not None:
             x = x.to(tl.float32) * load_gate(write, start, past, HV, head, C)[:, None]
-        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
-        new = times_state(whole, s, CHANNEL)
         if DELTA:
-            reader, decay = load_reader(
-                a, k, g, erase, start, past, H, HA, HV, head, K, PREDICT_NOW, CHANNEL, C, KB
-            )
+            reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KB)
+            decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
             r = read(reader, decay, s, CHANNEL, DT, PRECISION)
             solve = load_lower(inverse, start, past, HV, head, C)
             if GENERAL:
                 r += dot(load_lower(scores_ak, start, past, HV, head, C), x, DT, PRECISION)
-                z = dot(solve, r, DT, PRECISION)
-                back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
-                new += outer(back, to_end, z, CHANNEL, DT, PRECISION)
+                z = dot(solve, r, DT, PRECISION).to(DT)
             else:
-                x = dot(solve, r + x.to(tl.float32), DT, PRECISION)
-        s = new + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
+                x = dot(solve, r + x.to(tl.float32), DT, PRECISION).to(DT)
+        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
+        s = times_state(whole, s, CHANNEL) + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
+        if GENERAL:
+            back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
+            s += outer(back, to_end, z, CHANNEL, DT, PRECISION)
     to = (n.to(tl.int64) * HV + head) * K * (V + K) + i * (V + K) + j + tl.where(written, 0, V)
     tl.store(maps + to, s, mask=(i < K) & (j < tl.where(written, V, K)))
 

@@ -54,35 +54,44 @@ def dot(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def rows_left(start, past, C: tl.constexpr):
+    """Rows of the chunk that are in its sequence. Addresses are one number of 64 bits and small offsets from there:
+    a tile of 64-bit addresses would take twice the registers of its values."""
+    return tl.minimum(past - start, C).to(tl.int32)
+
+
+@triton.jit
 def load_rows(x, start, past, heads, head, width, first, C: tl.constexpr, W: tl.constexpr):
     """Columns first .. first + W of the rows start .. start + C of ``[rows, heads, width]``; zero outside."""
-    row = start + tl.arange(0, C)
-    col = first + tl.arange(0, W)
-    at = (row[:, None] * heads + head) * width + col[None, :]
-    return tl.load(x + at, mask=(row < past)[:, None] & (col < width)[None, :], other=0.0)
+    row, col = tl.arange(0, C), tl.arange(0, W)
+    base = x + (start * heads + head) * width + first
+    mask = (row < rows_left(start, past, C))[:, None] & (col < width - first)[None, :]
+    return tl.load(base + row[:, None] * (heads * width) + col[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def store_rows(x, tile, start, past, heads, head, width, first, C: tl.constexpr, W: tl.constexpr):
     """The inverse of :func:`load_rows`."""
-    row = start + tl.arange(0, C)
-    col = first + tl.arange(0, W)
-    at = (row[:, None] * heads + head) * width + col[None, :]
-    tl.store(x + at, tile.to(x.dtype.element_ty), mask=(row < past)[:, None] & (col < width)[None, :])
+    row, col = tl.arange(0, C), tl.arange(0, W)
+    base = x + (start * heads + head) * width + first
+    mask = (row < rows_left(start, past, C))[:, None] & (col < width - first)[None, :]
+    tl.store(base + row[:, None] * (heads * width) + col[None, :], tile.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def load_gate(x, start, past, heads, head, C: tl.constexpr):
     """float32 values of a gate ``[rows, heads]`` at the rows start .. start + C; zero past the end."""
-    row = start + tl.arange(0, C)
-    return tl.load(x + row * heads + head, mask=row < past, other=0.0).to(tl.float32)
+    row = tl.arange(0, C)
+    base = x + start * heads + head
+    return tl.load(base + row * heads, mask=row < rows_left(start, past, C), other=0.0).to(tl.float32)
 
 
 @triton.jit
 def store_gate(x, values, start, past, heads, head, C: tl.constexpr):
     """The inverse of :func:`load_gate`."""
-    row = start + tl.arange(0, C)
-    tl.store(x + row * heads + head, values.to(x.dtype.element_ty), mask=row < past)
+    row = tl.arange(0, C)
+    base = x + start * heads + head
+    tl.store(base + row * heads, values.to(x.dtype.element_ty), mask=row < rows_left(start, past, C))
 
 
 @triton.jit
@@ -101,34 +110,36 @@ def load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, first, C: tl.
 def load_lower(x, start, past, heads, head, C: tl.constexpr):
     """A lower triangular ``[C, C]`` of a chunk, kept as rows ``[rows, heads, C]``; zero above the diagonal."""
     row, col = tl.arange(0, C), tl.arange(0, C)
-    at = ((start + row)[:, None] * heads + head) * C + col[None, :]
-    mask = (start + row < past)[:, None] & (col[None, :] <= row[:, None])
-    return tl.load(x + at, mask=mask, other=0.0)
+    base = x + (start * heads + head) * C
+    mask = (row < rows_left(start, past, C))[:, None] & (col[None, :] <= row[:, None])
+    return tl.load(base + row[:, None] * (heads * C) + col[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def store_lower(x, tile, start, past, heads, head, C: tl.constexpr):
     """The inverse of :func:`load_lower`; what is above the diagonal is not written."""
     row, col = tl.arange(0, C), tl.arange(0, C)
-    at = ((start + row)[:, None] * heads + head) * C + col[None, :]
-    mask = (start + row < past)[:, None] & (col[None, :] <= row[:, None])
-    tl.store(x + at, tile.to(x.dtype.element_ty), mask=mask)
+    base = x + (start * heads + head) * C
+    mask = (row < rows_left(start, past, C))[:, None] & (col[None, :] <= row[:, None])
+    tl.store(base + row[:, None] * (heads * C) + col[None, :], tile.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
 def load_state(x, index, first, K, V, first_v, KB: tl.constexpr, VB: tl.constexpr):
     """Rows first .. of matrix ``index`` of ``[., K, V]``, columns first_v .. ; zero outside."""
-    d, e = first + tl.arange(0, KB), first_v + tl.arange(0, VB)
-    at = index * K * V + d[:, None] * V + e[None, :]
-    return tl.load(x + at, mask=(d < K)[:, None] & (e < V)[None, :], other=0.0)
+    d, e = tl.arange(0, KB), tl.arange(0, VB)
+    base = x + index * K * V + first * V + first_v
+    mask = (d < K - first)[:, None] & (e < V - first_v)[None, :]
+    return tl.load(base + d[:, None] * V + e[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
 def store_state(x, tile, index, first, K, V, first_v, KB: tl.constexpr, VB: tl.constexpr):
     """The inverse of :func:`load_state`."""
-    d, e = first + tl.arange(0, KB), first_v + tl.arange(0, VB)
-    at = index * K * V + d[:, None] * V + e[None, :]
-    tl.store(x + at, tile.to(x.dtype.element_ty), mask=(d < K)[:, None] & (e < V)[None, :])
+    d, e = tl.arange(0, KB), tl.arange(0, VB)
+    base = x + index * K * V + first * V + first_v
+    mask = (d < K - first)[:, None] & (e < V - first_v)[None, :]
+    tl.store(base + d[:, None] * V + e[None, :], tile.to(x.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -149,11 +160,21 @@ def exp32(x):
 
 
 @triton.jit
+def halves(x):
+    """A float64 as the sum of two float32: differences of such keep their digits, in a third of the registers."""
+    high = x.to(tl.float32)
+    return high, (x - high.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
 def decay_matrix(at_x, at_y, DIAGONAL: tl.constexpr, C: tl.constexpr):
     """e^(at_x_i - at_y_j) for j <= i (j < i without the diagonal), else 0."""
     i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     keep = (j <= i) if DIAGONAL else (j < i)
-    return tl.exp(tl.where(keep, (at_x[:, None] - at_y[None, :]).to(tl.float32), float("-inf")))
+    high_x, low_x = halves(at_x)
+    high_y, low_y = halves(at_y)
+    between = (high_x[:, None] - high_y[None, :]) + (low_x[:, None] - low_y[None, :])
+    return tl.exp(tl.where(keep, between, float("-inf")))
 
 
 @triton.jit
@@ -162,11 +183,12 @@ def load_shifted(
     SHIFT: tl.constexpr, SPAN: tl.constexpr, C: tl.constexpr, W: tl.constexpr,
 ):  # fmt: skip
     """Log-decays of the row SHIFT further on, zero where that leaves the block of SPAN rows."""
-    i = tl.arange(0, C)
-    row, col = start + i + SHIFT, first + tl.arange(0, W)
-    inside = (row < past) & (i % SPAN + SHIFT < SPAN) & (i % SPAN + SHIFT >= 0)
-    at = (row[:, None] * heads + head) * width + col[None, :]
-    return tl.load(g + at, mask=inside[:, None] & (col < width)[None, :], other=0.0).to(tl.float32)
+    i, col = tl.arange(0, C), tl.arange(0, W)
+    row = i + SHIFT
+    inside = (row < rows_left(start, past, C + 1)) & (i % SPAN + SHIFT < SPAN) & (i % SPAN + SHIFT >= 0)
+    base = g + (start * heads + head) * width + first
+    mask = inside[:, None] & (col < width - first)[None, :]
+    return tl.load(base + row[:, None] * (heads * width) + col[None, :], mask=mask, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -235,12 +257,6 @@ def load_decays_to_end(
 
 
 @triton.jit
-def times_rows(decay, factor, CHANNEL: tl.constexpr):
-    """A decay of :func:`load_decays` times a number for each row."""
-    return decay * factor[:, None] if CHANNEL else decay * factor
-
-
-@triton.jit
 def times_state(whole, state, CHANNEL: tl.constexpr):
     """The state decayed by a whole chunk."""
     return whole[:, None] * state if CHANNEL else whole * state
@@ -265,23 +281,8 @@ def outer(x, decay, y, CHANNEL: tl.constexpr, DT: tl.constexpr, PRECISION: tl.co
 
 
 @triton.jit
-def load_reader(
-    a, k, g, erase, start, past, H, HA, HV, head, K,
-    NOW: tl.constexpr, CHANNEL: tl.constexpr, C: tl.constexpr, KB: tl.constexpr,
-):  # fmt: skip
-    """The rows that read the state for the prediction and their decays, which carry -erase where k is read."""
-    decay = load_decays(g, start, past, HV, head, K, 0, NOW, CHANNEL, C, KB)
-    if erase is None:
-        rows = load_rows(a, start, past, HA, head // (HV // HA), K, 0, C, KB)
-    else:
-        rows = load_rows(k, start, past, H, head // (HV // H), K, 0, C, KB)
-        decay = times_rows(decay, -load_gate(erase, start, past, HV, head, C), CHANNEL)
-    return rows, decay
-
-
-@triton.jit
-def bonus_of(bonus, queries, keys, head, K, KB: tl.constexpr):
-    """sum_d q_d bonus_d k_d of each row."""
-    col = tl.arange(0, KB)
+def bonus_of(bonus, queries, keys, head, K, first, KB: tl.constexpr):
+    """sum_d q_d bonus_d k_d of each row, over the columns from ``first`` on."""
+    col = first + tl.arange(0, KB)
     weight = tl.load(bonus + head * K + col, mask=col < K, other=0.0).to(tl.float32)
     return tl.sum(queries.to(tl.float32) * keys.to(tl.float32) * weight[None, :], 1)
