@@ -66,14 +66,6 @@ def forward_scan(
         out = read(queries, decay, s, CHANNEL, DT, PRECISION)
         if bonus is not None:
             out += bonus_of(bonus, queries, keys, head, K, 0, KB)[:, None] * x.to(tl.float32)
-        if scores_qk is None:
-            total, before, _last = shared_decay(g, start, past, HV, head, C)
-            scores = dot(queries, tl.trans(keys), DT, PRECISION)
-            scores = (scores * decay_matrix(total if READ_NOW else before, total, READ_NOW, C)).to(DT)
-        else:
-            scores = load_lower(scores_qk, start, past, HV, head, C)
-        if GENERAL:
-            out += dot(scores, x, DT, PRECISION)
         if DELTA:
             if READ_NOW != PREDICT_NOW:
                 decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
@@ -86,8 +78,13 @@ def forward_scan(
                 out += dot(load_lower(scores_qb, start, past, HV, head, C), z, DT, PRECISION)
             else:
                 x = dot(solve, r + x.to(tl.float32), DT, PRECISION).to(DT)
-        if not GENERAL:
-            out += dot(scores, x, DT, PRECISION)
+        if scores_qk is None:
+            total, before, _last = shared_decay(g, start, past, HV, head, C)
+            scores = dot(queries, tl.trans(keys), DT, PRECISION)
+            scores = (scores * decay_matrix(total if READ_NOW else before, total, READ_NOW, C)).to(DT)
+        else:
+            scores = load_lower(scores_qk, start, past, HV, head, C)
+        out += dot(scores, x, DT, PRECISION)
         store_rows(o, scale * out, start, past, HV, head, V, first_v, C, VB)
         to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
         s = times_state(whole, s, CHANNEL) + outer(keys, to_end, x, CHANNEL, DT, PRECISION)

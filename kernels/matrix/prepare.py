@@ -54,7 +54,7 @@ def prepared(
     at = _place(q, v, flags["CHANNEL"], flags["DELTA"], flags["GENERAL"])
     exact = "ieee" if at[0].startswith("gfx") else "tf32x3"
     x |= flags | {"scale": scale, "length": length, "sequences": sequences, "DT": DTYPES[v.dtype]}
-    x |= {"PRECISION": exact, "SOLVE_PRECISION": exact, "LEVELS": chunk.bit_length() - 1}
+    x |= {"PRECISION": exact, "LEVELS": chunk.bit_length() - 1}
     x["SEQUENCES"] = 1 if packed is None else triton.next_power_of_2(max(sequences, 1))
     return x, Shapes(sequences, length, slots, flags, at)
 
@@ -87,7 +87,10 @@ def find_scores(x: dict[str, Any], s: Shapes) -> None:
     if missing:
         launch = launch_for("scores", *s.at)
         x["KB"] = tile(launch.keys, f["K"])
-        run(chunk_scores, (s.slots, f["HV"]), launch, x)
+        # All four at once take more registers than there are.
+        reads, solves = {"scores_qk": None, "scores_qb": None}, {"inverse": None, "scores_ak": None}
+        for without in (reads, solves) if f["GENERAL"] else ({},):
+            run(chunk_scores, (s.slots, f["HV"]), launch, x | without)
 
 
 def run(kernel: triton.JITFunction, grid: tuple[int, ...], launch: Launch, x: dict[str, Any]) -> None:

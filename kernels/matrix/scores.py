@@ -30,14 +30,26 @@ from linrec.kernels.matrix.tiles import (
 
 
 @triton.jit
-def inverse_of(system, LEVELS: tl.constexpr, C: tl.constexpr, PRECISION: tl.constexpr):
+def fine_dot(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
+    """x y of float32 to at least twice the digits of DT: an inverse kept in 16 bits is off by 2^-9 anyway, and products
+    of two halves of 16 bits build it in half the registers."""
+    if DT == tl.float32:
+        return tl.dot(x, y, input_precision=PRECISION)
+    else:
+        high_x, high_y = x.to(DT), y.to(DT)
+        low_x, low_y = (x - high_x.to(tl.float32)).to(DT), (y - high_y.to(tl.float32)).to(DT)
+        return tl.dot(high_x, low_y, acc=tl.dot(low_x, high_y)) + tl.dot(high_x, high_y)
+
+
+@triton.jit
+def inverse_of(system, LEVELS: tl.constexpr, C: tl.constexpr, DT: tl.constexpr, PRECISION: tl.constexpr):
     """(I - system)^-1 of a strictly lower triangular system, in float32."""
     i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     solve = tl.where(i == j, 1.0, 0.0) + tl.where(level_mask(1, C), system, 0.0)
     for level in tl.static_range(1, LEVELS):
         below = tl.where(level_mask(2**level, C), system, 0.0)
-        half = tl.dot(solve, below, input_precision=PRECISION)
-        solve += tl.dot(half, solve, input_precision=PRECISION)
+        half = fine_dot(solve, below, DT, PRECISION)
+        solve += fine_dot(half, solve, DT, PRECISION)
     return solve
 
 
@@ -53,8 +65,8 @@ def chunk_scores(
     q, k, g, a, b, erase, cu_seqlens, inverse, scores_qk, scores_qb, scores_ak, sequences, length,
     H: tl.constexpr, HV: tl.constexpr, HA: tl.constexpr, HB: tl.constexpr, K: tl.constexpr,
     C: tl.constexpr, KB: tl.constexpr, LEVELS: tl.constexpr, SEQUENCES: tl.constexpr, CHANNEL: tl.constexpr,
-    DELTA: tl.constexpr, GENERAL: tl.constexpr, PREDICT_NOW: tl.constexpr, READ_NOW: tl.constexpr,
-    DT: tl.constexpr, PRECISION: tl.constexpr, SOLVE_PRECISION: tl.constexpr,
+    GENERAL: tl.constexpr, PREDICT_NOW: tl.constexpr, READ_NOW: tl.constexpr,
+    DT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Grid (slots, HV). Each of the four results is written where it is given, as rows ``[rows, HV, C]``."""
     slot, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
@@ -63,6 +75,7 @@ def chunk_scores(
         return
     i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     READS: tl.constexpr = scores_qk is not None
+    SOLVES: tl.constexpr = inverse is not None
     qk = tl.zeros((C, C), tl.float32)
     qb = tl.zeros((C, C), tl.float32)
     ak = tl.zeros((C, C), tl.float32)
@@ -72,7 +85,7 @@ def chunk_scores(
         keys = load_rows(k, start, past, H, head // (HV // H), K, first, C, KB)
         if READS:
             queries = load_rows(q, start, past, H, head // (HV // H), K, first, C, KB)
-        if DELTA:
+        if SOLVES:
             reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, first, C, KB)
         if GENERAL:
             back = load_rows(b, start, past, HB, head // (HV // HB), K, first, C, KB)
@@ -90,10 +103,10 @@ def chunk_scores(
                     qk += decayed(queries, from_q, keys, to_k, mask, DT, PRECISION)
                     if GENERAL:
                         qb += decayed(queries, from_q, back, to_k, mask, DT, PRECISION)
-                if DELTA:
+                if SOLVES:
                     ak += decayed(reader, from_a, keys, to_k, mask, DT, PRECISION)
-                if GENERAL:
-                    ab += decayed(reader, from_a, back, to_k, mask, DT, PRECISION)
+                    if GENERAL:
+                        ab += decayed(reader, from_a, back, to_k, mask, DT, PRECISION)
             if READS and READ_NOW:
                 qk += tl.where(i == j, tl.sum(queries.to(tl.float32) * keys.to(tl.float32), 1)[:, None], 0.0)
                 if GENERAL:
@@ -105,10 +118,10 @@ def chunk_scores(
                 qk += dot(queries, tl.trans(keys), DT, PRECISION)
                 if GENERAL:
                     qb += dot(queries, tl.trans(back), DT, PRECISION)
-            if DELTA:
+            if SOLVES:
                 ak += dot(reader, tl.trans(keys), DT, PRECISION)
-            if GENERAL:
-                ab += dot(reader, tl.trans(back), DT, PRECISION)
+                if GENERAL:
+                    ab += dot(reader, tl.trans(back), DT, PRECISION)
     if not CHANNEL:
         total, before, _ = shared_decay(g, start, past, HV, head, C)
         weight_q = decay_matrix(total if READ_NOW else before, total, READ_NOW, C)
@@ -119,9 +132,11 @@ def chunk_scores(
         ab *= weight_a
     if READS:
         store_lower(scores_qk, qk, start, past, HV, head, C)
-    if GENERAL:
-        store_lower(scores_qb, qb, start, past, HV, head, C)
-        store_lower(scores_ak, ak, start, past, HV, head, C)
-        store_lower(inverse, inverse_of(ab, LEVELS, C, SOLVE_PRECISION), start, past, HV, head, C)
-    elif DELTA:
-        store_lower(inverse, inverse_of(ak, LEVELS, C, SOLVE_PRECISION), start, past, HV, head, C)
+        if GENERAL:
+            store_lower(scores_qb, qb, start, past, HV, head, C)
+    if SOLVES:
+        system = ak
+        if GENERAL:
+            store_lower(scores_ak, ak, start, past, HV, head, C)
+            system = ab
+        store_lower(inverse, inverse_of(system, LEVELS, C, DT, PRECISION), start, past, HV, head, C)
