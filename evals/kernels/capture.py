@@ -155,7 +155,15 @@ class _CountingMode(TorchDispatchMode):
             outputs = [x for x in _leaves(result) if isinstance(x, Tensor)]
             inputs = [x for x in _leaves((args, kwargs)) if isinstance(x, Tensor)]
             # An in-place operation names its output among its inputs; a fill does not read it.
-            if name.rstrip("_") in ("fill", "zero", "copy"):
+            if name.rstrip("_") in (
+                "fill",
+                "zero",
+                "copy",
+                "new_zeros",
+                "new_full",
+                "zeros_like",
+                "full_like",
+            ):
                 inputs = inputs[1:]
             self.found.append(TorchOp(name, sum(map(size, inputs)), sum(map(size, outputs))))
         return result

@@ -6,6 +6,7 @@ and one state gradient a chunk. See :mod:`linrec.kernels.matrix.backward_scan` f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,23 +17,24 @@ from linrec.kernels.elementwise import on_device
 from linrec.kernels.matrix.backward_chunk import chunk_gradients
 from linrec.kernels.matrix.backward_scan import entry_states, state_gradients
 from linrec.kernels.matrix.launches import launch_for
-from linrec.kernels.matrix.prepare import Shapes, find_scores, prepared, run, tile
+from linrec.kernels.matrix.prepare import KEPT, Shapes, find_scores, prepared, run, tile
 
 
 def matrix_backward(
     do: Tensor, dlast: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None,
     b: Tensor | None, bonus: Tensor | None, write: Tensor | None, erase: Tensor | None, state: Tensor | None,
     cu_seqlens: Tensor | None, scale: float, chunk: int | None, predict: str, readout: str,
-    inverse: Tensor | None = None,
+    kept: Sequence[Tensor | None] = (None,) * 4,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """Gradients of q, k, v, g, a, b, bonus, write, erase and state from those of the output and the final state.
 
     Tensors as in ``MatrixTerms``; ``cu_seqlens`` ``[segments + 1]`` of a batch of one; ``chunk`` as in the forward;
-    ``inverse`` ``[B, T, HV, chunk]`` if the forward has kept it. None for what is not given.
+    ``kept``: what the forward has kept. None for what is not given.
     """
     x, shapes = prepared(
         {"do": do, "dlast": dlast, "q": q, "k": k, "v": v, "g": g, "a": a, "b": b, "bonus": bonus, "write": write,
-         "erase": erase, "state": state, "cu_seqlens": cu_seqlens, "inverse": inverse}, scale, chunk, predict, readout,
+         "erase": erase, "state": state, "cu_seqlens": cu_seqlens, **dict(zip(KEPT, kept, strict=True))},
+        scale, chunk, predict, readout,
     )  # fmt: skip
     x |= _gradients(x, shapes) | {"tokens": v.shape[0] * v.shape[1]}
     with on_device(v):
@@ -41,7 +43,8 @@ def matrix_backward(
             _scans(x, shapes)
             _chunks(x, shapes)
         else:
-            x["dstate"].copy_(dlast) if dlast is not None else x["dstate"].zero_()
+            if state is not None:
+                x["dstate"].zero_() if dlast is None else x["dstate"].copy_(dlast)
     return _summed(x, shapes)
 
 
@@ -57,7 +60,8 @@ def _gradients(x: dict[str, Any], s: Shapes) -> dict[str, Tensor | None]:
             made["d" + name] = None if t is None else torch.empty_like(t)
     v = x["v"]
     made["dbonus"] = None if x["bonus"] is None else v.new_zeros((s.slots, hv, k), dtype=torch.float32)
-    made["dstate"] = v.new_empty((s.sequences, hv, k, v.shape[3]), dtype=torch.float32)
+    shape = s.sequences, hv, k, v.shape[3]
+    made["dstate"] = None if x["state"] is None else v.new_empty(shape, dtype=torch.float32)
     return made
 
 
@@ -96,12 +100,11 @@ def _parts(x: dict[str, Any], flags: dict[str, Any], blocks: int) -> dict[str, T
 def _summed(x: dict[str, Any], s: Shapes) -> tuple[Tensor | None, ...]:
     """The gradients in their tensors' shapes and dtypes."""
     found = []
-    for name in ("q", "k", "v", "g", "a", "b", "bonus", "write", "erase"):
+    for name in ("q", "k", "v", "g", "a", "b", "bonus", "write", "erase", "state"):
         dx, t = x["d" + name], x[name]
         if dx is not None and name == "bonus":
             dx = dx.sum(0)
         elif dx is not None and dx.shape != t.shape:
             dx = dx.unflatten(2, (t.shape[2], -1)).sum(3)
         found.append(dx if dx is None else dx.to(t.dtype))
-    dstate = x["dstate"] if x["state"] is None else x["dstate"].to(x["state"].dtype)
-    return (*found, dstate)
+    return tuple(found)

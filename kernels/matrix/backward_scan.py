@@ -124,4 +124,5 @@ def state_gradients(
                 decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
             reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KB)
             ds += outer(reader, decay, dr, CHANNEL, DT, PRECISION)
-    store_state(dstate, ds, at, 0, K, V, first_v, KB, VB)
+    if dstate is not None:
+        store_state(dstate, ds, at, 0, K, V, first_v, KB, VB)

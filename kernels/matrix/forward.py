@@ -24,7 +24,7 @@ LEAST = 8  # chunks a segment: shorter ones cost more in maps than they gain
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None, b: Tensor | None, bonus: Tensor | None,
-    write: Tensor | None, erase: Tensor | None, state: Tensor, cu_seqlens: Tensor | None, scale: float,
+    write: Tensor | None, erase: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None, scale: float,
     chunk: int | None, predict: str, readout: str, dtype: torch.dtype, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output ``[B, T, HV, V]`` in ``dtype``, the final state, and what a backward pass can use again.
@@ -38,13 +38,14 @@ def forward(
          "state": state, "cu_seqlens": cu_seqlens}, scale, chunk, predict, readout,
     )  # fmt: skip
     x["o"] = v.new_empty(v.shape, dtype=dtype)
-    x["last"] = torch.empty_like(x["state"])
+    f = shapes.flags
+    x["last"] = v.new_empty((shapes.sequences, f["HV"], f["K"], f["V"]), dtype=torch.float32)
     with on_device(v):
         if shapes.slots:
             find_scores(x, shapes)
             _scan(x, shapes)
         else:
-            x["last"].copy_(x["state"])
+            x["last"].zero_() if state is None else x["last"].copy_(state)
     kept = [v.new_empty(0) if x.get(name) is None or not keep else x[name] for name in KEPT]
     return x["o"], x["last"], kept[0], kept[1], kept[2], kept[3]
 
@@ -86,7 +87,7 @@ def _entries(x: dict[str, Any], s: Shapes, parts: int, launch: Any) -> Tensor:
     """The state before every segment, ``[sequences * parts, HV, K, V]``."""
     f, hv = s.flags, s.flags["HV"]
     x["maps"] = x["v"].new_empty((s.sequences * parts, hv, f["K"], f["V"] + f["K"]), dtype=torch.float32)
-    x["entries"] = x["state"].new_empty((s.sequences * parts, *x["state"].shape[1:]))
+    x["entries"] = x["maps"].new_empty((s.sequences * parts, hv, f["K"], f["V"]))
     values = triton.cdiv(f["V"], x["VB"])
     both = values + triton.cdiv(f["K"], x["VB"])
     run(segment_maps, (both, s.sequences * parts * hv), launch, x)

@@ -54,7 +54,10 @@ def forward_scan(
     at = n.to(tl.int64) * HV + head
     DT: tl.constexpr = v.dtype.element_ty
     first, past, _ = sequence(n, cu_seqlens, length, C)
-    s = load_state(state, at, 0, K, V, first_v, KB, VB).to(tl.float32)
+    if state is None:
+        s = tl.zeros((KB, VB), tl.float32)
+    else:
+        s = load_state(state, at, 0, K, V, first_v, KB, VB).to(tl.float32)
     for c in range(tl.cdiv(past - first, C).to(tl.int32)):
         start = first + c * C
         keys = load_rows(k, start, past, H, head_k, K, 0, C, KB)

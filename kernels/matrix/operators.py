@@ -24,7 +24,7 @@ matrix_step_ = torch.library.custom_op("linrec::matrix_step_", step_, mutates_ar
 @matrix_scan.register_fake
 def _forward_like(
     q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None, b: Tensor | None, bonus: Tensor | None,
-    write: Tensor | None, erase: Tensor | None, state: Tensor, cu_seqlens: Tensor | None, scale: float,
+    write: Tensor | None, erase: Tensor | None, state: Tensor | None, cu_seqlens: Tensor | None, scale: float,
     chunk: int | None, predict: str, readout: str, dtype: torch.dtype, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     general, delta = b is not None, a is not None or erase is not None
@@ -33,9 +33,10 @@ def _forward_like(
     kept = [
         v.new_empty(rows if keep and there else 0) for there in (delta, channel or general, general, general)
     ]
+    sequences = v.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
     return (
         v.new_empty(v.shape, dtype=dtype),
-        state.new_empty(state.shape),
+        v.new_empty((sequences, v.shape[2], k.shape[3], v.shape[3]), dtype=torch.float32),
         kept[0], kept[1], kept[2], kept[3],
     )  # fmt: skip
 
@@ -50,14 +51,14 @@ def _step_like(
 
 
 def backward(
-    do: Tensor, dlast: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None, b: Tensor | None,
-    bonus: Tensor | None, write: Tensor | None, erase: Tensor | None, state: Tensor, cu_seqlens: Tensor | None,
-    kept: list[Tensor], scale: float, chunk: int | None, predict: str, readout: str,
+    do: Tensor | None, dlast: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None,
+    b: Tensor | None, bonus: Tensor | None, write: Tensor | None, erase: Tensor | None, state: Tensor | None,
+    cu_seqlens: Tensor | None, kept: list[Tensor], scale: float, chunk: int | None, predict: str, readout: str,
 ) -> list[Tensor]:  # fmt: skip
     """Gradients of those of :data:`ARGUMENTS` that are there."""
-    inverse = kept[0] if kept[0].numel() else None
     found = matrix_backward(
-        do, dlast, q, k, v, g, a, b, bonus, write, erase, state, cu_seqlens, scale, chunk, predict, readout, inverse
+        torch.zeros_like(v) if do is None else do, dlast, q, k, v, g, a, b, bonus, write, erase, state, cu_seqlens,
+        scale, chunk, predict, readout, [x if x.numel() else None for x in kept],
     )  # fmt: skip
     return [x for x in found if x is not None]
 
@@ -67,9 +68,9 @@ matrix_scan_backward = torch.library.custom_op("linrec::matrix_scan_backward", b
 
 @matrix_scan_backward.register_fake
 def _backward_like(
-    do: Tensor, dlast: Tensor, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None, b: Tensor | None,
-    bonus: Tensor | None, write: Tensor | None, erase: Tensor | None, state: Tensor, cu_seqlens: Tensor | None,
-    kept: list[Tensor], scale: float, chunk: int | None, predict: str, readout: str,
+    do: Tensor | None, dlast: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None,
+    b: Tensor | None, bonus: Tensor | None, write: Tensor | None, erase: Tensor | None, state: Tensor | None,
+    cu_seqlens: Tensor | None, kept: list[Tensor], scale: float, chunk: int | None, predict: str, readout: str,
 ) -> list[Tensor]:  # fmt: skip
     given = (q, k, v, g, a, b, bonus, write, erase, state)
     return [x.new_empty(x.shape) for x in given if x is not None]
@@ -78,11 +79,14 @@ def _backward_like(
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     tensors, (ctx.scale, ctx.chunk, ctx.predict, ctx.readout, *_) = inputs[:11], inputs[11:]
     ctx.mark_non_differentiable(*output[2:])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[2:])
 
 
-def _gradients(ctx: Any, do: Tensor, dlast: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     tensors, kept = ctx.saved_tensors[:11], list(ctx.saved_tensors[11:])
+    if do is None and dlast is None:
+        return (None,) * 17
     found = iter(
         matrix_scan_backward(do, dlast, *tensors, kept, ctx.scale, ctx.chunk, ctx.predict, ctx.readout)
     )

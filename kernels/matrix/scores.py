@@ -33,7 +33,7 @@ from linrec.kernels.matrix.tiles import (
 def fine_dot(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
     """x y of float32 to at least twice the digits of DT: an inverse kept in 16 bits is off by 2^-9 anyway, and products
     of two halves of 16 bits build it in half the registers."""
-    if DT == tl.float32:
+    if tl.float32 == DT:
         return tl.dot(x, y, input_precision=PRECISION)
     else:
         high_x, high_y = x.to(DT), y.to(DT)

@@ -84,7 +84,10 @@ def entry_of_segments(
     """
     first_v = tl.program_id(0) * VB
     n, head = (tl.program_id(1) // HV).to(tl.int64), tl.program_id(1) % HV
-    s = load_state(state, n * HV + head, 0, K, V, first_v, KB, VB).to(tl.float32)
+    if state is None:
+        s = tl.zeros((KB, VB), tl.float32)
+    else:
+        s = load_state(state, n * HV + head, 0, K, V, first_v, KB, VB).to(tl.float32)
     store_state(entries, s, n * segments * HV + head, 0, K, V, first_v, KB, VB)
     for segment in range(segments - 1):
         at = (n * segments + segment) * HV + head

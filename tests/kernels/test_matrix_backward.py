@@ -36,7 +36,7 @@ def backward(case: str, x: dict[str, Tensor], chunk: int = 16) -> dict[str, Tens
     arguments: list[Any] = [x["do"], x["dlast"], *(x.get(n) for n in NAMES), x.get("state"), packed]
     arguments += [SCALE, chunk, terms.predict, terms.readout]
     found = matrix_backward(*arguments)
-    assert [d is None for d in found[:-1]] == [n not in x for n in NAMES]
+    assert [d is None for d in found] == [n not in x for n in (*NAMES, "state")]
     return {n: d for n, d in zip((*NAMES, "state"), found, strict=True) if d is not None}
 
 

@@ -43,9 +43,11 @@ class MatrixEngine:
     def run(self, terms: MatrixTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
         """Output ``[B, T, HV, V]``, in accumulator precision where more is computed with it, and the final state."""
         rows = terms.segments(call)
-        state = self.init_state(terms, rows) if state is None else _checked(state, terms, rows, who)
-        if chosen_backend(call, who, state, *terms.over_time().values(), unfit=gpu.unfit(terms)) == "triton":
+        state = None if state is None else _checked(state, terms, rows, who)
+        tensors = (*terms.over_time().values(), *(() if state is None else (state,)))
+        if chosen_backend(call, who, *tensors, unfit=gpu.unfit(terms)) == "triton":
             return gpu.scan_packed(terms, state, call)
+        state = self.init_state(terms, rows) if state is None else state
         if call.bounds is None:
             return _run_batch(terms, state, call)
         return by_segment(

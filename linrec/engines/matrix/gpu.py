@@ -24,20 +24,19 @@ def unfit(terms: MatrixTerms) -> str | None:
     return None
 
 
-def scan_packed(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+def scan_packed(terms: MatrixTerms, state: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
     """Output of a batch or of packed segments, in the dtype of v unless more is computed with it, and final state."""
     from linrec.kernels.matrix.operators import matrix_scan, matrix_step_
 
     t = terms
     tensors = (t.q, t.k, t.v, t.g, t.a, t.b, t.bonus, t.write, t.erase)
-    keep = differentiated(state, *(x for x in tensors if x is not None))
+    keep = differentiated(*(x for x in (state, *tensors) if x is not None))
     dtype = t.v.dtype if t.finish is None else torch.float32
     if t.v.shape[1] == 1 and call.bounds is None and not keep:
-        state = (
-            state
-            if donating() and state.is_contiguous()
-            else state.clone(memory_format=torch.contiguous_format)
-        )
+        if state is None:
+            state = t.v.new_zeros(t.state_shape(t.v.shape[0]), dtype=torch.float32)
+        elif not (donating() and state.is_contiguous()):
+            state = state.clone(memory_format=torch.contiguous_format)
         return matrix_step_(*tensors, state, call.scale, t.predict, t.readout, dtype), state
     bounds = None if call.bounds is None else torch.tensor(call.bounds, device=t.v.device)
     chunk = _chunk(call.chunk_size)
