@@ -33,28 +33,85 @@ class For(NamedTuple):
     size: int = 4  # bytes of an element, at most
 
 
-# Tokens a chunk.
-CHUNKS: tuple[tuple[For, int], ...] = (
-    (For("*", "channel*"), 32),
-    (For("*", "*general"), 32),
-    (For("*", "*"), 64),
-)  # fmt: skip
+HOPPER = "sm_[19]*"  # sm_90 and sm_100
 
+# Tokens a chunk. Long chunks move fewer states; what limits them is registers.
+CHUNKS: tuple[tuple[For, int], ...] = (
+    (For("*", "*general", 256, 2), 16),
+    (For("*", "channel*", 128, 2), 32),
+    (For("*", "channel*", 256, 2), 16),
+    (For("sm_80", "shared delta", 128, 2), 32),
+    (For("sm_80", "shared delta", 256, 2), 16),
+    (For(HOPPER, "shared delta", 64, 2), 32),
+    (For("*", "*", 128, 2), 64),
+    (For(HOPPER, "*", 256, 2), 16),
+    (For("*", "*", 256, 2), 32),
+    (For("*", "*", 64), 32),
+    (For("*", "*"), 16),
+)
+
+# Rows for elements of 2 bytes are the fastest found without spills; float32 takes what fits.
 LAUNCHES: dict[str, tuple[tuple[For, Launch], ...]] = {
     "scores": (
-        (For("*", "*"), Launch(64, 0, 4, 2)),
-    ),
-    "entry_states": (
-        (For("*", "*"), Launch(0, 32, 4, 2)),
-    ),
-    "state_gradients": (
-        (For("*", "*"), Launch(0, 32, 4, 2)),
-    ),
-    "chunk_gradients": (
-        (For("*", "*"), Launch(64, 32, 8, 1)),
+        (For(HOPPER, "channel delta", 256, 2), Launch(32, 0, 4, 1)),
+        (For("*", "*", 256, 2), Launch(64, 0, 4, 2)),
+        (For("*", "*"), Launch(32, 0, 4, 1)),
     ),
     "forward_scan": (
-        (For("*", "*"), Launch(0, 32, 4, 2)),
+        (For("sm_80", "shared additive", 64, 2), Launch(0, 32, 4, 1)),
+        (For("sm_80", "shared additive", 128, 2), Launch(0, 32, 8, 1)),
+        (For(HOPPER, "shared delta", 64, 2), Launch(0, 32, 4, 2)),
+        (For(HOPPER, "shared delta", 128, 2), Launch(0, 16, 4, 2)),
+        (For(HOPPER, "shared delta", 256, 2), Launch(0, 32, 8, 1)),
+        (For("gfx942", "shared delta", 256, 2), Launch(0, 32, 4, 1)),
+        (For("sm_*", "channel delta", 64, 2), Launch(0, 32, 4, 2)),
+        (For("sm_*", "channel delta", 128, 2), Launch(0, 32, 8, 1)),
+        (For(HOPPER, "channel delta", 256, 2), Launch(0, 32, 8, 1)),
+        (For(HOPPER, "channel general", 128, 2), Launch(0, 32, 4, 2)),
+        (For(HOPPER, "channel general", 256, 2), Launch(0, 32, 8, 2)),
+        (For("sm_80", "*", 64, 2), Launch(0, 32, 4, 2)),
+        (For("sm_80", "shared delta", 256, 2), Launch(0, 16, 4, 2)),
+        (For("sm_80", "*", 128, 2), Launch(0, 32, 4, 2)),
+        (For("sm_80", "channel additive", 256, 2), Launch(0, 32, 4, 2)),
+        (For("sm_80", "*", 256, 2), Launch(0, 16, 4, 2)),
+        (For(HOPPER, "shared additive", 128, 2), Launch(0, 32, 4, 2)),
+        (For(HOPPER, "shared additive", 256, 2), Launch(0, 16, 4, 2)),
+        (For("*", "*", 256, 2), Launch(0, 32, 4, 2)),
+        (For("*", "*"), Launch(0, 16, 4, 1)),
+    ),
+    "entry_states": (
+        (For("sm_80", "channel delta", 128, 2), Launch(0, 32, 4, 2)),
+        (For("sm_80", "channel delta", 256, 2), Launch(0, 32, 8, 1)),
+        (For(HOPPER, "channel delta", 128, 2), Launch(0, 32, 4, 2)),
+        (For(HOPPER, "channel delta", 256, 2), Launch(0, 16, 4, 1)),
+        (For("*", "*", 256, 2), Launch(0, 32, 4, 2)),
+        (For("*", "*"), Launch(0, 16, 4, 1)),
+    ),
+    "state_gradients": (
+        (For("*", "*", 64, 2), Launch(0, 32, 4, 2)),
+        (For(HOPPER, "shared delta", 128, 2), Launch(0, 16, 4, 1)),
+        (For(HOPPER, "shared delta", 256, 2), Launch(0, 32, 8, 1)),
+        (For("gfx942", "shared delta", 256, 2), Launch(0, 32, 4, 1)),
+        (For("sm_80", "channel delta", 128, 2), Launch(0, 32, 4, 1)),
+        (For("*", "*", 128, 2), Launch(0, 32, 4, 2)),
+        (For("sm_80", "*delta", 256, 2), Launch(0, 16, 4, 1)),
+        (For("sm_80", "*general", 256, 2), Launch(0, 16, 4, 1)),
+        (For(HOPPER, "channel delta", 256, 2), Launch(0, 32, 8, 1)),
+        (For(HOPPER, "channel general", 256, 2), Launch(0, 32, 4, 1)),
+        (For("*", "*", 256, 2), Launch(0, 32, 4, 2)),
+        (For("*", "*"), Launch(0, 16, 4, 1)),
+    ),
+    "chunk_gradients": (
+        (For("sm_80", "shared additive", 256, 2), Launch(64, 16, 8, 1)),
+        (For("gfx942", "shared additive", 256, 2), Launch(64, 16, 8, 1)),
+        (For(HOPPER, "shared delta", 64, 2), Launch(64, 32, 8, 1)),
+        (For(HOPPER, "shared delta", 256, 2), Launch(64, 16, 8, 1)),
+        (For(HOPPER, "channel additive", 256, 2), Launch(64, 16, 8, 1)),
+        (For("gfx942", "channel additive", 128, 2), Launch(32, 16, 4, 1)),
+        (For("gfx942", "channel delta", 128, 2), Launch(16, 32, 8, 1)),
+        (For("gfx942", "*", 256, 2), Launch(64, 32, 4, 1)),
+        (For("*", "*", 256, 2), Launch(64, 32, 8, 1)),
+        (For("*", "*"), Launch(32, 16, 4, 1)),
     ),
     "decode": (
         (For("*", "*"), Launch(0, 32, 4, 1)),
