@@ -9,16 +9,21 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.errors import BackendError, UnknownNameError
+from linrec.evals.run import versions, write_json
 from linrec.testing import budget, example_inputs, relative_error
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,34 @@ def compare(
     qkv = {n: torch.randn(shape, device="cuda", dtype=dtype) for n in ("query", "key", "value")}
     attention = lambda **x: F.scaled_dot_product_attention(**x, is_causal=True)  # noqa: E731
     return [*found, Timing("softmax attention", *_milliseconds(attention, qkv), 0.0, 0.0)]
+
+
+def report(rules: Sequence[str] = (), *, quick: bool = False) -> dict[str, list[Timing]]:
+    """Timings of these rules (none: all that fla-core has as well)."""
+    sizes = {"batch": 1, "length": 512, "heads": 4, "width": 64} if quick else {}
+    return {rule: compare(rule, **sizes) for rule in rules or PEERS}
+
+
+def table(timed: dict[str, list[Timing]]) -> Table:
+    """For the terminal."""
+    from rich.table import Table
+
+    made = Table("rule", "implementation", "forward ms", "backward ms", "error", "allowed")
+    for rule, rows in timed.items():
+        for row in rows:
+            error = f"{row.error:.1e}" if row.allowed else ""
+            allowed = f"{row.allowed:.1e}" if row.allowed else ""
+            made.add_row(rule, row.name, f"{row.forward:.3f}", f"{row.backward:.3f}", error, allowed)
+    return made
+
+
+def write(timed: dict[str, list[Timing]], out: Path) -> Path:
+    """``out/bench_gpu.json``, with the GPU and the versions."""
+    rows = {rule: [asdict(row) for row in found] for rule, found in timed.items()}
+    path = out / "bench_gpu.json"
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"gpu": torch.cuda.get_device_name(), "versions": versions(), "rules": rows})
+    return path
 
 
 def _milliseconds(call: Callable[..., Tensor], inputs: dict[str, Tensor]) -> tuple[float, float]:

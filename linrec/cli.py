@@ -327,6 +327,9 @@ def bench(
     rounds: Annotated[int, typer.Option(min=2, help="times each is run; the best counts")] = 5,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for bench.json and the pictures")] = None,
+    device: Annotated[
+        str, typer.Option(help="cpu, or cuda: the kernels beside fla-core's, cases are rules")
+    ] = "cpu",
 ) -> None:
     """Time the rules against transformers and softmax attention, after checking that the results agree."""
     from rich.console import Console
@@ -334,6 +337,15 @@ def bench(
     from linrec.evals.bench.run import remarks, run_bench, table, write
 
     console = Console()
+    if device != "cpu":
+        from linrec.evals import gpu_times
+
+        rules = [name.strip() for name in cases.split(",") if name.strip()]
+        timed = gpu_times.report(rules, quick=quick)
+        console.print(gpu_times.table(timed))
+        if out:
+            console.print(f"wrote {gpu_times.write(timed, out)}", highlight=False)
+        return
     names = tuple(name.strip() for name in cases.split(",") if name.strip())
     with console.status("measuring"):
         report = run_bench(names, quick=quick, rounds=rounds, threads=threads)
