@@ -136,8 +136,12 @@ def traffic(launch: Launch, sample: int = SAMPLE) -> Traffic:
 
 
 def _drawn(grid: tuple[int, ...], sample: int) -> list[tuple[int, ...]]:
+    """Of a short first axis every block in turn: programs along it share their inputs, and one may store for all."""
     draw = random.Random(0)
-    return [tuple(draw.randrange(n) for n in grid) for _ in range(sample)]
+    if grid[0] > sample:
+        return [tuple(draw.randrange(n) for n in grid) for _ in range(sample)]
+    places = [tuple(draw.randrange(n) for n in grid[1:]) for _ in range(max(1, sample // grid[0]))]
+    return [(first, *place) for place in places for first in range(grid[0])]
 
 
 def _walk_programs(
