@@ -20,11 +20,17 @@ from rich.text import Text
 
 from linrec.evals.pictures import demo_picture
 from linrec.evals.run import evaluate, versions, write_json
-from linrec.evals.small import byte_config, parameters, stream_text
+from linrec.evals.small import (
+    byte_config,
+    count_parameters,
+    parameters,
+    same_size,
+    state_bytes_after,
+    stream_text,
+)
 from linrec.models.corpus import standard_library
 from linrec.models.language_model import LanguageModel
 from linrec.models.training import TrainConfig, train
-from linrec.state import state_bytes
 from linrec.stream import Session
 
 if TYPE_CHECKING:
@@ -58,7 +64,7 @@ def run_demo(
     # them does not meet angles beyond seq_len that it was never trained on.
     options = {"softmax_attention": {"rope_base": None}}
     configs = {"hybrid": byte_config(HYBRID, d_model=WIDTH, num_heads=HEADS, layer_options=options)}
-    configs["softmax"] = same_size(configs["hybrid"], "softmax_attention")
+    configs["softmax"] = same_size(configs["hybrid"], ("softmax_attention",))
     _introduce(console, corpus, configs)
     settings = replace(SETTINGS, steps=affordable_steps(configs, corpus, steps, minutes, console))
     runs: dict[str, dict[str, Any]] = {}
@@ -85,23 +91,6 @@ def run_demo(
     demo_picture(metrics, out / "demo.png")
     _conclude(console, metrics, out)
     return metrics
-
-
-def same_size(config: Config, layer: str) -> Config:
-    """The config with one kind of layer throughout and the MLP width that keeps the parameter count."""
-    target, config = _count(config), replace(config, pattern=(layer,), layer_options={})
-    low, high = 0.5, 8.0
-    for _ in range(14):
-        middle = (low + high) / 2
-        smaller = _count(replace(config, mlp_ratio=middle)) < target
-        low, high = (middle, high) if smaller else (low, middle)
-    candidates = [replace(config, mlp_ratio=ratio) for ratio in (low, high)]
-    return min(candidates, key=lambda c: abs(_count(c) - target))
-
-
-def _count(config: Config) -> int:
-    with torch.device("meta"):
-        return parameters(LanguageModel(config))
 
 
 def affordable_steps(
@@ -191,7 +180,6 @@ def compressors() -> dict[str, Any]:
     return {"bytes": total} | {name: 8 * size / total for name, size in packed.items()}
 
 
-@torch.inference_mode()
 def measure_state_bytes(configs: dict[str, Config]) -> dict[str, Any]:
     """Bytes of the state after contexts of growing length, from the states that the models return."""
     recurrent = replace(configs["hybrid"], pattern=("gated_delta_net",), num_layers=len(HYBRID))
@@ -201,13 +189,7 @@ def measure_state_bytes(configs: dict[str, Config]) -> dict[str, Any]:
         ("hybrid", configs["hybrid"], "hybrid"),
         ("recurrent", recurrent, "gated delta net only"),
     ):
-        model, state, done, sizes = LanguageModel(config).eval(), None, 0, []
-        for context in CONTEXTS:
-            while done < context:
-                length = min(1024, context - done)
-                state = model(torch.randint(256, (1, length)), state).state
-                done += length
-            sizes.append(state_bytes(state))
+        sizes = state_bytes_after(LanguageModel(config), CONTEXTS)
         curves[key] = {"label": label, "bytes": sizes}
     return {"context": list(CONTEXTS), "curves": curves}
 
@@ -242,7 +224,7 @@ def _size(documents: Any) -> dict[str, int]:
 
 def _introduce(console: Console, corpus: Corpus, configs: dict[str, Config]) -> None:
     train_size, held = _size(corpus.train), _size(corpus.held_out)
-    counts = {key: _count(config) for key, config in configs.items()}
+    counts = {key: count_parameters(config) for key, config in configs.items()}
     console.print(
         Panel(
             f"text: this Python's standard library, {train_size['modules']} modules "

@@ -1,15 +1,21 @@
-"""What ``linrec train``, ``generate`` and ``demo`` share: the byte model's config, and text from a stream."""
+"""What the commands around small byte models share: their config and size, their state, and text from a stream."""
 
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from linrec.errors import ConfigError
+from linrec.state import state_bytes
 
 if TYPE_CHECKING:
     from torch import nn
 
     from linrec.models.config import Config
+    from linrec.models.language_model import LanguageModel
     from linrec.stream import Session
 
 END = 256
@@ -27,6 +33,69 @@ def byte_config(pattern: tuple[str, ...], **options: Any) -> Config:
 def parameters(model: nn.Module) -> int:
     """Number of trained floats, tied ones once."""
     return sum(p.numel() for p in model.parameters())
+
+
+def count_parameters(config: Config) -> int:
+    """Parameters of the model of a configuration, which is not allocated."""
+    import torch
+
+    from linrec.models.language_model import LanguageModel
+
+    with torch.device("meta"):
+        return parameters(LanguageModel(config))
+
+
+def same_size(
+    config: Config, pattern: tuple[str, ...], options: dict[str, dict[str, Any]] | None = None
+) -> Config:
+    """The config with another pattern of layers and the MLP width that comes closest to its parameter count."""
+    target = count_parameters(config)
+    config = replace(config, pattern=pattern, layer_options=options or {})
+    low, high = 0.05, 8.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        smaller = count_parameters(replace(config, mlp_ratio=middle)) < target
+        low, high = (middle, high) if smaller else (low, middle)
+    candidates = [replace(config, mlp_ratio=ratio) for ratio in (low, high)]
+    return min(candidates, key=lambda c: abs(count_parameters(c) - target))
+
+
+def layer_spec(spec: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:
+    """``layer[+layer]:option=value,...`` as a pattern and layer options, which belong to the last layer.
+
+    Values are JSON, or else text. Raises ConfigError for an option without a value.
+    """
+    names, _, text = spec.partition(":")
+    pattern = tuple(names.split("+"))
+    options = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ConfigError(f"{spec!r}: expected option=value, got {item!r}")
+        options[key.strip()] = _value(value.strip())
+    return pattern, {pattern[-1]: options} if options else {}
+
+
+def _value(text: str) -> Any:
+    """A JSON value, or the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def state_bytes_after(model: LanguageModel, contexts: Sequence[int]) -> list[int]:
+    """Bytes of one row's state after contexts of rising lengths, from the states that the model returns."""
+    import torch
+
+    state, done, sizes = None, 0, []
+    model.eval()
+    with torch.inference_mode():
+        for context in contexts:
+            tokens = torch.randint(END, (1, context - done), device=model.embed.weight.device)
+            state, done = model.prefill(tokens, state, chunk=1024).state, context
+            sizes.append(state_bytes(state))
+    return sizes
 
 
 def stream_text(session: Session, prompt: str, max_tokens: int, **sampling: Any) -> Iterator[str]:

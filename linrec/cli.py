@@ -402,6 +402,37 @@ def suite(
 
 
 @app.command()
+def compare(
+    mixers: Annotated[
+        str, typer.Option(help="layers, separated by spaces: layer[+layer]:option=value,...; default: twelve")
+    ] = "",
+    seeds: Annotated[int | None, typer.Option(min=1, help="runs of each mixer")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="training steps of each run")] = None,
+    size: Annotated[str, typer.Option(help="small (an hour on one core) or full (for a GPU)")] = "small",
+    out: Annotated[Path, typer.Option(help="folder for compare.jsonl, .png and .html")] = Path(
+        "runs/compare"
+    ),
+    device: Device = None,
+) -> None:
+    """Train mixers of equal size on the same text, one table and one page; what is on file is not run again."""
+    from rich.console import Console
+
+    from linrec.evals.compare.run import run_compare
+    from linrec.evals.compare.setting import MIXERS, make_setting
+    from linrec.evals.compare.show import table
+
+    setting = make_setting(size, steps)
+    rows = run_compare(
+        setting,
+        out,
+        mixers=mixers.split() or MIXERS,
+        seeds=None if seeds is None else range(seeds),
+        device=_device(device),
+    )
+    Console().print(table(rows, setting))
+
+
+@app.command()
 def kernels(
     case: Annotated[list[str] | None, typer.Option(help="calls to report on; default: all")] = None,
     width: Annotated[list[int] | None, typer.Option(help="K = V; default: 128")] = None,

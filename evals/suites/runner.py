@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 
-from linrec.errors import ConfigError, UnknownNameError
+from linrec.errors import UnknownNameError
+from linrec.evals.resume import run_missing
 from linrec.evals.run import versions
+from linrec.evals.small import layer_spec
 from linrec.evals.suites import groups, induction, mad, modular, mqar, parity, selective_copy
 from linrec.evals.suites.picture import draw
-from linrec.evals.suites.records import append_record, fingerprint, read_records
+from linrec.evals.suites.records import fingerprint
 from linrec.evals.suites.suite import Candidate, Problem, Settings, Suite
 from linrec.evals.suites.trainer import run
 
@@ -87,22 +85,16 @@ def run_suite(
     """
     path = Path(out) / f"{suite.name}.jsonl"
     planned = {fingerprint(job.describe()): job for job in jobs(suite, seeds or range(suite.seeds))}
-    done = {record["id"] for record in read_records(path)}
-    missing = {key: job for key, job in planned.items() if key not in done}
-    console = Console()
-    with _bar(progress, console) as bar:
-        total = bar.add_task(f"suite {suite.name}", total=len(planned), completed=len(planned) - len(missing))
-        for key, job in missing.items():
-            append_record(path, {"id": key, **_record(job, device, bar)})
-            bar.advance(total)
-    records = [record for record in read_records(path) if record["id"] in planned]
+    records = run_missing(
+        path, planned, lambda job, bar: _record(job, device, bar), f"suite {suite.name}", progress
+    )
     draw(suite, records, path.with_suffix(".png"))
     return records
 
 
 def _record(job: Job, device: str, bar: Progress) -> dict[str, Any]:
     name = f"{job.problem.name}, {job.candidate.label}, width {job.candidate.width}, seed {job.seed}"
-    task = bar.add_task(name, total=job.settings.steps)
+    task = bar.add_task(name, total=job.settings.steps, note="")
 
     def report(step: int, loss: float, right: float) -> None:
         bar.update(task, completed=step, description=f"{name}: loss {loss:.3f}, held out {right:.3f}")
@@ -115,19 +107,8 @@ def _record(job: Job, device: str, bar: Progress) -> dict[str, Any]:
         **job.describe(),
         **asdict(outcome),
         "device": device,
-        "command": command(),
         "versions": versions(),
     }
-
-
-def command() -> str:
-    """The command line as one would type it."""
-    return shlex.join(["linrec", *sys.argv[1:]])
-
-
-def _bar(shown: bool, console: Console) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, console=console, disable=not shown)
 
 
 def with_rules(suite: Suite, specs: Sequence[str]) -> Suite:
@@ -144,22 +125,7 @@ def with_rules(suite: Suite, specs: Sequence[str]) -> Suite:
 
 
 def _candidate(spec: str, like: Candidate, vocab_size: int) -> Candidate:
-    names, _, text = spec.partition(":")
-    pattern = tuple(names.split("+"))
-    options = {}
-    for item in filter(None, text.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ConfigError(f"--rule {spec!r}: expected option=value, got {item!r}")
-        options[key.strip()] = _value(value.strip())
-    candidate = replace(like, label=spec, pattern=pattern, options={pattern[-1]: options} if options else {})
+    pattern, options = layer_spec(spec)
+    candidate = replace(like, label=spec, pattern=pattern, options=options)
     candidate.config(vocab_size)  # an unknown name is better told before the first run than during the last
     return candidate
-
-
-def _value(text: str) -> Any:
-    """A JSON value, or the text itself."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from linrec.evals import demo
-from linrec.evals.small import byte_config, parameters
+from linrec.evals.small import byte_config, parameters, same_size
 from linrec.evals.tasks.stdlib import held_out_modules
 from linrec.models.corpus import standard_library
 from linrec.models.language_model import LanguageModel
@@ -49,7 +49,7 @@ def test_demo_writes_checkpoints_metrics_and_picture(tmp_path: Path) -> None:
 def test_state_bytes_are_those_of_the_states() -> None:
     hybrid = byte_config(demo.HYBRID, d_model=32, num_heads=2)
     curves = demo.measure_state_bytes(
-        {"hybrid": hybrid, "softmax": demo.same_size(hybrid, "softmax_attention")}
+        {"hybrid": hybrid, "softmax": same_size(hybrid, ("softmax_attention",))}
     )
     sizes = {key: curve["bytes"] for key, curve in curves["curves"].items()}
     assert len(set(sizes["recurrent"])) == 1, "a recurrent state does not grow"
@@ -62,7 +62,7 @@ def test_state_bytes_are_those_of_the_states() -> None:
 @pytest.mark.parametrize("width", [64, 128])
 def test_the_baseline_has_the_same_size(width: int) -> None:
     hybrid = byte_config(demo.HYBRID, d_model=width, num_heads=2)
-    softmax = demo.same_size(hybrid, "softmax_attention")
+    softmax = same_size(hybrid, ("softmax_attention",))
     assert set(softmax.layer_names) == {"softmax_attention"}
     counts = [parameters(LanguageModel(config)) for config in (hybrid, softmax)]
     assert abs(counts[0] - counts[1]) < 0.02 * counts[0]

@@ -1,0 +1,49 @@
+"""Long work in parts: each part's record is kept when it ends, and what is on file is not done again."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from linrec.evals.suites.records import append_record, read_records
+
+Part = TypeVar("Part")
+Record = dict[str, Any]
+
+
+def run_missing(
+    path: Path,
+    planned: Mapping[str, Part],
+    perform: Callable[[Part, Progress], Record],
+    title: str,
+    shown: bool,
+) -> list[Record]:
+    """Perform the planned parts whose key is not in the file, in order; all planned records that are then there.
+
+    A record is written when its part ends; lines of other keys in the file are left alone.
+    """
+    done = {record["id"] for record in read_records(path)}
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, disable=not shown) as bar:
+        total = bar.add_task(title, total=len(planned), completed=len(planned.keys() & done), note="")
+        for key, part in planned.items():
+            if key not in done:
+                append_record(path, {"id": key, **perform(part, bar), "command": command()})
+                bar.advance(total)
+    return [record for record in read_records(path) if record["id"] in planned]
+
+
+def command() -> str:
+    """The command line as one would type it."""
+    return shlex.join(["linrec", *sys.argv[1:]])
