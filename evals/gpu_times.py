@@ -114,7 +114,7 @@ def compare(
 
 def report(rules: Sequence[str] = (), *, quick: bool = False) -> dict[str, list[Timing]]:
     """Timings of these rules (none: all that fla-core has as well)."""
-    sizes = {"batch": 1, "length": 512, "heads": 4, "width": 64} if quick else {}
+    sizes: dict[str, Any] = {"batch": 1, "length": 512, "heads": 4, "width": 64} if quick else {}
     return {rule: compare(rule, **sizes) for rule in rules or PEERS}
 
 
