@@ -76,7 +76,8 @@ def householder(depth: int, width: int, heads: int, steps: tuple[int, ...]) -> t
     found = []
     for count in steps:
         for negative in (True, False):
-            options = {"delta_product": {"num_steps": count, "allow_neg_eigval": negative, "conv_size": 0}}
+            plain = {"conv_size": 0, "use_gate": False, "use_forget_gate": False}
+            options = {"delta_product": {"num_steps": count, "allow_neg_eigval": negative, **plain}}
             label = f"DeltaProduct, {count} steps, β in (0, {2 if negative else 1})".replace(
                 "1 steps", "1 step"
             )
@@ -90,13 +91,13 @@ def problem(group: str, train: int, tests: tuple[int, ...], rows: int) -> Proble
 
 
 def suite(size: str) -> Suite:
-    """Small: S3, trained on 64 tokens. Full: S3, S4, A5, S5, trained on 128 tokens, tested on 512, as published."""
+    """Small: S3, trained on 32 tokens. Full: S3, S4, A5, S5, trained on 128 tokens, tested on 512, as published."""
     others = tuple(c for c in trackers(1, 64, 2) if "DeltaNet" not in c.label)
     if size == "small":
-        problems: tuple[Problem, ...] = (problem("S3", 64, (16, 64, 128, 192, 256), 128),)
-        settings = Settings(steps=600, batch_size=32, lr=5e-3, check_every=25, cooldown=75)
-        candidates = (*householder(1, 64, 2, (2, 1)), *others)
-        return Suite("groups", size, "S3, trained on 64 elements", problems, candidates, settings, "length")
+        problems: tuple[Problem, ...] = (problem("S3", 32, (16, 32, 64, 96, 128), 128),)
+        settings = Settings(steps=1000, batch_size=32, lr=2e-3, check_every=25, cooldown=75)
+        candidates = (*householder(1, 64, 4, (2, 1)), *others)
+        return Suite("groups", size, "S3, trained on 32 elements", problems, candidates, settings, "length")
     problems = tuple(
         problem(group, 128, (32, 64, 128, 256, 384, 512), 512) for group in ("S3", "S4", "A5", "S5")
     )

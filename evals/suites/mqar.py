@@ -62,13 +62,17 @@ MIXERS: tuple[tuple[str, str, dict[str, object]], ...] = (
     ("softmax attention", "softmax_attention", {}),
     ("linear attention", "linear_attention", {}),
     ("GLA", "gla", {"expand_v": 1.0}),
-    ("DeltaNet", "delta_net", {"conv_size": 0}),
-    ("gated DeltaNet", "gated_delta_net", {"conv_size": 0}),
+    ("DeltaNet", "delta_net", {}),
+    ("gated DeltaNet", "gated_delta_net", {}),
 )
 
 
+CONVOLVED = ("delta_net", "gated_delta_net")  # layers with short convolutions of their own
+
+
 def candidates(widths: tuple[int, ...], repeats: int) -> tuple[Candidate, ...]:
-    """Each mixer behind a short convolution, which pairs a value with the key before it, in each width."""
+    """Each mixer in each width, with a short convolution, its own or one before it: that pairs a value with the key
+    before it."""
     found = []
     for label, layer, options in MIXERS:
         for width in widths:
@@ -76,7 +80,7 @@ def candidates(widths: tuple[int, ...], repeats: int) -> tuple[Candidate, ...]:
             found.append(
                 Candidate(
                     label,
-                    ("canon", layer) * repeats,
+                    ((layer,) if layer in CONVOLVED else ("canon", layer)) * repeats,
                     {layer: {**options, **heads}},
                     width=width,
                     heads=1,
@@ -87,12 +91,12 @@ def candidates(widths: tuple[int, ...], repeats: int) -> tuple[Candidate, ...]:
 
 
 def suite(size: str) -> Suite:
-    """Small: 16 pairs in 64 tokens of a vocabulary of 256. Full: the paper's lengths, widths and rates."""
+    """Small: 16 pairs in 64 tokens of a vocabulary of 64. Full: the paper's lengths, widths and rates."""
     if size == "small":
         problem = Problem(
             "16 pairs in 64 tokens",
-            (Mqar(64, 4, 256), Mqar(64, 8, 256), Mqar(64, 16, 256)),
-            {"64": Mqar(64, 16, 256)},
+            (Mqar(64, 4, 64), Mqar(64, 8, 64), Mqar(64, 16, 64)),
+            {"64": Mqar(64, 16, 64)},
         )
         settings = Settings(steps=1200, batch_size=64, lr=5e-3, check_every=100)
         return Suite(
@@ -100,7 +104,7 @@ def suite(size: str) -> Suite:
             size,
             "Multi-query associative recall",
             (problem,),
-            candidates((16, 32, 64), 1),
+            candidates((16, 24, 32), 1),
             settings,
             "state",
         )
