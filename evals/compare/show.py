@@ -83,8 +83,8 @@ def caption(setting: Setting) -> str:
     """How to read the figures."""
     return (
         f"Bits per byte on {setting.documents} held-out modules of at most {setting.document_bytes:,} bytes: in "
-        f"windows of {setting.training.seq_len} bytes, and with the state carried through each module. Means over seeds. State "
-        f"after {setting.context:,} tokens of one row."
+        f"windows of {setting.training.seq_len} bytes, and with the state carried through each module. Means over "
+        f"seeds. State after {setting.context:,} tokens of one row."
     )
 
 
