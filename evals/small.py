@@ -49,15 +49,15 @@ def same_size(
     config: Config, pattern: tuple[str, ...], options: dict[str, dict[str, Any]] | None = None
 ) -> Config:
     """The config with another pattern of layers and the MLP width that comes closest to its parameter count."""
-    target = count_parameters(config)
+    target, eight = (
+        count_parameters(config),
+        8 * 3 * config.d_model * (config.num_layers or len(config.pattern)),
+    )
     config = replace(config, pattern=pattern, layer_options=options or {})
-    low, high = 0.05, 8.0
-    for _ in range(14):
-        middle = (low + high) / 2
-        smaller = count_parameters(replace(config, mlp_ratio=middle)) < target
-        low, high = (middle, high) if smaller else (low, middle)
-    candidates = [replace(config, mlp_ratio=ratio) for ratio in (low, high)]
-    return min(candidates, key=lambda c: abs(count_parameters(c) - target))
+    # Three matrices of d_model times the width, which is a multiple of 8, in each layer; at least the narrowest.
+    smallest = replace(config, mlp_ratio=8 / config.d_model)
+    more = max(0, round((target - count_parameters(smallest)) / eight))
+    return replace(config, mlp_ratio=8 * (1 + more) / config.d_model)
 
 
 def layer_spec(spec: str) -> tuple[tuple[str, ...], dict[str, dict[str, Any]]]:

@@ -408,7 +408,7 @@ def compare(
     ] = "",
     seeds: Annotated[int | None, typer.Option(min=1, help="runs of each mixer")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="training steps of each run")] = None,
-    size: Annotated[str, typer.Option(help="small (an hour on one core) or full (for a GPU)")] = "small",
+    size: Annotated[str, typer.Option(help="small (minutes a seed on a CPU) or full (for a GPU)")] = "small",
     out: Annotated[Path, typer.Option(help="folder for compare.jsonl, .png and .html")] = Path(
         "runs/compare"
     ),

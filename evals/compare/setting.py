@@ -48,7 +48,10 @@ class Setting:
 
 
 def make_setting(size: str, steps: int | None = None) -> Setting:
-    """Small: 0.25 M parameters, an hour on one core. Full: 25 M parameters, for a GPU. Raises UnknownNameError."""
+    """Small: 0.25 M parameters, minutes a seed on one core. Full: 25 M parameters, for a GPU.
+
+    Raises UnknownNameError for another size.
+    """
     if size == "small":
         base = byte_config(("softmax_attention",), d_model=96, num_heads=2, num_layers=2)
         training = TrainConfig(steps=200, batch_size=8, seq_len=256, lr=4e-3)

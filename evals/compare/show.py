@@ -31,7 +31,7 @@ COLUMNS = (
 
 def summary(records: list[Record]) -> list[Record]:
     """A row a mixer, best bits per byte in windows first; costs are None where they were not measured."""
-    costs = next((r["rows"] for r in reversed(records) if r["kind"] == "cost"), {})
+    costs: dict[str, Any] = next((r["rows"] for r in reversed(records) if r["kind"] == "cost"), {})
     runs: dict[str, list[Record]] = {}
     for record in records:
         if record["kind"] == "run":

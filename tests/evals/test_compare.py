@@ -62,7 +62,7 @@ def test_what_is_on_file_is_not_run_again(tmp_path):
     setting = make_setting("small", steps=1)
     training = replace(setting.training, batch_size=1, seq_len=32)
     base = byte_config(("softmax_attention",), d_model=16, num_heads=1)
-    setting = replace(setting, base=base, training=training, documents=1, document_bytes=400, context=64)
+    setting = replace(setting, base=base, training=training, documents=1, document_bytes=1000, context=64)
     rows = run_compare(setting, tmp_path, mixers=["gla"], seeds=[0], progress=False)
     path = tmp_path / "compare.jsonl"
     before = path.read_text()
