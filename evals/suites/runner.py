@@ -14,6 +14,7 @@ from linrec.evals.resume import run_missing
 from linrec.evals.run import versions
 from linrec.evals.small import layer_spec
 from linrec.evals.suites import groups, induction, mad, modular, mqar, parity, selective_copy
+from linrec.evals.suites.page import page
 from linrec.evals.suites.picture import draw
 from linrec.evals.suites.records import fingerprint
 from linrec.evals.suites.suite import Candidate, Problem, Settings, Suite
@@ -79,7 +80,8 @@ def run_suite(
     device: str = "cpu",
     progress: bool = True,
 ) -> list[dict[str, Any]]:
-    """Run what is missing of ``suite`` into ``out/NAME.jsonl``, draw ``out/NAME.png``, return the suite's records.
+    """Run what is missing of ``suite`` into ``out/NAME.jsonl``, draw ``out/NAME.png``, write ``out/NAME.html`` and
+    return the suite's records.
 
     A record is written when its run ends; lines of other settings in the file are left alone.
     """
@@ -88,7 +90,9 @@ def run_suite(
     records = run_missing(
         path, planned, lambda job, bar: _record(job, device, bar), f"suite {suite.name}", progress
     )
-    draw(suite, records, path.with_suffix(".png"))
+    if records:
+        draw(suite, records, path.with_suffix(".png"))
+        page(suite, records, path.with_suffix(".png")).write(path.with_suffix(".html"))
     return records
 
 

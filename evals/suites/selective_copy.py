@@ -80,16 +80,17 @@ UNGATED: tuple[tuple[str, str, dict[str, object]], ...] = (
 
 
 def suite(size: str) -> Suite:
-    """Small: 8 tokens in 64. Full: 16 tokens in 4096, two layers of width 64, as published."""
+    """Small: 6 tokens among 24, without Mamba-1, whose scan takes longest. Full: 16 tokens in 4096, two layers of width 64, as published."""
     small = size == "small"
     candidates = tuple(
         Candidate(label, (layer,), {layer: options} if options else {}, 64, 2, 2, mlp_ratio=None)
         for label, layer, options in (*GATED, *UNGATED)
+        if not (small and layer == "mamba")
     )
     title = "Selective copying"
     if small:
-        source = SelectiveCopy(48, 8)
-        problem = Problem("8 tokens among 48", (source,), {"8 of 48": source})
+        source = SelectiveCopy(24, 6)
+        problem = Problem("6 tokens among 24", (source,), {"6 of 24": source})
         settings = Settings(steps=1000, batch_size=64, lr=5e-3)
         return Suite("selective_copy", size, title, (problem,), candidates, settings, "bars")
     source = SelectiveCopy()

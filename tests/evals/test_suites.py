@@ -71,6 +71,7 @@ def test_a_suite_is_resumed_and_drawn(tmp_path):
     lines = (tmp_path / "parity.jsonl").read_text().splitlines()
     assert len(records) == len(lines) == 1 and json.loads(lines[0])["seed"] == 0
     assert (tmp_path / "parity.png").stat().st_size > 0
+    assert "data:image/png;base64," in (tmp_path / "parity.html").read_text()
     run_suite(suite, tmp_path, seeds=[0, 1], progress=False)
     assert (tmp_path / "parity.jsonl").read_text().splitlines()[:1] == lines
     with pytest.raises(UnknownNameError, match="no suite"):
