@@ -79,9 +79,7 @@ def framed(
     enter = middle.exp().to(dtype)
     before = up
     if not (plan.reads_now and (plan.predicts_now or rows["a"] is None)):
-        before = torch.cat(
-            [enter.reciprocal(), up[:, :-1]], dim=1, out=memory.take("before", up, *up.shape)
-        )
+        before = torch.cat([enter.reciprocal(), up[:, :-1]], dim=1, out=memory.take("before", up, *up.shape))
     up_q, up_a = (up if now else before for now in (plan.reads_now, plan.predicts_now))
     reads = _stacked("reads", (rows["a"], up_a), (rows["q"], up_q), memory)
     reads[:, -size:].mul_(plan.scale)
