@@ -80,7 +80,10 @@ UNGATED: tuple[tuple[str, str, dict[str, object]], ...] = (
 
 
 def suite(size: str) -> Suite:
-    """Small: 6 tokens among 24, without Mamba-1, whose scan takes longest. Full: 16 tokens in 4096, two layers of width 64, as published."""
+    """Small: 6 tokens among 24, without Mamba-1, whose scan takes longest.
+
+    Full: 16 tokens in 4096, two layers of width 64, as published.
+    """
     small = size == "small"
     candidates = tuple(
         Candidate(label, (layer,), {layer: options} if options else {}, 64, 2, 2, mlp_ratio=None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from linrec.engines.backends import auto_on, chosen_backend
 from linrec.engines.checks import transformed
-from linrec.engines.matrix import general, gpu, scalar
+from linrec.engines.matrix import channel, gpu, scalar
 from linrec.engines.matrix.chunk import one_chunk, scan_chunks
 from linrec.engines.matrix.plan import Plan
 from linrec.engines.matrix.recurrent import scan_tokens
@@ -76,7 +76,7 @@ def _run_lane(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Te
     plan = Plan(call.scale, call.chunk_size or CHUNK, terms.predict, terms.readout)
     lane: Any = scalar
     if terms.a is not None or (terms.g is not None and terms.g.dim() == 4):
-        lane, terms = general, _by_channel(terms.explicit())
+        lane, terms = channel, _by_channel(terms)
 
     def plain(state: Tensor, *values: Tensor | None) -> tuple[Tensor, Tensor]:
         same = replace(terms, bonus=None, **dict(zip(lane.NAMES, values, strict=True))).explicit()

@@ -14,17 +14,16 @@ so the decay's gradient needs no gradient of any exponential. The general path h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from linrec.engines.matrix.chunk import cumulative_decay
-from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, decay_gradient, rows
+from linrec.engines.matrix.plan import Plan, decay_gradient
 from linrec.engines.matrix.scores import Decay
 from linrec.engines.triangular import solve_unit_lower, solve_unit_lower_transposed
-
-NAMES = ("q", "k", "v", "g", "a", "b")
 
 
 class Chunk(NamedTuple):
@@ -53,15 +52,9 @@ def exp_as(exponent: Tensor, like: Tensor) -> Tensor:
     return exponent.to(like.dtype).exp_() if exponent.dtype != like.dtype else exponent.exp()
 
 
-def load(tensors: Tensors, span: Span, plan: Plan) -> Chunk:
-    """Cut one chunk out of the arguments."""
-    heads = tensors["v"].shape[2]  # type: ignore[union-attr]
-
-    def cut(name: str) -> Tensor | None:
-        x = tensors[name]
-        return None if x is None else rows(x, *span, heads // x.shape[2])
-
-    q, k, v, a, b, g = (cut(n) for n in ("q", "k", "v", "a", "b", "g"))
+def chunk_of(tensors: Mapping[str, Tensor | None], plan: Plan) -> Chunk:
+    """The chunk of q, k, v, g, a, b, heads first, g ``[N, C, 1 or K]``."""
+    q, k, v, a, b, g = (tensors[n] for n in ("q", "k", "v", "a", "b", "g"))
     assert q is not None and k is not None and v is not None and g is not None
     total = cumulative_decay(g)
     before = torch.cat([torch.zeros_like(total[:, :1]), total[:, :-1]], dim=1)
@@ -164,25 +157,3 @@ def decay_adjoint(c: Chunk, grads: dict[str, Tensor], at_end: Tensor, plan: Plan
         readers.append((product(c.a, grads["a"]), plan.predicts_now))
     at_end = at_end.sum(-1, keepdim=True) if narrow else at_end
     return decay_gradient(written, readers, at_end).to(c.v.dtype)
-
-
-def forward(
-    plan: Plan, memory: Memory, tensors: Tensors, span: Span, state: Tensor, new_state: Tensor
-) -> Tensor:
-    """See :class:`linrec.engines.matrix.scan.Lane`."""
-    c = load(tensors, span, plan)
-    return read_and_write(c, solve_chunk(c, state), state, new_state)
-
-
-def backward(
-    plan: Plan,
-    memory: Memory,
-    tensors: Tensors,
-    span: Span,
-    states: tuple[Tensor, Tensor],
-    do: Tensor,
-    dexit: Tensor,
-) -> tuple[dict[str, Tensor], Tensor]:
-    """See :class:`linrec.engines.matrix.scan.Lane`."""
-    c = load(tensors, span, plan)
-    return chunk_adjoint(c, solve_chunk(c, states[0]), *states, do, dexit, plan)
