@@ -18,7 +18,8 @@ written with them, X = [z; v] (delta: W = k~, X = x; additive: R = q~, W = k~, X
     dM = D X^T below the diagonal        dR = D S~^T + dM W        dW = X dE^T + dM^T R        dS = e^m (dE + R^T D)
 
 Every factor is one exponential of a sum known in double precision, and a product of two is the decay between two
-tokens: nothing is lost as long as none of them overflows. Entries above the diagonal may, and are overwritten with zero.
+tokens: nothing is lost as long as none of them overflows. Entries above the diagonal may, and are overwritten with
+zero.
 """
 
 from __future__ import annotations
