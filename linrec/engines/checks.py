@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
 from linrec.errors import DeviceError, DtypeError, ShapeError
@@ -21,6 +22,11 @@ def differentiated(*tensors: Tensor) -> bool:
     """Whether a result of these tensors has to be a function of them, and not only a value."""
     needed = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     return needed or transformed(*tensors)
+
+
+def readable(x: Tensor) -> bool:
+    """Whether values of ``x`` can decide what is computed: not on "meta", nor while a graph is traced."""
+    return not (x.is_meta or torch.compiler.is_compiling() or isinstance(x, FakeTensor))
 
 
 def checked_state(state: State, empty: State, who: str) -> State:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from linrec.engines.checks import readable
 from linrec.engines.matrix import general
 from linrec.engines.matrix.frame import Frame, Solved, adjoint, framed, leave, solve
 from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, rows
@@ -61,7 +62,7 @@ def forward(
     c = load(tensors, span, state.dtype)
     f = _framed(c, plan, memory)
     if f is None:
-        if span[1] - span[0] > SMALLEST:
+        if span[1] - span[0] > SMALLEST and readable(state):
             first, second = halves(span)
             between = torch.empty_like(state)
             o = forward(plan, memory, tensors, first, state, between).clone()
@@ -88,7 +89,7 @@ def backward(
     if f is not None:
         s = solve(f, _values(c), states[0], plan, memory)
         grads, dentry = _gradients(f, s, states[1], do, dexit, plan, memory)
-    elif span[1] - span[0] > SMALLEST:
+    elif span[1] - span[0] > SMALLEST and readable(dexit):
         return _by_halves(plan, memory, tensors, span, states, do, dexit)
     else:
         exactly = general.chunk_of(c.tensors, plan)
@@ -132,6 +133,8 @@ def _values(c: Rows) -> Tensor:
 def _framed(c: Rows, plan: Plan, memory: Memory) -> Frame | None:
     g, k = c.tensors["g"], c.tensors["k"]
     assert g is not None and k is not None
+    if not readable(g):
+        return None
     total = torch.bmm(_ones_below(g, memory), exact(g), out=memory.take("total", exact(g[:1, :1]), *g.shape))
     return framed(total, c.tensors, plan, memory, k.dtype)
 
