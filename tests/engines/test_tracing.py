@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from linrec.rules import RULES
 from linrec.testing import example_inputs
 
-SIZES = {"B": 1, "T": 40, "H": 1, "HV": 1, "K": 4, "V": 4}
+SIZES: dict[str, Any] = {"B": 1, "T": 40, "H": 1, "HV": 1, "K": 4, "V": 4}
 
 
 @pytest.mark.parametrize("name", ["kimi_delta_attention", "rwkv7", "gated_delta_net"])
