@@ -24,6 +24,7 @@ zero.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor
 from linrec.engines.matrix.plan import Memory, Plan
 from linrec.engines.triangular import solve_unit_lower, solve_unit_lower_transposed
 
+LOG2 = math.log(2.0)
 REACH = 40.0  # e^40 squared is within single precision, and above its smallest normal number
 
 
@@ -69,15 +71,18 @@ def framed(
     ``total`` ``[N, C, 1 or K]`` is G in double precision.
     """
     size = total.shape[1]
-    middle = total[:, size // 2 : size // 2 + 1]
+    # A whole number of halvings: scaling by it is exact, so no later decay reaches an earlier row by rounding.
+    middle = total[:, size // 2 : size // 2 + 1].div(LOG2).round_()
+    halvings, middle = middle, middle * LOG2
     shifted = torch.sub(total, middle, out=memory.take("shifted", total, *total.shape))
     low, high = torch.aminmax(shifted)
     reach = torch.stack([-low, high, -middle.amin()]).amax()
     if not bool(reach <= REACH):  # also where it is not a number
         return None
-    up = memory.take("up", total, *total.shape, dtype=dtype).copy_(shifted.exp_())
+    exact_up = torch.exp(total, out=shifted).mul_(torch.exp2(-halvings))
+    up = memory.take("up", total, *total.shape, dtype=dtype).copy_(exact_up)
     down = torch.reciprocal(up, out=memory.take("down", up, *up.shape))
-    enter = middle.exp().to(dtype)
+    enter = torch.exp2(halvings).to(dtype)
     before = up
     if not (plan.reads_now and (plan.predicts_now or rows["a"] is None)):
         before = torch.cat([enter.reciprocal(), up[:, :-1]], dim=1, out=memory.take("before", up, *up.shape))
