@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from linrec.evals.suites.records import append_record, read_records
+from linrec.evals.records import append_record, read_records
 
 Part = TypeVar("Part")
 Record = dict[str, Any]

@@ -49,12 +49,10 @@ def same_size(
     config: Config, pattern: tuple[str, ...], options: dict[str, dict[str, Any]] | None = None
 ) -> Config:
     """The config with another pattern of layers and the MLP width that comes closest to its parameter count."""
-    target, eight = (
-        count_parameters(config),
-        8 * 3 * config.d_model * (config.num_layers or len(config.pattern)),
-    )
-    config = replace(config, pattern=pattern, layer_options=options or {})
+    target = count_parameters(config)
     # Three matrices of d_model times the width, which is a multiple of 8, in each layer; at least the narrowest.
+    eight = 8 * 3 * config.d_model * (config.num_layers or len(config.pattern))
+    config = replace(config, pattern=pattern, layer_options=options or {})
     smallest = replace(config, mlp_ratio=8 / config.d_model)
     more = max(0, round((target - count_parameters(smallest)) / eight))
     return replace(config, mlp_ratio=8 * (1 + more) / config.d_model)

@@ -337,16 +337,15 @@ def bench(
     from linrec.evals.bench.run import remarks, run_bench, table, write
 
     console = Console()
+    names = tuple(name.strip() for name in cases.split(",") if name.strip())
     if device != "cpu":
         from linrec.evals import gpu_times
 
-        rules = [name.strip() for name in cases.split(",") if name.strip()]
-        timed = gpu_times.report(rules, quick=quick)
+        timed = gpu_times.report(names, quick=quick)
         console.print(gpu_times.table(timed))
         if out:
             console.print(f"wrote {gpu_times.write(timed, out)}", highlight=False)
         return
-    names = tuple(name.strip() for name in cases.split(",") if name.strip())
     with console.status("measuring"):
         report = run_bench(names, quick=quick, rounds=rounds, threads=threads)
     if report["rows"]:

@@ -99,7 +99,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, config)
             result.losses.append(
-                _train_step(model, optimizer, draw_batch(stream, config, generator), config, step)
+                train_step(model, optimizer, draw_batch(stream, config, generator), config, step)
             )
             result.seconds = time.perf_counter() - start
             result.tokens_per_second = (step + 1) * config.batch_size * config.seq_len / result.seconds
@@ -148,9 +148,10 @@ def _train_mode(model: nn.Module, steps: int) -> Iterator[int]:
         model.eval()
 
 
-def _train_step(
+def train_step(
     model: LanguageModel, optimizer: torch.optim.Optimizer, batch: Tensor, config: TrainConfig, step: int
 ) -> float:
+    """One step on windows ``[B, T + 1]``; the mean loss in nats. Raises TrainingError if it is not finite."""
     batch = batch.to(model.embed.weight.device)
     logits = model(batch[:, :-1]).logits
     loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())

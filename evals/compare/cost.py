@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from rich.progress import Progress
-from torch.nn import functional as F
 
 from linrec.evals.small import END, state_bytes_after
 from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel
-from linrec.models.training import TrainConfig, descend, make_optimizer
+from linrec.models.training import TrainConfig, make_optimizer, train_step
 from linrec.rule import donation
 
 ROUNDS = 5
@@ -74,9 +73,7 @@ class CostJob:
 
         def step() -> float:
             started = time.perf_counter()
-            logits = model.train()(batch[:, :-1]).logits
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-            descend(model, optimizer, loss, self.training, 0)
+            train_step(model.train(), optimizer, batch, self.training, 0)
             self._wait()
             return time.perf_counter() - started
 

@@ -15,10 +15,10 @@ from linrec.evals.compare.cost import CostJob
 from linrec.evals.compare.setting import MIXERS, Job, Setting, configs, jobs
 from linrec.evals.compare.show import comparison_figure, page, summary
 from linrec.evals.pictures import save_png
+from linrec.evals.records import fingerprint
 from linrec.evals.resume import run_missing
 from linrec.evals.run import versions
 from linrec.evals.small import parameters
-from linrec.evals.suites.records import fingerprint
 from linrec.evals.tasks.stdlib import held_out_modules
 from linrec.models.corpus import Document, standard_library
 from linrec.models.language_model import LanguageModel

@@ -10,13 +10,13 @@ from typing import Any
 from rich.progress import Progress
 
 from linrec.errors import UnknownNameError
+from linrec.evals.records import fingerprint
 from linrec.evals.resume import run_missing
 from linrec.evals.run import versions
 from linrec.evals.small import layer_spec
 from linrec.evals.suites import groups, induction, mad, modular, mqar, parity, selective_copy
 from linrec.evals.suites.page import page
 from linrec.evals.suites.picture import draw
-from linrec.evals.suites.records import fingerprint
 from linrec.evals.suites.suite import Candidate, Problem, Settings, Suite
 from linrec.evals.suites.trainer import run
 

@@ -32,6 +32,7 @@ from linrec.kernels.matrix.tiles import (
     read,
     sequence,
     shared_decay,
+    state_after,
     store_state,
     times_state,
 )
@@ -60,21 +61,10 @@ def entry_states(
         x = load_rows(v, start, past, HV, head, V, first_v, C, VB)
         if write is not None:
             x = x.to(tl.float32) * load_gate(write, start, past, HV, head, C)[:, None]
-        if DELTA:
-            reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KB)
-            decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
-            r = read(reader, decay, s, CHANNEL, DT, PRECISION)
-            solve = load_lower(inverse, start, past, HV, head, C)
-            if GENERAL:
-                r += dot(load_lower(scores_ak, start, past, HV, head, C), x, DT, PRECISION)
-                z = dot(solve, r, DT, PRECISION).to(DT)
-            else:
-                x = dot(solve, r + x.to(tl.float32), DT, PRECISION).to(DT)
-        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
-        s = times_state(whole, s, CHANNEL) + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
-        if GENERAL:
-            back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
-            s += outer(back, to_end, z, CHANNEL, DT, PRECISION)
+        s = state_after(
+            s, x, keys, k, g, a, b, erase, inverse, scores_ak, start, past, H, HA, HB, HV, head, K, C, KB,
+            CHANNEL, DELTA, GENERAL, PREDICT_NOW, DT, PRECISION,
+        )  # fmt: skip
 
 
 @triton.jit

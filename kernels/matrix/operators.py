@@ -77,21 +77,23 @@ def _backward_like(
 
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    tensors, (ctx.scale, ctx.chunk, ctx.predict, ctx.readout, *_) = inputs[:11], inputs[11:]
+    last = len(ARGUMENTS) + 1  # cu_seqlens
+    ctx.scale, ctx.chunk, ctx.predict, ctx.readout, *_ = inputs[last:]
     ctx.mark_non_differentiable(*output[2:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, *output[2:])
+    ctx.save_for_backward(*inputs[:last], *output[2:])
 
 
 def _gradients(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    tensors, kept = ctx.saved_tensors[:11], list(ctx.saved_tensors[11:])
+    given = len(ARGUMENTS)
+    tensors, kept = ctx.saved_tensors[: given + 1], list(ctx.saved_tensors[given + 1 :])
+    options = [None] * 7  # cu_seqlens and what follows
     if do is None and dlast is None:
-        return (None,) * 17
+        return (*[None] * given, *options)
     found = iter(
         matrix_scan_backward(do, dlast, *tensors, kept, ctx.scale, ctx.chunk, ctx.predict, ctx.readout)
     )
-    given = [None if x is None else next(found) for x in tensors[:10]]
-    return (*given, *[None] * 7)
+    return (*(None if x is None else next(found) for x in tensors[:given]), *options)
 
 
 matrix_scan.register_autograd(_gradients, setup_context=_setup)

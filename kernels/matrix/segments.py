@@ -12,18 +12,12 @@ import triton.language as tl
 
 from linrec.kernels.matrix.tiles import (
     dot,
-    load_decays,
-    load_decays_to_end,
     load_gate,
-    load_lower,
-    load_reader_rows,
     load_rows,
     load_state,
-    outer,
-    read,
     sequence,
+    state_after,
     store_state,
-    times_state,
 )
 
 
@@ -48,26 +42,13 @@ def segment_maps(
     for c in range(tl.cdiv(past - first, C).to(tl.int32)):
         start = first + c * C
         keys = load_rows(k, start, past, H, head // (HV // H), K, 0, C, KB)
-        row, col = start + tl.arange(0, C), column + tl.arange(0, VB)
-        at = (row[:, None] * HV + head) * V + col[None, :]
-        x = tl.load(v + at, mask=(row < past)[:, None] & (col < width)[None, :], other=0.0)
+        x = load_rows(v, start, past, HV, head, width, column, C, VB)
         if write is not None:
             x = x.to(tl.float32) * load_gate(write, start, past, HV, head, C)[:, None]
-        if DELTA:
-            reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KB)
-            decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
-            r = read(reader, decay, s, CHANNEL, DT, PRECISION)
-            solve = load_lower(inverse, start, past, HV, head, C)
-            if GENERAL:
-                r += dot(load_lower(scores_ak, start, past, HV, head, C), x, DT, PRECISION)
-                z = dot(solve, r, DT, PRECISION).to(DT)
-            else:
-                x = dot(solve, r + x.to(tl.float32), DT, PRECISION).to(DT)
-        to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
-        s = times_state(whole, s, CHANNEL) + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
-        if GENERAL:
-            back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
-            s += outer(back, to_end, z, CHANNEL, DT, PRECISION)
+        s = state_after(
+            s, x, keys, k, g, a, b, erase, inverse, scores_ak, start, past, H, HA, HB, HV, head, K, C, KB,
+            CHANNEL, DELTA, GENERAL, PREDICT_NOW, DT, PRECISION,
+        )  # fmt: skip
     to = (n.to(tl.int64) * HV + head) * K * (V + K) + i * (V + K) + j + tl.where(written, 0, V)
     tl.store(maps + to, s, mask=(i < K) & (j < tl.where(written, V, K)))
 

@@ -286,3 +286,28 @@ def bonus_of(bonus, queries, keys, head, K, first, KB: tl.constexpr):
     col = first + tl.arange(0, KB)
     weight = tl.load(bonus + head * K + col, mask=col < K, other=0.0).to(tl.float32)
     return tl.sum(queries.to(tl.float32) * keys.to(tl.float32) * weight[None, :], 1)
+
+
+@triton.jit
+def state_after(
+    s, x, keys, k, g, a, b, erase, inverse, scores_ak, start, past, H, HA, HB, HV, head, K, C: tl.constexpr,
+    KB: tl.constexpr, CHANNEL: tl.constexpr, DELTA: tl.constexpr, GENERAL: tl.constexpr, PREDICT_NOW: tl.constexpr,
+    DT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The state after a chunk from s ``[KB, VB]``, its keys, and the values x ``[C, VB]`` given to it; KB covers K."""
+    if DELTA:
+        reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KB)
+        decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
+        r = read(reader, decay, s, CHANNEL, DT, PRECISION)
+        solve = load_lower(inverse, start, past, HV, head, C)
+        if GENERAL:
+            r += dot(load_lower(scores_ak, start, past, HV, head, C), x, DT, PRECISION)
+            z = dot(solve, r, DT, PRECISION).to(DT)
+        else:
+            x = dot(solve, r + x.to(tl.float32), DT, PRECISION).to(DT)
+    to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
+    s = times_state(whole, s, CHANNEL) + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
+    if GENERAL:
+        back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
+        s += outer(back, to_end, z, CHANNEL, DT, PRECISION)
+    return s

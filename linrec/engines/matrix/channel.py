@@ -15,7 +15,7 @@ from torch import Tensor
 from linrec.engines.checks import readable
 from linrec.engines.matrix import general
 from linrec.engines.matrix.frame import Frame, Solved, adjoint, framed, leave, solve
-from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, rows
+from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, rows, sum_gradient
 from linrec.engines.scans import exact
 
 NAMES = ("q", "k", "v", "g", "a", "b", "write", "erase")
@@ -170,21 +170,16 @@ def _decay_gradient(
 ) -> Tensor:
     """Gradient of the log-decays ``[N, C, 1 or K]``: sums over all later rows of x dx, as in the module's head."""
     size, narrow = f.length, f.down.shape[2] == 1
-    change = exact(f.reads.new_zeros(0))
 
     def blocks(x: Tensor, dx: Tensor, name: str) -> tuple[Tensor, ...]:
         both = torch.mul(x, dx, out=memory.take(name, x, *x.shape))
         return (both.sum(-1, keepdim=True) if narrow else both).split(size, dim=1)
 
     written = blocks(f.writes, dwrites, "written dwritten")
-    change = sum(written[1:], written[0]).to(change.dtype).neg_()
     seen = (plan.predicts_now, plan.reads_now)[-1 if not f.predicts else 0 :]
-    for part, now in zip(blocks(f.reads, dreads, "read dread"), seen, strict=True):
-        if now:
-            change += part
-        else:  # read the decay up to the token before; the first token read none
-            change[:, :-1] += part[:, 1:]
-    change[:, -1] += at_end.sum(-1, keepdim=True) if narrow else at_end
+    readers = zip(blocks(f.reads, dreads, "read dread"), seen, strict=True)
+    at_end = at_end.sum(-1, keepdim=True) if narrow else at_end
+    change = sum_gradient(exact(sum(written[1:], written[0])), readers, at_end)
     return torch.bmm(_ones_below(f.down, memory).mT, change).to(f.down.dtype)
 
 

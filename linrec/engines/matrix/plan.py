@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -65,8 +65,13 @@ def chunk_bounds(length: int, chunk: int) -> list[Span]:
     return [(start, min(start + chunk, length)) for start in range(0, length, chunk)]
 
 
-def decay_gradient(written: Tensor, readers: Sequence[tuple[Tensor, bool]], at_end: Tensor) -> Tensor:
-    """Gradient of the log-decays ``[N, C, 1 or K]`` from x dx of all that the decays scale, in float64.
+def decay_gradient(written: Tensor, readers: Iterable[tuple[Tensor, bool]], at_end: Tensor) -> Tensor:
+    """Gradient of the log-decays ``[N, C, 1 or K]``: that of their sums, summed over all later rows."""
+    return sum_gradient(written, readers, at_end).flip(1).cumsum(1).flip(1)
+
+
+def sum_gradient(written: Tensor, readers: Iterable[tuple[Tensor, bool]], at_end: Tensor) -> Tensor:
+    """Gradient of the cumulative log-decays ``[N, C, 1 or K]`` from x dx of all that they scale, in float64.
 
     ``written`` is that of what was written (k, b), ``readers`` those of what read (q, a) and whether it saw the
     current token's decay, ``at_end`` ``[N, 1 or K]`` that of the exit state.
@@ -78,4 +83,4 @@ def decay_gradient(written: Tensor, readers: Sequence[tuple[Tensor, bool]], at_e
         else:  # read the decay up to the token before; the first token read none
             total[:, :-1] += part[:, 1:]
     total[:, -1] += at_end
-    return total.flip(1).cumsum(1).flip(1)
+    return total
