@@ -1,7 +1,7 @@
 """The Hugging Face face of the language model: ``AutoConfig``, ``AutoModelForCausalLM`` and ``generate``.
 
 Importing this module registers the classes. ``generate`` carries the recurrent state under the name
-``state``, one of the cache names that transformers passes from step to step without looking inside.
+``state``, from step to step, without looking inside.
 """
 
 from __future__ import annotations
@@ -165,6 +165,17 @@ class LinrecForCausalLM(PreTrainedModel, GenerationMixin):
             if not is_first_iteration:
                 inputs.pop("attention_mask", None)  # the new token of every row is real; padding is behind us
         return inputs
+
+    def _update_model_kwargs_for_generation(
+        self, outputs: HfOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        # Which outputs transformers itself hands on, and under what names, changes from version to version.
+        updated: dict[str, Any] = super()._update_model_kwargs_for_generation(
+            outputs, model_kwargs, *args, **kwargs
+        )
+        if outputs.get("state") is not None:
+            updated["state"] = outputs["state"]
+        return updated
 
     def _reorder_cache(self, state: ModelState, beam_idx: Tensor) -> ModelState:
         return select_rows(state, beam_idx)

@@ -90,12 +90,13 @@ class _Theirs:
 
     def __init__(self, model: Any, prompt: Tensor):
         self.model, self.output = model, model(prompt, use_cache=True)
+        self.cache = next(name for name in ("cache", "cache_params") if name in self.output)  # by version
 
     def __call__(self, tokens: int) -> list[Tensor]:
         every = []
         for _ in range(tokens):
             token = self.output.logits[:, -1].argmax(-1, keepdim=True)
-            self.output = self.model(token, cache_params=self.output.cache_params, use_cache=True)
+            self.output = self.model(token, use_cache=True, **{self.cache: self.output[self.cache]})
             every.append(self.output.logits)
         return every
 
