@@ -28,7 +28,7 @@ class Rows(NamedTuple):
     def token(self, t: int) -> Rows:
         """The token t of everything that has a time axis."""
         *timed, bonus = self
-        return Rows(*(None if x is None else x[:, t : t + 1] for x in timed), bonus)  # type: ignore[arg-type]
+        return Rows._make([*(None if x is None else x[:, t : t + 1] for x in timed), bonus])
 
 
 def scan_tokens(terms: MatrixTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
@@ -44,18 +44,23 @@ def scan_tokens(terms: MatrixTerms, state: Tensor, scale: float) -> tuple[Tensor
             o, state = one_token(x.token(t), state, terms.predict, terms.readout, t > 0 or donating())
             outputs.append(o)
         o = torch.cat(outputs, dim=1) if outputs else torch.zeros_like(x.v)
-    return o.unflatten(0, (batch, heads)).transpose(1, 2), state.view(shape)
+    return o.reshape(batch, heads, length, o.shape[2]).transpose(1, 2), state.reshape(shape)
 
 
 def to_rows(terms: MatrixTerms, scale: float) -> Rows:
     """From the time-first layout of a call; heads that several value heads share are repeated, as views if they can."""
-    (batch, _, heads, _), dtype = terms.v.shape, terms.accumulator
+    (batch, length, heads, _), dtype = terms.v.shape, terms.accumulator
 
     def rows(x: Tensor | None) -> Tensor | None:
         if x is None:
             return None
-        x = (x if x.dim() == 4 else x[..., None]).to(dtype).transpose(1, 2)
-        if x.shape[1] == heads:
+        if x.dtype != dtype:
+            x = x.to(dtype)
+        own_heads = x.shape[2] == heads
+        if length == 1 and own_heads:  # one call does it
+            return x.reshape(batch * heads, 1, x.shape[3] if x.dim() == 4 else 1)
+        x = (x if x.dim() == 4 else x[..., None]).transpose(1, 2)
+        if own_heads:
             return x.flatten(0, 1)
         return x[:, :, None].expand(-1, -1, heads // x.shape[1], -1, -1).flatten(0, 2)
 
@@ -63,7 +68,8 @@ def to_rows(terms: MatrixTerms, scale: float) -> Rows:
     q = rows(t.q if scale == 1 else t.q.to(dtype) * scale)
     if bonus is not None:
         bonus = bonus.to(dtype).expand(batch, -1, -1).flatten(0, 1)[:, None]
-    return Rows(q, *(rows(x) for x in (t.k, t.v, t.g, t.a, t.b, t.write, t.erase)), bonus)  # type: ignore[arg-type]
+    timed = (rows(x) for x in (t.k, t.v, t.g, t.a, t.b, t.write, t.erase))
+    return Rows._make([q, *timed, bonus])
 
 
 def one_token(x: Rows, state: Tensor, predict: str, readout: str, own: bool) -> tuple[Tensor, Tensor]:
