@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import torch
@@ -37,16 +37,28 @@ class Arg:
     def __init__(self, *shapes: str, draw: str = "normal"):
         self.shapes = tuple(tuple(s.split()) for s in shapes)
         self.draw = draw
-
-    @property
-    def carries_tokens(self) -> bool:
-        return self.draw in TOKEN_DRAWS and "T" in self.shapes[0]
+        self.carries_tokens = draw in TOKEN_DRAWS and "T" in self.shapes[0]
 
     def shape_for(self, rank: int) -> tuple[str, ...] | None:
         return next((s for s in self.shapes if len(s) == rank), None)
 
     def __repr__(self) -> str:
         return " or ".join(f"[{', '.join(s)}]" for s in self.shapes)
+
+
+def signature(args: Mapping[str, Arg], values: Mapping[str, Any]) -> Hashable | None:
+    """All that :func:`check_arguments` looks at but values, or None where that is not plain numbers: in a traced graph
+    sizes may be symbols, and what is remembered there would be part of the graph."""
+    if torch.compiler.is_compiling():
+        return None
+    key: list[Hashable] = []
+    for name in args:
+        x = values.get(name)
+        if x is not None:
+            if type(x) not in (Tensor, torch.nn.Parameter):
+                return None
+            key += (name, x.shape, x.dtype, x.device)
+    return tuple(key)
 
 
 def check_arguments(

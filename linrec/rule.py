@@ -24,20 +24,21 @@ from __future__ import annotations
 import contextlib
 import inspect
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
-from linrec.arguments import Arg, check_arguments, drop_time, gain_time
+from linrec.arguments import Arg, check_arguments, drop_time, gain_time, signature
 from linrec.errors import BackendError, FormError, ShapeError, UnknownNameError
 from linrec.packing import check_cu_seqlens
 from linrec.state import State
 
 FORMS = ("parallel", "chunkwise", "recurrent", "step")
 BACKENDS = ("auto", "torch", "triton")
+REMEMBERED = 64  # sets of shapes that a rule has checked
 
 # Arguments that several rules share; mind that softmax attention groups its heads the other way round.
 Query = Annotated[Tensor, Arg("B T H K")]
@@ -77,9 +78,14 @@ class Terms:
         raise NotImplementedError
 
     @property
+    def leading(self) -> Tensor:
+        """The first of them."""
+        return next(iter(self.over_time().values()))
+
+    @property
     def accumulator(self) -> torch.dtype:
         """The dtype of the state and of all sums: at least float32."""
-        return torch.promote_types(next(iter(self.over_time().values())).dtype, torch.float32)
+        return torch.promote_types(self.leading.dtype, torch.float32)
 
     def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
         """The same terms with these fields replaced."""
@@ -89,7 +95,7 @@ class Terms:
         """Rows of the state: the batch, or the number of packed segments."""
         if call.bounds is not None:
             return len(call.bounds) - 1
-        return next(iter(self.over_time().values())).shape[0]
+        return self.leading.shape[0]
 
 
 class Call(NamedTuple):
@@ -138,6 +144,11 @@ class Rule:
             name: meta for name, hint in hints.items() for meta in _annotations(hint) if isinstance(meta, Arg)
         }
         self._lower_signature = inspect.signature(lower)
+        parameters = self._lower_signature.parameters.values()
+        plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
+        self._positions = tuple(p.name for p in parameters) if plain else ()
+        self._needed = {p.name for p in parameters if p.default is p.empty}
+        self._checked: dict[Hashable, dict[str, int]] = {}
         self.__signature__ = _with_options(self._lower_signature)
         self.__doc__ = lower.__doc__
         self.__name__ = self.name
@@ -185,7 +196,7 @@ class Rule:
 
     def _run(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> Output:
         terms, call, state, dtype, had_time = self._bind(form, args, kwargs)
-        with _full_precision(next(iter(terms.over_time().values())).device.type):
+        with _full_precision(terms.leading.device.type):
             o, state = self.engine.run(terms, state, call, self.name)
             if terms.finish is not None:
                 o = terms.finish(o)
@@ -196,18 +207,36 @@ class Rule:
         self, form: str | None, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[Any, Call, State, torch.dtype, bool]:
         options = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
-        try:
-            bound = self._lower_signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{self.name}({', '.join(self.__signature__.parameters)}): {error}") from None
-        values = dict(bound.arguments)
+        values = self._named(args, kwargs)
         had_time = True
         if form == "step":
             had_time = gain_time(self.arguments, values, self.name)
-        dims = check_arguments(self.arguments, values, self.name, validating())
+        dims = self._check(values)
         dtype = next(values[name].dtype for name, arg in self.arguments.items() if arg.carries_tokens)
         terms = self.lower(**self._in_compute_dtype(values, dtype))
         return terms, self._call(form, options, dims, terms), options.get("state"), dtype, had_time
+
+    def _named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        values = {**dict(zip(self._positions, args, strict=False)), **kwargs}
+        complete = len(values) == len(args) + len(kwargs) and self._needed <= values.keys()
+        if complete and values.keys() <= self._lower_signature.parameters.keys():
+            return values
+        try:  # says what is wrong with them
+            return dict(self._lower_signature.bind(*args, **kwargs).arguments)
+        except TypeError as error:
+            raise TypeError(f"{self.name}({', '.join(self.__signature__.parameters)}): {error}") from None
+
+    def _check(self, values: dict[str, Any]) -> dict[str, int]:
+        """The dimensions of checked arguments; what was found for one set of shapes holds for the next token too."""
+        key = None if validating() else signature(self.arguments, values)
+        dims = None if key is None else self._checked.get(key)
+        if dims is None:
+            dims = check_arguments(self.arguments, values, self.name, validating())
+            if key is not None:
+                if len(self._checked) >= REMEMBERED:
+                    self._checked.clear()
+                self._checked[key] = dims
+        return dims
 
     def _in_compute_dtype(self, values: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
         """Lowering happens in accumulator precision: rounding beta * v to bfloat16 first would cost accuracy.
@@ -216,9 +245,12 @@ class Rule:
         """
         compute = self.engine.compute_dtype(dtype)
         wide = torch.promote_types(compute, torch.float32)  # gates and parameters never fall below float32
-        dtypes = {n: compute if arg.carries_tokens else wide for n, arg in self.arguments.items()}
-        cast = {n: values[n].to(dtypes[n]) for n in dtypes.keys() - self.as_is if values.get(n) is not None}
-        return {**values, **cast}
+        cast = dict(values)
+        for name, arg in self.arguments.items():
+            x, wanted = values.get(name), compute if arg.carries_tokens else wide
+            if x is not None and name not in self.as_is and x.dtype != wanted:
+                cast[name] = x.to(wanted)
+        return cast
 
     def _call(self, form: str | None, options: dict[str, Any], dims: dict[str, int], terms: Any) -> Call:
         length, batch = dims["T"], dims["B"]

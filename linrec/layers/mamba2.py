@@ -70,14 +70,14 @@ class Mamba2(Layer):
     ) -> tuple[Tensor, Mamba2State]:
         """See :class:`Layer`."""
         state = state or Mamba2State(None, None)
-        z, mixed, raw = self.in_proj(x).split(self.widths, dim=-1)
+        z, mixed, raw = self.in_proj(x).split_with_sizes(self.widths, -1)
         mixed, conv = self.conv(mixed, state.conv, cu_seqlens)
         bc = self.num_groups * self.state_size
-        u, b, c = mixed.split([self.inner, bc, bc], dim=-1)
-        b, c = (s.unflatten(-1, (self.num_groups, self.state_size)) for s in (b, c))
+        u, b, c = mixed.split_with_sizes([self.inner, bc, bc], -1)
+        b, c = (s.view(*x.shape[:2], self.num_groups, self.state_size) for s in (b, c))
         bias, rate = self.decay.bias[:, 0], -self.decay.A_log[:, 0].exp()
         y, memory = self.rule(
-            u.unflatten(-1, (self.num_heads, -1)),
+            u.view(*x.shape[:2], self.num_heads, self.inner // self.num_heads),
             F.softplus(widened(raw) + bias),
             rate,
             b,

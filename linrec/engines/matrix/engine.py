@@ -61,11 +61,11 @@ class MatrixEngine:
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     if call.form == "chunkwise" and not transformed(state, *terms.over_time().values()):
         return _run_lane(terms, state, call)
+    if call.form in ("recurrent", "step"):
+        return scan_tokens(terms, state, call.scale)
     x = to_heads(terms.explicit(), call.scale)
     grouped = state.unflatten(1, (terms.k.shape[2], -1))
-    if call.form in ("recurrent", "step"):
-        o, last = scan_tokens(x, grouped, terms.predict, terms.readout)
-    elif call.form == "parallel" and terms.v.shape[1]:
+    if call.form == "parallel" and terms.v.shape[1]:
         o, last = one_chunk(x, grouped, terms.predict, terms.readout)
     else:
         o, last = scan_chunks(x, grouped, call.chunk_size or CHUNK, terms.predict, terms.readout)

@@ -40,6 +40,11 @@ class MatrixTerms(Terms):
         named = {n: getattr(self, n) for n in ("q", "k", "v", "g", "a", "b", "write", "erase")}
         return {n: x for n, x in named.items() if x is not None}
 
+    @property
+    def leading(self) -> Tensor:
+        """q."""
+        return self.q
+
     def state_shape(self, rows: int) -> tuple[int, int, int, int]:
         """``[rows, HV, K, V]``."""
         return rows, self.v.shape[2], self.k.shape[3], self.v.shape[3]
