@@ -178,6 +178,7 @@ class FuzzyRecall(Source):
 
     def _aligned(self, text: Tensor, asked: Tensor) -> Batch:
         """Holes (-1) out, padding in front, ``length + 1`` tokens; the label of each is the next one."""
+        asked = asked & (text >= 0)  # a hole becomes padding, which is never an answer
         order = (text >= 0).long().argsort(dim=1, stable=True)
         text, asked = text.gather(1, order), asked.gather(1, order)
         text, asked = text[:, -(self.length + 1) :], asked[:, -(self.length + 1) :]
