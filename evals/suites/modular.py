@@ -85,7 +85,7 @@ def suite(size: str) -> Suite:
     title = "Modular arithmetic without brackets, trained on 3 to 40 tokens"
     product = {"delta_product": {"num_steps": 2, "conv_size": 0}}
     if size == "small":
-        settings = Settings(steps=1500, batch_size=128, lr=3e-3, check_every=50)
+        settings = Settings(steps=800, batch_size=128, lr=3e-3, check_every=50)
         mixers = (
             *trackers(2, 64, 2),
             Candidate("DeltaProduct, 2 steps", ("delta_product",), product, 64, 2, 2),
