@@ -56,7 +56,8 @@ def test_a_fixed_training_set_is_gone_through_once_an_epoch():
 
 def test_mqar_asks_early_places_more_often_and_fills_the_rest_at_random():
     source = Mqar(256, 16)
-    places, filler = Counter(), []
+    places: Counter[int] = Counter()
+    filler: list[int] = []
     for tokens, labels in rows(source, 300):
         answers = asked(labels)
         assert len(answers) == 16 and all(i >= 32 and i % 2 == 0 for i in answers)
@@ -70,7 +71,8 @@ def test_mqar_asks_early_places_more_often_and_fills_the_rest_at_random():
 
 @pytest.mark.parametrize("source", [Modular(3, 40), Modular(40, 256), Modular(40, 40, 7)])
 def test_modular_expressions_are_evaluated_by_python(source):
-    lengths, operators = set(), Counter()
+    lengths: set[int] = set()
+    operators: Counter[int] = Counter()
     symbols = [*map(str, range(source.modulus)), "+", "-", "*"]
     for tokens, labels in rows(source, 200):
         ((end, answer),) = asked(labels).items()
@@ -117,7 +119,7 @@ def test_selective_copying_asks_for_the_data_in_order(source):
 
 
 def test_memorization_answers_by_one_map_for_ever():
-    known = {}
+    known: dict = {}
     for seed in range(
         3
     ):  # training, checks and tests are seeds of the generator; the map does not depend on it
@@ -144,7 +146,8 @@ def test_recall_is_answered_by_a_dictionary(options, dense):
     source, noise, pairs = Recall(128, dense=dense, **options), 0, 0
     for tokens, labels in rows(source, 100):
         assert len(tokens) == 127
-        memory, expected = {}, {}
+        memory: dict = {}
+        expected: dict = {}
         for i in range(0, 126, 2):
             key, value = tokens[i], tokens[i + 1]
             pairs += 1
@@ -166,7 +169,8 @@ def test_recall_is_answered_by_a_dictionary(options, dense):
 
 @pytest.mark.parametrize("training", [False, True])
 def test_fuzzy_recall_is_decoded_from_its_tokens(training):
-    source, sizes = FuzzyRecall(training=training), Counter()
+    source = FuzzyRecall(training=training)
+    sizes: Counter[int] = Counter()
     for tokens, labels in rows(source, 150):
         assert len(tokens) == 128
         whole = [*tokens, labels[-1]]
@@ -189,7 +193,9 @@ def test_fuzzy_recall_is_decoded_from_its_tokens(training):
 def decode(whole, start):
     """Questions by position and the pairs: keys are runs of tokens below 7, values runs of 7 to 14."""
     bounds = [start, *(i for i in range(start + 1, len(whole)) if whole[i] < 7 <= whole[i - 1]), len(whole)]
-    memory, expected, pairs = {}, {}, []
+    memory: dict = {}
+    expected: dict = {}
+    pairs: list = []
     for a, b in pairwise(bounds):
         key = tuple(t for t in whole[a:b] if t < 7)
         value = tuple(whole[a + len(key) : b])
