@@ -72,7 +72,7 @@ def test_mqar_asks_early_places_more_often_and_fills_the_rest_at_random():
 @pytest.mark.parametrize("source", [Modular(3, 40), Modular(40, 256), Modular(40, 40, 7)])
 def test_modular_expressions_are_evaluated_by_python(source):
     lengths: set[int] = set()
-    operators: Counter[int] = Counter()
+    operators: Counter[str] = Counter()
     symbols = [*map(str, range(source.modulus)), "+", "-", "*"]
     for tokens, labels in rows(source, 200):
         ((end, answer),) = asked(labels).items()
