@@ -164,6 +164,9 @@ def test_adversarial_inputs(name, case):
     x = {**x, **ADVERSARIAL[case](x)}
     want = LOOPS[name](**x)[0]
     low = LOOPS[name](**{n: t.float() for n, t in x.items()})[0]
+    # What one rounding of the strengths does: reflections that follow each other forget nothing.
+    rounded = {n: t * (1 + 2**-23) if n == "beta" else t for n, t in x.items()}
+    conditioned = relative_error(LOOPS[name](**rounded)[0], want)
     for form in FORMS:
         leaves = {n: t.clone().requires_grad_() for n, t in x.items()}
         out = rule.form(form)(**leaves)
@@ -172,7 +175,7 @@ def test_adversarial_inputs(name, case):
         grads = torch.autograd.grad(out.o.square().sum() + out.state.sum(), list(leaves.values()))
         assert all(torch.isfinite(g).all() for g in grads)
         single = rule.form(form)(**{n: t.float() for n, t in x.items()}).o
-        assert relative_error(single, want) < 2 * relative_error(low, want) + 5e-7
+        assert relative_error(single, want) < 2 * max(relative_error(low, want), conditioned) + 5e-7
 
 
 def test_rwkv6_reads_a_state_that_the_current_decay_has_not_touched():

@@ -194,3 +194,26 @@ def _strengths(c: Rows, grads: dict[str, Tensor]) -> dict[str, Tensor]:
         grads["write"] = (c.plain_v * grads["v"]).sum(-1, keepdim=True)
         grads["v"] = grads["v"] * c.write
     return grads
+
+
+class ChannelLane:
+    """See :class:`linrec.engines.matrix.scan.Lane`."""
+
+    NAMES = NAMES
+
+    def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
+        self.plan, self.tensors, self.memory = plan, tensors, Memory()
+
+    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor) -> Tensor:
+        """The chunk's output ``[N, C, V]``; fills ``new_state``."""
+        return forward(self.plan, self.memory, self.tensors, span, state, new_state)
+
+    def backward(
+        self, number: int, span: Span, states: tuple[Tensor, Tensor], do: Tensor, dexit: Tensor
+    ) -> Gradients:
+        """Gradients of the chunk's tensors and of its entry state."""
+        return backward(self.plan, self.memory, self.tensors, span, states, do, dexit)
+
+    def numbers(self) -> dict[str, Tensor]:
+        """None: every chunk gives all of its own."""
+        return {}

@@ -10,10 +10,12 @@ from torch import Tensor
 
 from linrec.engines.backends import auto_on, chosen_backend
 from linrec.engines.checks import transformed
-from linrec.engines.matrix import channel, gpu, scalar
+from linrec.engines.matrix import gpu
+from linrec.engines.matrix.channel import ChannelLane
 from linrec.engines.matrix.chunk import one_chunk, scan_chunks
 from linrec.engines.matrix.plan import Plan
 from linrec.engines.matrix.recurrent import scan_tokens
+from linrec.engines.matrix.scalar import ScalarLane
 from linrec.engines.matrix.scan import ChunkScan
 from linrec.engines.matrix.terms import MatrixTerms, from_heads, strengthened, to_heads
 from linrec.errors import DeviceError, DtypeError, ShapeError
@@ -74,9 +76,9 @@ def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, T
 
 def _run_lane(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     plan = Plan(call.scale, call.chunk_size or CHUNK, terms.predict, terms.readout)
-    lane: Any = scalar
+    lane: Any = ScalarLane
     if terms.a is not None or (terms.g is not None and terms.g.dim() == 4):
-        lane, terms = channel, _by_channel(terms)
+        lane, terms = ChannelLane, _by_channel(terms)
 
     def plain(state: Tensor, *values: Tensor | None) -> tuple[Tensor, Tensor]:
         same = replace(terms, bonus=None, **dict(zip(lane.NAMES, values, strict=True))).explicit()

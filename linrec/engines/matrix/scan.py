@@ -8,43 +8,40 @@ between chunks.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, chunk_bounds, put_rows, rows
+from linrec.engines.matrix.plan import Plan, Span, Tensors, chunk_bounds, put_rows, rows
+from linrec.engines.memory import fresh
 
 Plain = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Lane(Protocol):
-    """One way to compute a chunk: :mod:`linrec.engines.matrix.scalar` or :mod:`linrec.engines.matrix.general`.
+    """One way to compute chunks, for one pass over a sequence: :mod:`linrec.engines.matrix.scalar` or ``channel``.
 
-    ``tensors`` are named by ``NAMES``, the chunk is their tokens ``start .. stop``; states are ``[N, K, V]``, N = B HV.
+    ``tensors`` are named by ``NAMES``; chunk ``number`` is their tokens ``span``; states are ``[N, K, V]``, N = B HV.
     """
 
-    NAMES: tuple[str, ...]
+    NAMES: ClassVar[tuple[str, ...]]
 
-    def forward(
-        self, plan: Plan, memory: Memory, tensors: Tensors, span: Span, state: Tensor, new_state: Tensor
-    ) -> Tensor:
+    def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype): ...
+
+    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor) -> Tensor:
         """The chunk's output ``[N, C, V]``; fills ``new_state``, which is not ``state``."""
 
     def backward(
-        self,
-        plan: Plan,
-        memory: Memory,
-        tensors: Tensors,
-        span: Span,
-        states: tuple[Tensor, Tensor],
-        do: Tensor,
-        dexit: Tensor,
+        self, number: int, span: Span, states: tuple[Tensor, Tensor], do: Tensor, dexit: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Gradients by name ``[N, C, .]`` and that of the entry state, from those of the output and the exit state.
 
-        ``states`` are the entry and the exit state.
+        ``states`` are the entry and the exit state. Called from the last chunk to the first.
         """
+
+    def numbers(self) -> dict[str, Tensor]:
+        """Gradients ``[B, T, HV]`` that come of all chunks together, by name."""
 
 
 class ChunkScan(torch.autograd.Function):
@@ -56,45 +53,47 @@ class ChunkScan(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, lane: Lane, plan: Plan, plain: Plain, state: Tensor, *values: Tensor | None
+        ctx: Any, lane: type[Lane], plan: Plan, plain: Plain, state: Tensor, *values: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         tensors = dict(zip(lane.NAMES, values, strict=True))
         v = tensors["v"]
         assert v is not None
-        o = v.new_empty(v.shape, dtype=state.dtype)
+        o = fresh(v, v.shape, state.dtype)
         keep = any(ctx.needs_input_grad)
-        memory, states = Memory(), [state.flatten(0, 1)]
-        for number, span in enumerate(chunk_bounds(v.shape[1], plan.chunk)):
-            entry = states[-1]
-            fresh = keep or number < 2
-            states.append(torch.empty_like(entry) if fresh else states[-2])  # else two take turns
-            put_rows(o, lane.forward(plan, memory, tensors, span, entry, states[-1]), *span)
+        chunks = chunk_bounds(v.shape[1], plan.chunk)
+        entry = state.flatten(0, 1)
+        # Where nothing is kept two take turns.
+        states = fresh(state, (len(chunks) if keep else 2, *entry.shape), state.dtype)
+        work = lane(plan, tensors, state.dtype)
+        for number, span in enumerate(chunks):
+            leaving = states[number if keep else number % 2]
+            put_rows(o, work.forward(number, span, entry, leaving), *span)
+            entry = leaving
         if keep:
             ctx.lane, ctx.plan, ctx.plain = lane, plan, plain
-            ctx.save_for_backward(state, *values, *states)
-        return o, states[-1].unflatten(0, state.shape[:2]).clone()
+            ctx.save_for_backward(state, *values, states)
+        return o, entry.unflatten(0, state.shape[:2]).clone()
 
     @staticmethod
     def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Any, ...]:
-        state, *saved = ctx.saved_tensors
+        state, *values, states = ctx.saved_tensors
         names = ctx.lane.NAMES
-        values, states = saved[: len(names)], saved[len(names) :]
         if torch.is_grad_enabled():  # a graph of the gradient is wanted
             return (None, None, None, *_through(ctx.plain, (state, *values), (do, dlast)))
         tensors = dict(zip(names, values, strict=True))
-        grads = {
-            name: torch.empty_like(x, memory_format=torch.contiguous_format)
-            for name, x in tensors.items()
-            if x is not None
-        }
+        grads = {name: fresh(x, x.shape, x.dtype) for name, x in tensors.items() if x is not None}
         do = do.contiguous()  # an expanded gradient (of a sum, say) would be multiplied matrix by matrix
-        memory, dstate = Memory(), dlast.flatten(0, 1)
+        work, dstate = ctx.lane(ctx.plan, tensors, state.dtype), dlast.flatten(0, 1)
         chunks = chunk_bounds(do.shape[1], ctx.plan.chunk)
-        for span, *around in reversed(list(zip(chunks, states[:-1], states[1:], strict=True))):
-            part = rows(do, *span)
-            found, dstate = ctx.lane.backward(ctx.plan, memory, tensors, span, tuple(around), part, dstate)
-            for name, target in grads.items():
-                put_rows(target, found[name], *span)
+        entries = (state.flatten(0, 1), *states.unbind(0))
+        for number, span in reversed(list(enumerate(chunks))):
+            around = entries[number], entries[number + 1]
+            found, dstate = work.backward(number, span, around, rows(do, *span), dstate)
+            for name, part in found.items():
+                put_rows(grads[name], part, *span)
+        for name, whole in work.numbers().items():
+            if name in grads:
+                grads[name].copy_(whole)
         return (None, None, None, dstate.unflatten(0, state.shape[:2]), *(grads.get(name) for name in names))
 
 
