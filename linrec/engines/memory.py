@@ -15,7 +15,7 @@ from torch import Tensor
 
 from linrec.engines.checks import readable
 
-LARGE = 32 << 20  # bytes; smaller blocks are given out again by the allocator without a new page
+LARGE = 8 << 20  # bytes: a few huge pages; allocators tend to keep smaller blocks and give them out again
 
 
 def fresh(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

@@ -36,5 +36,4 @@ def mamba2(
     multiple of G, interleaved), D ``[HV]`` or None. The log-decay is dt A. State ``[B, HV, N, P]``; default
     scale 1.
     """
-    skip = None if D is None else lambda y: y + D[:, None] * x
-    return MatrixTerms(C, B, x, dt * A, write=dt, finish=skip)
+    return MatrixTerms(C, B, x, dt * A, write=dt, skip=D)

@@ -48,7 +48,8 @@ class MatrixEngine:
         state = None if state is None else _checked(state, terms, rows, who)
         tensors = (*terms.over_time().values(), *(() if state is None else (state,)))
         if chosen_backend(call, who, *tensors, unfit=gpu.unfit(terms)) == "triton":
-            return gpu.scan_packed(terms, state, call)
+            o, last = gpu.scan_packed(terms, state, call)
+            return terms.skipped(o), last
         state = self.init_state(terms, rows) if state is None else state
         if call.bounds is None:
             return _run_batch(terms, state, call)
@@ -64,14 +65,15 @@ def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, T
     if call.form == "chunkwise" and not transformed(state, *terms.over_time().values()):
         return _run_lane(terms, state, call)
     if call.form in ("recurrent", "step"):
-        return scan_tokens(terms, state, call.scale)
+        o, last = scan_tokens(terms, state, call.scale)
+        return terms.skipped(o), last
     x = to_heads(terms.explicit(), call.scale)
     grouped = state.unflatten(1, (terms.k.shape[2], -1))
     if call.form == "parallel" and terms.v.shape[1]:
         o, last = one_chunk(x, grouped, terms.predict, terms.readout)
     else:
         o, last = scan_chunks(x, grouped, call.chunk_size or CHUNK, terms.predict, terms.readout)
-    return from_heads(o), last.flatten(1, 2)
+    return terms.skipped(from_heads(o)), last.flatten(1, 2)
 
 
 def _run_lane(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -86,14 +88,14 @@ def _run_lane(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Te
         o, last = scan_chunks(
             heads, state.unflatten(1, (terms.k.shape[2], -1)), plan.chunk, plan.predict, plan.readout
         )
-        return from_heads(o), last.flatten(1, 2)
+        return (same.skipped(from_heads(o)) if "skip" in lane.NAMES else from_heads(o)), last.flatten(1, 2)
 
     o, last = ChunkScan.apply(lane, plan, plain, state, *(getattr(terms, name) for name in lane.NAMES))
     if terms.bonus is not None:
         repeat = terms.v.shape[2] // terms.k.shape[2]
         now = ((terms.q * terms.k).repeat_interleave(repeat, dim=2) * terms.bonus).sum(-1, keepdim=True)
         o = o + call.scale * now * (terms.v if terms.write is None else strengthened(terms.write, terms.v))
-    return o, last
+    return (o if "skip" in lane.NAMES else terms.skipped(o)), last
 
 
 def _by_channel(terms: MatrixTerms) -> MatrixTerms:

@@ -31,7 +31,7 @@ def scan_packed(terms: MatrixTerms, state: Tensor | None, call: Call) -> tuple[T
     t = terms
     tensors = (t.q, t.k, t.v, t.g, t.a, t.b, t.bonus, t.write, t.erase)
     keep = differentiated(*(x for x in (state, *tensors) if x is not None))
-    dtype = t.v.dtype if t.finish is None else torch.float32
+    dtype = t.v.dtype if t.finish is None and t.skip is None else torch.float32
     if t.v.shape[1] == 1 and call.bounds is None and not keep:
         if state is None:
             state = t.v.new_zeros(t.state_shape(t.v.shape[0]), dtype=torch.float32)

@@ -4,14 +4,16 @@
 
     x = (I + L)^-1 (write v - erase e^{G_a} (k S)),   L = erase (k k^T * D_a) below the diagonal
     (additive: x = write v)
-    o = scale (e^{G_q} (q S) + (q k^T * D_q) x),      S' = e^{G_C} S + k^T (e^{G_C - G} x),   D_ij = e^{G_i - G_j}
+    o = scale (e^{G_q} (q S) + (q k^T * D_q) x) + skip v
+    S' = e^{G_C} S + k^T (e^{G_C - G} x),   D_ij = e^{G_i - G_j}
 
 Decays and strengths are numbers a row, so they scale the results of products and never a copy of an argument; what a
 chunk needs is written into memory that the next chunk uses again. The adjoint is
 
 .. code-block:: text
 
-    dx = (scale q k^T * D_q)^T do + e^{G_C - G} (k dS'),   dr = (I + L)^-T dx,   dv = write dr,   dwrite = v . dr
+    dx = (scale q k^T * D_q)^T do + e^{G_C - G} (k dS'),   dr = (I + L)^-T dx,   dv = write dr + skip do
+    dwrite = v . dr,   dskip = sum of v . do
     y = -erase dr,   N = scale (do x^T) * D_q,   M = (y x^T) * D_a below the diagonal
     dq = scale e^{G_q} (do S^T) + N k,   dk = e^{G_C - G} (x dS'^T) + N^T q + e^{G_a} (y S^T) + (M + M^T) k
     derase = -dr . (e^{G_a} (k S)) - rows of (k k^T * D_a) * (dr x^T)
@@ -63,7 +65,7 @@ class Solved(NamedTuple):
 class ScalarLane:
     """See :class:`linrec.engines.matrix.scan.Lane`."""
 
-    NAMES = ("q", "k", "v", "g", "write", "erase")
+    NAMES = ("q", "k", "v", "g", "write", "erase", "skip")
 
     def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
         v = tensors["v"]
@@ -72,6 +74,8 @@ class ScalarLane:
         self.tensors, self.dtype = tensors, dtype
         self.memory = Memory()
         self.rows = numbers(plan, tensors, dtype)
+        skip = tensors["skip"]
+        self.skip = None if skip is None else skip.to(dtype).repeat(v.shape[0])[:, None, None]
         self.late: list[dict[str, Tensor]] = []
         self.systems: BlockSystems | None = None
 
@@ -89,6 +93,8 @@ class ScalarLane:
         s = self.solve(c, state)
         o = torch.bmm(c.q, state, out=memory.take("output", c.v, *c.v.shape))
         o.mul_(c.row.at_q).baddbmm_(s.scores, s.written)
+        if self.skip is not None:
+            o.addcmul_(c.v, self.skip)
         kept = torch.mul(s.written, c.row.to_end, out=memory.take("kept", c.v, *c.v.shape))
         torch.mul(state, c.row.whole, out=new_state).baddbmm_(c.k.mT, kept)
         return o
@@ -153,8 +159,11 @@ class ScalarLane:
             dentry.baddbmm_(c.k.mT, y)
         grads = self._through_scores(c, dq, dk, paired, symmetric)
         late["write"] = self._dot(c.v, dright)
-        self.late.append(late)
         grads["v"] = dright if row.write is None else dright.mul_(row.write)
+        if self.skip is not None:
+            late["skip"] = self._dot(do, c.v)
+            grads["v"].addcmul_(do, self.skip)
+        self.late.append(late)
         return grads, dentry
 
     def _erased(self, c: Chunk, s: Solved, dx: Tensor, late: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -208,7 +217,10 @@ class ScalarLane:
             wrote = wrote + erased
         found["g"] = decay_gradient(wrote, readers, at_end).to(self.dtype)
         chunks = len(self.late)
-        return {name: over_time(x.unflatten(0, (chunks, -1)), *v.shape[:2]) for name, x in found.items()}
+        grads = {name: over_time(x.unflatten(0, (chunks, -1)), *v.shape[:2]) for name, x in found.items()}
+        if "skip" in grads:
+            grads["skip"] = grads["skip"].sum((0, 1))
+        return grads
 
 
 def _scores(x: Tensor, y: Tensor, decay: Tensor, name: str, repeat: int, memory: Memory) -> Tensor:

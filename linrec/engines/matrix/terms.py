@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Self
 
+import torch
 from torch import Tensor
 
 from linrec.rule import Terms
@@ -20,7 +21,8 @@ class MatrixTerms(Terms):
     g ``[B, T, HV]`` or ``[B, T, HV, K]`` log-decay; a the key that reads the state for the prediction and
     b the key it is written back with, both ``[B, T, H or HV, K]`` (b absent: written with k, the delta path);
     bonus ``[HV, K]`` for the "pre" readout. Strengths ``[B, T, HV]``: ``write`` says that write_t v_t is written,
-    ``erase``, in the place of a, that a_t = -erase_t k_t. q, k, v may be in lower precision than the rest.
+    ``erase``, in the place of a, that a_t = -erase_t k_t. ``skip`` ``[HV]`` adds skip v_t to the output. q, k, v may
+    be in lower precision than the rest.
     """
 
     q: Tensor
@@ -34,6 +36,7 @@ class MatrixTerms(Terms):
     bonus: Tensor | None = None
     write: Tensor | None = None
     erase: Tensor | None = None
+    skip: Tensor | None = None
 
     def over_time(self) -> dict[str, Tensor]:
         """The tensors with a time axis, by name."""
@@ -48,6 +51,10 @@ class MatrixTerms(Terms):
     def state_shape(self, rows: int) -> tuple[int, int, int, int]:
         """``[rows, HV, K, V]``."""
         return rows, self.v.shape[2], self.k.shape[3], self.v.shape[3]
+
+    def skipped(self, o: Tensor) -> Tensor:
+        """The output with the skip connection."""
+        return o if self.skip is None else torch.addcmul(o, self.skip[:, None], self.v)
 
     def explicit(self) -> Self:
         """The same in accumulator precision, with the strengths multiplied into v and a."""
