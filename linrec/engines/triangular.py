@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BLOCK = 16  # rows taken as one: more are fewer calls, but lose digits where keys are alike
+LEAF = 16  # rows that a library solves as one: with more, digits are lost where keys are alike
+BLOCK = 32  # rows inverted as one, for the same reason; fewer would be more calls
 
 
 def solve_unit_lower(system: Tensor, rhs: Tensor) -> Tensor:
@@ -16,7 +17,7 @@ def solve_unit_lower(system: Tensor, rhs: Tensor) -> Tensor:
     grow combinatorially there.
     """
     size = system.shape[-1]
-    if size > BLOCK:
+    if size > LEAF:
         half = 1 << (size - 1).bit_length() - 1
         first = solve_unit_lower(system[..., :half, :half], rhs[..., :half, :])
         rest = rhs[..., half:, :] + system[..., half:, :half] @ first
@@ -51,59 +52,55 @@ class BlockSystems:
     """
 
     def __init__(self, like: Tensor, count: int, size: int):
-        self.size, padded = size, 1 << max(size - 1, 0).bit_length()
+        padded = 1 << max(size - 1, 0).bit_length()
+        self.size, self.block = size, min(padded, BLOCK)
         self.memory = like.new_zeros(count, padded + 1, padded)
-        self.block = min(padded, BLOCK)
-        sizes = [
-            1 << n for n in range(1, (self.block - 1).bit_length())
-        ]  # with a diagonal of ones, one is its own
-        self.products = {s: like.new_empty(2, count * padded // (2 * s), s, s) for s in sizes}
+        self.matrices = self.memory[:, :size, :size]
+        self.diagonal = self.memory[:, :padded].diagonal(dim1=1, dim2=2)
+        # With ones on the diagonal two rows are their own inverse.
+        sizes = [1 << n for n in range(1, (self.block - 1).bit_length())]
+        self.merges = [self._merge(s) for s in sizes]
+        self.bounds = [(start, min(start + self.block, size)) for start in range(0, size, self.block)]
+        self.inverses = [self.matrices[:, start:stop, start:stop] for start, stop in self.bounds]
         self.parts: dict[tuple[int, ...], Tensor] = {}
 
-    @property
-    def matrices(self) -> Tensor:
-        """``[N, C, C]``, to be filled with L, zero on and above the diagonal; then :meth:`invert`."""
-        return self.memory[:, : self.size, : self.size]
+    def _merge(self, size: int) -> tuple[Tensor, ...]:
+        """Of every 2 size by 2 size block on the diagonals: its three blocks that count, and memory for products."""
+        count, _, padded = self.memory.shape
+        number, step = count * padded // (2 * size), 2 * size * (padded + 1)
+        blocks = (
+            self.memory.as_strided((number, size, size), (step, padded, 1), row * padded + column)
+            for row, column in ((0, 0), (size, size), (size, 0))
+        )
+        return *blocks, *self.memory.new_empty(2, number, size, size)
 
     def invert(self) -> None:
-        """Turn the blocks on the diagonals into their inverses."""
-        padded = self.memory.shape[2]
-        self.memory[:, :padded].diagonal(dim1=1, dim2=2).fill_(1)
-        for s, (inner, product) in self.products.items():
-            first, second, below = (self._blocks(s, *corner) for corner in ((0, 0), (s, s), (s, 0)))
+        """Turn the blocks on the diagonals of ``matrices``, filled with L (zero on and above the diagonal), into their
+        inverses."""
+        self.diagonal.fill_(1)
+        for first, second, below, inner, product in self.merges:
             torch.bmm(below, first, out=inner)
             below.copy_(torch.bmm(second, inner, out=product))
 
-    def _blocks(self, size: int, row: int, column: int) -> Tensor:
-        """The size by size blocks at this corner of every 2 size by 2 size block on the diagonals."""
-        padded = self.memory.shape[2]
-        step = 2 * size * (padded + 1)
-        count = self.memory.numel() // step
-        return self.memory.as_strided((count, size, size), (step, padded, 1), row * padded + column)
-
     def solve(self, right: Tensor, out: Tensor) -> Tensor:
         """X of (I - L) X = R ``[N, C, V]``, after :meth:`invert`."""
-        for start in range(0, self.size, self.block):
-            self._substitute(self.matrices, slice(start, start + self.block), slice(start), right, out)
+        for inverse, (start, stop) in zip(self.inverses, self.bounds, strict=True):
+            factor = self.matrices[:, start:stop, :start]
+            self._substitute(inverse, right[:, start:stop], factor, out[:, :start], out[:, start:stop])
         return out
 
     def solve_transposed(self, right: Tensor, out: Tensor) -> Tensor:
         """X of (I - L)^T X = R."""
-        for start in reversed(range(0, self.size, self.block)):
-            stop = start + self.block
-            self._substitute(self.matrices.mT, slice(start, stop), slice(stop, self.size), right, out)
+        for inverse, (start, stop) in reversed(list(zip(self.inverses, self.bounds, strict=True))):
+            factor = self.matrices[:, stop:, start:stop].mT
+            self._substitute(inverse.mT, right[:, start:stop], factor, out[:, stop:], out[:, start:stop])
         return out
 
-    def _substitute(self, matrices: Tensor, here: slice, done: slice, right: Tensor, out: Tensor) -> None:
-        """out[here] = inverse (right[here] + factor out[done]).
-
-        Products fill contiguous memory: any other target is filled matrix by matrix.
-        """
-        rest = right[:, here]
-        sum_, product = (self._part(number, rest) for number in range(2))
-        if out[:, done].shape[1]:
-            rest = torch.baddbmm(rest, matrices[:, here, done], out[:, done], out=sum_)
-        out[:, here] = torch.bmm(matrices[:, here, here], rest, out=product)
+    def _substitute(self, inverse: Tensor, right: Tensor, factor: Tensor, known: Tensor, out: Tensor) -> None:
+        """out = inverse (right + factor known); products go to contiguous memory, or they are made one by one."""
+        if known.shape[1]:
+            right = torch.baddbmm(right, factor, known, out=self._part(0, right))
+        out.copy_(torch.bmm(inverse, right, out=self._part(1, right)))
 
     def _part(self, number: int, like: Tensor) -> Tensor:
         key = (number, *like.shape)
