@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from linrec.engines.linear import linear
 from linrec.errors import ConfigError, DeviceError, DtypeError, RangeError, ShapeError
 from linrec.files import tensor_chunks
 from linrec.layers import LAYERS, Layer
+from linrec.layers.parts import Linear
 from linrec.models.config import Config
 from linrec.state import State, map_tensors, named_tensors
 
@@ -37,9 +39,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, width: int):
         super().__init__()
-        self.gate = nn.Linear(d_model, width, bias=False)
-        self.up = nn.Linear(d_model, width, bias=False)
-        self.down = nn.Linear(width, d_model, bias=False)
+        self.gate = Linear(d_model, width, bias=False)
+        self.up = Linear(d_model, width, bias=False)
+        self.down = Linear(width, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -80,9 +82,7 @@ class LanguageModel(nn.Module):
         self.blocks = nn.ModuleList(Block(config, name) for name in config.layer_names)
         self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
         # With tied embeddings there is no second parameter, so nothing can come untied or be stored twice.
-        self.head = (
-            None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        )
+        self.head = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size, bias=False)
         initialise(self)
 
     def forward(
@@ -121,7 +121,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, h: Tensor) -> Tensor:
         """``[..., d_model] -> [..., vocab_size]``."""
-        return F.linear(h, self.embed.weight if self.head is None else self.head.weight)
+        return linear(h, self.embed.weight if self.head is None else self.head.weight)
 
     def prefill(
         self,
