@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linrec.engines.checks import transformed
+from linrec.engines.checks import only_values
 
 WORTH = 1 << 20  # multiply-adds from which oneDNN's time to set up, some ten microseconds, is won back
 
@@ -26,16 +26,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _through_onednn(x: Tensor, weight: Tensor) -> bool:
     return (
-        not torch.is_grad_enabled()
-        and x.numel() * weight.shape[0] >= WORTH
-        and x.is_cpu
+        x.numel() * weight.shape[0] >= WORTH
+        and only_values(x, weight)
         and x.dtype == weight.dtype == torch.float32
         and x.shape[-1] == weight.shape[1]
         and weight.is_contiguous()
-        and type(x) is Tensor  # no fake tensor: it has no values
-        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and not transformed(x, weight)
         and torch._C._get_mkldnn_enabled()
         and _has_onednn()
     )
