@@ -38,7 +38,7 @@ from linrec.state import State
 
 FORMS = ("parallel", "chunkwise", "recurrent", "step")
 BACKENDS = ("auto", "torch", "triton")
-REMEMBERED = 64  # sets of shapes that a rule has checked
+REMEMBERED = 64  # sets of shapes and options that a rule has bound
 
 # Arguments that several rules share; mind that softmax attention groups its heads the other way round.
 Query = Annotated[Tensor, Arg("B T H K")]
@@ -108,6 +108,15 @@ class Call(NamedTuple):
     backend: str
 
 
+class _Known(NamedTuple):
+    """What calls of one form, with arguments of the same shapes and dtypes and the same options, have in common."""
+
+    call: Call
+    dtype: torch.dtype
+    had_time: bool
+    casts: list[tuple[str, torch.dtype]]
+
+
 class Engine(Protocol):
     """One recurrence, in every form."""
 
@@ -148,7 +157,7 @@ class Rule:
         plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
         self._positions = tuple(p.name for p in parameters) if plain else ()
         self._needed = {p.name for p in parameters if p.default is p.empty}
-        self._checked: dict[Hashable, dict[str, int]] = {}
+        self._known: dict[Hashable, _Known] = {}
         self.__signature__ = _with_options(self._lower_signature)
         self.__doc__ = lower.__doc__
         self.__name__ = self.name
@@ -200,21 +209,33 @@ class Rule:
             o, state = self.engine.run(terms, state, call, self.name)
             if terms.finish is not None:
                 o = terms.finish(o)
-        o = o.to(dtype)
+        if o.dtype != dtype:
+            o = o.to(dtype)
         return Output(o if had_time else drop_time(o), state)
 
     def _bind(
         self, form: str | None, args: tuple, kwargs: dict[str, Any]
     ) -> tuple[Any, Call, State, torch.dtype, bool]:
-        options = {name: kwargs.pop(name) for name in list(kwargs) if name in _OPTIONS}
+        options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         values = self._named(args, kwargs)
-        had_time = True
-        if form == "step":
-            had_time = gain_time(self.arguments, values, self.name)
-        dims = self._check(values)
+        key = self._key(form, options, values)
+        known = None if key is None else self._known.get(key)
+        if known is not None:
+            if not known.had_time:
+                gain_time(self.arguments, values, self.name)
+            terms = self.lower(**_cast(values, known.casts))
+            return terms, known.call, options.get("state"), known.dtype, known.had_time
+        had_time = gain_time(self.arguments, values, self.name) if form == "step" else True
+        dims = check_arguments(self.arguments, values, self.name, validating())
         dtype = next(values[name].dtype for name, arg in self.arguments.items() if arg.carries_tokens)
-        terms = self.lower(**self._in_compute_dtype(values, dtype))
-        return terms, self._call(form, options, dims, terms), options.get("state"), dtype, had_time
+        casts = self._casts(values, dtype)
+        terms = self.lower(**_cast(values, casts))
+        call = self._call(form, options, dims, terms)
+        if key is not None:
+            if len(self._known) >= REMEMBERED:
+                self._known.clear()
+            self._known[key] = _Known(call, dtype, had_time, casts)
+        return terms, call, options.get("state"), dtype, had_time
 
     def _named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         values = {**dict(zip(self._positions, args, strict=False)), **kwargs}
@@ -226,31 +247,28 @@ class Rule:
         except TypeError as error:
             raise TypeError(f"{self.name}({', '.join(self.__signature__.parameters)}): {error}") from None
 
-    def _check(self, values: dict[str, Any]) -> dict[str, int]:
-        """The dimensions of checked arguments; what was found for one set of shapes holds for the next token too."""
-        key = None if validating() else signature(self.arguments, values)
-        dims = None if key is None else self._checked.get(key)
-        if dims is None:
-            dims = check_arguments(self.arguments, values, self.name, validating())
-            if key is not None:
-                if len(self._checked) >= REMEMBERED:
-                    self._checked.clear()
-                self._checked[key] = dims
-        return dims
+    def _key(self, form: str | None, options: dict[str, Any], values: dict[str, Any]) -> Hashable | None:
+        """All that binding looks at: what was found for one token holds for the next. None: look again."""
+        scale, chunk = options.get("scale"), options.get("chunk_size")
+        plain = (scale is None or type(scale) is float) and (chunk is None or type(chunk) is int)
+        if validating() or not plain or options.get("cu_seqlens") is not None:
+            return None
+        shapes = signature(self.arguments, values)
+        return None if shapes is None else (form, scale, chunk, options.get("backend"), shapes)
 
-    def _in_compute_dtype(self, values: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    def _casts(self, values: dict[str, Any], dtype: torch.dtype) -> list[tuple[str, torch.dtype]]:
         """Lowering happens in accumulator precision: rounding beta * v to bfloat16 first would cost accuracy.
 
         What lowering hands on untouched keeps its dtype: copies of whole sequences in float32 would cost memory.
         """
         compute = self.engine.compute_dtype(dtype)
         wide = torch.promote_types(compute, torch.float32)  # gates and parameters never fall below float32
-        cast = dict(values)
+        casts = []
         for name, arg in self.arguments.items():
             x, wanted = values.get(name), compute if arg.carries_tokens else wide
             if x is not None and name not in self.as_is and x.dtype != wanted:
-                cast[name] = x.to(wanted)
-        return cast
+                casts.append((name, wanted))
+        return casts
 
     def _call(self, form: str | None, options: dict[str, Any], dims: dict[str, int], terms: Any) -> Call:
         length, batch = dims["T"], dims["B"]
@@ -352,6 +370,12 @@ def _with_options(signature: inspect.Signature) -> inspect.Signature:
     keyword = inspect.Parameter.KEYWORD_ONLY
     extra = [inspect.Parameter(n, keyword, default="auto" if n == "backend" else None) for n in _OPTIONS]
     return signature.replace(parameters=[*signature.parameters.values(), *extra], return_annotation=Output)
+
+
+def _cast(values: dict[str, Any], casts: list[tuple[str, torch.dtype]]) -> dict[str, Any]:
+    for name, dtype in casts:
+        values[name] = values[name].to(dtype)
+    return values
 
 
 def _annotations(hint: Any) -> tuple[Any, ...]:

@@ -26,6 +26,13 @@ def map_tensors(fn: Callable[[Tensor], Any], state: State) -> State:
     return state
 
 
+def all_tensors(holds: Callable[[Tensor], bool], state: State) -> bool:
+    """Whether something holds of every tensor; without paths, because decoding asks this of every token."""
+    if isinstance(state, tuple):
+        return all(all_tensors(holds, child) for child in state)
+    return not isinstance(state, Tensor) or holds(state)
+
+
 def named_tensors(state: State, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
     """Yield ``(path, tensor)`` for every tensor; a path is dot-separated, e.g. ``layers.0.conv``."""
     if isinstance(state, Tensor):

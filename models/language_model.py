@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from linrec.engines.linear import linear
 from linrec.errors import ConfigError, DeviceError, DtypeError, RangeError, ShapeError
 from linrec.files import tensor_chunks
 from linrec.layers import LAYERS, Layer
+from linrec.layers.parts import Linear, RMSNorm
 from linrec.models.config import Config
-from linrec.state import State, map_tensors, named_tensors
+from linrec.state import State, all_tensors, map_tensors, named_tensors
 
 
 class ModelState(NamedTuple):
@@ -37,9 +39,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, width: int):
         super().__init__()
-        self.gate = nn.Linear(d_model, width, bias=False)
-        self.up = nn.Linear(d_model, width, bias=False)
-        self.down = nn.Linear(width, d_model, bias=False)
+        self.gate = Linear(d_model, width, bias=False)
+        self.up = Linear(d_model, width, bias=False)
+        self.down = Linear(width, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.silu(self.gate(x)) * self.up(x))
@@ -50,10 +52,11 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, name: str):
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.mixer_norm = RMSNorm(config.d_model, eps=config.norm_eps)
         self.mixer = make_layer(config, name)
-        if config.mlp_width:
-            self.mlp_norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.has_mlp = bool(config.mlp_width)
+        if self.has_mlp:
+            self.mlp_norm = RMSNorm(config.d_model, eps=config.norm_eps)
             self.mlp = SwiGLU(config.d_model, config.mlp_width)
 
     def forward(
@@ -61,7 +64,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, State]:
         y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
         x = x + y
-        if hasattr(self, "mlp"):
+        if self.has_mlp:
             x = x + self.mlp(self.mlp_norm(x))
         return x, state
 
@@ -78,11 +81,9 @@ class LanguageModel(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, name) for name in config.layer_names)
-        self.norm = nn.RMSNorm(config.d_model, eps=config.norm_eps)
+        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
         # With tied embeddings there is no second parameter, so nothing can come untied or be stored twice.
-        self.head = (
-            None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
-        )
+        self.head = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size, bias=False)
         initialise(self)
 
     def forward(
@@ -121,7 +122,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, h: Tensor) -> Tensor:
         """``[..., d_model] -> [..., vocab_size]``."""
-        return F.linear(h, self.embed.weight if self.head is None else self.head.weight)
+        return linear(h, self.embed.weight if self.head is None else self.head.weight)
 
     def prefill(
         self,
@@ -213,6 +214,8 @@ class LanguageModel(nn.Module):
         if not isinstance(layers, tuple) or len(layers) != len(self.blocks):
             came = len(layers) if isinstance(layers, tuple) else type(state).__name__
             raise ShapeError(f"state: expected a ModelState of {len(self.blocks)} layers, got {came}")
+        if all_tensors(lambda tensor: tensor.dim() > 0 and tensor.shape[0] == rows, layers):
+            return layers
         for path, tensor in named_tensors(state):
             if tensor.shape[:1] != (rows,):
                 raise ShapeError(

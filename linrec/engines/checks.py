@@ -10,18 +10,33 @@ from torch.autograd import forward_ad
 from linrec.errors import DeviceError, DtypeError, ShapeError
 from linrec.state import State, named_tensors, replace_tensors
 
+PLAIN = (Tensor, torch.nn.Parameter)
+
 
 def transformed(*tensors: Tensor) -> bool:
     """Whether one of torch.func's transforms or forward-mode differentiation is active."""
-    return torch._C._are_functorch_transforms_active() or any(
-        forward_ad.unpack_dual(x).tangent is not None for x in tensors
-    )
+    if torch._C._are_functorch_transforms_active():
+        return True
+    forward = forward_ad._current_level >= 0  # no level, no tangents to look for
+    return forward and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def differentiated(*tensors: Tensor) -> bool:
     """Whether a result of these tensors has to be a function of them, and not only a value."""
     needed = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     return needed or transformed(*tensors)
+
+
+def only_values(*tensors: Tensor) -> bool:
+    """Whether nothing is asked of these plain CPU tensors but the values of a result: no derivative, no trace."""
+    return (
+        not torch.is_grad_enabled()
+        and all(type(x) in PLAIN and x.is_cpu for x in tensors)
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not transformed(*tensors)
+    )
 
 
 def readable(x: Tensor) -> bool:

@@ -36,7 +36,10 @@ def short_convolution(
     else:
         y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
     if lengths is None:
-        return y, history[:, x.shape[1] :].clone()  # a view would keep the whole call's tokens alive
+        kept = history[:, x.shape[1] :]
+        return y, (
+            kept if x.shape[1] == 1 else kept.clone()
+        )  # a view would keep the whole call's tokens alive
     last = lengths[:, None] + torch.arange(width - 1, device=x.device)
     return y, history.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
 

@@ -30,7 +30,8 @@ from linrec.rule import Call, Terms
 if TYPE_CHECKING:
     from linrec.engines.selective import Selective
 
-CACHED = 2**21  # numbers of one expanded tensor that stay in cache; a chunk is as long as that allows
+CACHED = 2**20  # numbers of one expanded tensor that stay in cache; a chunk is as long as that allows
+LOG2_E = 1 / math.log(2)
 
 Tokens = Mapping[str, Tensor]
 Scan = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -205,7 +206,8 @@ def _one_chunk(
     # in time is not contiguous here, unless there is one token.)
     own = terms.recompute and x.shape[1] > 1 and decay.is_contiguous() and not differentiated(decay, x, h)
     if terms.log and scan is not scans.quadratic:
-        decay = decay.exp_() if own else decay.exp()
+        # Two to some power takes torch a quarter of the time of e to it on a CPU.
+        decay = decay.mul_(LOG2_E).exp2_() if own and not decay.is_complex() else decay.exp()
     if own and scan is recurrence:
         scan = recurrence_in_place
     every = scan(decay, x, h)

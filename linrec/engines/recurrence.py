@@ -2,7 +2,8 @@
 
 The sequence is cut into blocks of S tokens. Position after position, all blocks side by side, gives what each block
 would be from an empty state, and the product of its decays; then block after block adds what entered it. That is
-about 2 S + T / S calls and three passes, and no decay is divided by.
+about 2 S + T / S calls and three passes, and no decay is divided by. Where one position alone is work enough for a
+call (``WIDE``) there are no blocks: T calls and one pass.
 
 The adjoint is the same recurrence from the right, lam_t = dh_t + conj(a_{t+1}) lam_{t+1}, and dx = lam,
 da_t = lam_t conj(h_{t-1}).
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+WIDE = 1 << 13  # numbers of one position from which their time exceeds that of a call
 
 
 def recurrence(a: Tensor, x: Tensor, start: Tensor) -> Tensor:
@@ -33,6 +36,9 @@ def walk(
 ) -> Tensor:
     """The recurrence, or with ``reverse`` h_t = a_t * h_{t+1} + x_t from ``start`` behind the last token."""
     h = torch.empty_like(x, memory_format=torch.contiguous_format) if h is None else h
+    if start.numel() >= WIDE:
+        _positions(a, x, h, start, reverse)
+        return h
     product = torch.empty_like(a, memory_format=torch.contiguous_format) if product is None else product
     length = x.shape[1]
     block = max(1, 2 ** round(math.log2(max(length, 1)) / 2))
@@ -42,6 +48,12 @@ def walk(
         if size and part.start < part.stop:
             start = _blocks(a[:, part], x[:, part], h[:, part], product[:, part], start, size, reverse)
     return h
+
+
+def _positions(a: Tensor, x: Tensor, h: Tensor, last: Tensor, reverse: bool) -> None:
+    rows = zip(*(t.unbind(1)[:: -1 if reverse else 1] for t in (a, x, h)), strict=True)
+    for decay, new, now in rows:
+        last = torch.addcmul(new, decay, last, out=now)
 
 
 def _blocks(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import GatedRMSNorm, ShortConvolution, widened
+from linrec.layers.parts import GatedRMSNorm, Linear, ShortConvolution, widened
 from linrec.layers.shift import token_shift
 
 
@@ -49,8 +49,8 @@ class ChannelsLayer(Layer):
             raise ConfigError(f"{type(self).__name__}: d_model={d_model}, expand={expand} leave no channels")
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
         self.conv = ShortConvolution(d_model, conv_size, bias=True, activation=False) if conv_size else None
-        self.in_proj = nn.Linear(d_model, self.parts * self.inner, bias=self.bias)
-        self.out_proj: nn.Module = nn.Linear(self.inner, d_model, bias=False)
+        self.in_proj = Linear(d_model, self.parts * self.inner, bias=self.bias)
+        self.out_proj: nn.Module = Linear(self.inner, d_model, bias=False)
 
     def context(
         self, x: Tensor, conv: Tensor | None, cu_seqlens: Tensor | None
@@ -155,7 +155,7 @@ class QRNN(ChannelsLayer):
 
     def __init__(self, d_model: int, num_heads: int = 1, **sizes: Any):
         super().__init__(d_model, num_heads, **sizes)
-        self.in_proj = nn.Linear(2 * d_model, self.parts * self.inner)
+        self.in_proj = Linear(2 * d_model, self.parts * self.inner)
         if self.inner == d_model:
             self.out_proj = nn.Identity()
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from linrec import rules
 from linrec.layers.delta import low_rank
-from linrec.layers.parts import ShortConvolution, unit_norm, widened
+from linrec.layers.parts import Linear, ShortConvolution, unit_norm, widened
 from linrec.layers.softmax import SoftmaxAttention
 from linrec.state import State
 
@@ -41,7 +41,7 @@ class ForgettingAttention(SoftmaxAttention):
 
     def __init__(self, d_model: int, num_heads: int = 4, *, rope_base: float | None = None, **options: Any):
         super().__init__(d_model, num_heads, rope_base=rope_base, **options)
-        self.f_proj = nn.Linear(d_model, num_heads)
+        self.f_proj = Linear(d_model, num_heads)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """g ``[B, T, HQ]``."""
@@ -93,7 +93,7 @@ class DeltaFormer(SoftmaxAttention):
     def __init__(self, d_model: int, num_heads: int = 4, *, normalize: bool = True, **options: Any):
         super().__init__(d_model, num_heads, **options)
         self.normalize = normalize
-        self.b_proj = nn.Linear(d_model, self.num_kv_heads, bias=False)
+        self.b_proj = Linear(d_model, self.num_kv_heads, bias=False)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """beta ``[B, T, H]``."""
@@ -129,10 +129,10 @@ class PathAttention(SoftmaxAttention):
     ):
         super().__init__(d_model, num_heads, rope_base=rope_base, **options)
         width = self.num_kv_heads * self.head_dim
-        self.w_proj = low_rank(d_model, w_rank, width) if w_rank else nn.Linear(d_model, width, bias=False)
+        self.w_proj = low_rank(d_model, w_rank, width) if w_rank else Linear(d_model, width, bias=False)
         self.w_conv = ShortConvolution(width, w_conv) if w_conv else None
-        self.b_proj = nn.Linear(d_model, self.num_kv_heads)
-        self.f_proj = nn.Linear(d_model, num_heads) if use_forget_gate else None
+        self.b_proj = Linear(d_model, self.num_kv_heads)
+        self.f_proj = Linear(d_model, num_heads) if use_forget_gate else None
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """beta ``[B, T, H]``, g ``[B, T, HQ]`` or None."""

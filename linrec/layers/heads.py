@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions, tokens_seen
-from linrec.layers.parts import GatedRMSNorm, ShortConvolution, rotate, unit_norm
+from linrec.layers.parts import GatedRMSNorm, Linear, ShortConvolution, rotate, unit_norm
 from linrec.state import State
 
 
@@ -64,11 +64,11 @@ class HeadsLayer(Layer):
         self.gate_proj = self.make_gate(values) if use_gate else None
         normed = values if self.norm_all_heads else self.value_dim
         self.norm = GatedRMSNorm(normed, norm_eps, self.gate_activation) if use_norm else None
-        self.o_proj = nn.Linear(values, d_model, bias=False)
+        self.o_proj = Linear(values, d_model, bias=False)
 
     def _make_projections(self, widths: list[int], conv_size: int) -> None:
         self.widths = widths
-        self.qkv_proj = nn.Linear(self.d_model, sum(widths), bias=False)
+        self.qkv_proj = Linear(self.d_model, sum(widths), bias=False)
         self.conv = ShortConvolution(sum(widths), conv_size) if conv_size else None
 
     def _check_sizes(self) -> None:
@@ -87,7 +87,7 @@ class HeadsLayer(Layer):
 
     def make_gate(self, width: int) -> nn.Module:
         """The projection of the output gate."""
-        return nn.Linear(self.d_model, width, bias=False)
+        return Linear(self.d_model, width, bias=False)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """The rule's arguments besides q, k and v, from the layer's input."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import DecayRate, GatedRMSNorm, ShortConvolution, widened
+from linrec.layers.parts import DecayRate, GatedRMSNorm, Linear, ShortConvolution, widened
 
 
 class Mamba2State(NamedTuple):
@@ -58,12 +58,12 @@ class Mamba2(Layer):
         self.chunk_size, self.backend = chunk_size, backend
         mixed = self.inner + 2 * num_groups * state_size
         self.widths = [self.inner, mixed, self.num_heads]
-        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.in_proj = Linear(d_model, sum(self.widths), bias=False)
         self.conv = ShortConvolution(mixed, conv_size, bias=True)
         self.decay = DecayRate(self.num_heads)
         self.D = nn.Parameter(torch.ones(self.num_heads))
         self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True, groups=num_groups)
-        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
+        self.out_proj = Linear(self.inner, d_model, bias=False)
 
     def mix(
         self, x: Tensor, state: Mamba2State | None, cu_seqlens: Tensor | None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import DecayRate, GatedRMSNorm, widened
+from linrec.layers.parts import DecayRate, GatedRMSNorm, Linear, widened
 from linrec.rules.mamba3 import Mamba3State
 
 
@@ -59,7 +59,7 @@ class Mamba3(Layer):
         self.how = {"chunk_size": chunk_size, "backend": backend}
         bc = num_groups * mimo_rank * state_size
         self.widths = [self.inner, self.inner, bc, bc, self.num_heads, self.num_heads, self.angles]
-        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
+        self.in_proj = Linear(d_model, sum(self.widths), bias=False)
         self.b_norm, self.c_norm = (GatedRMSNorm(state_size, norm_eps) for _ in range(2))
         self.b_bias, self.c_bias = (
             nn.Parameter(torch.ones(self.num_heads, *self._key_shape())) for _ in range(2)
@@ -67,7 +67,7 @@ class Mamba3(Layer):
         self.decay = DecayRate(self.num_heads)
         self.D = nn.Parameter(torch.ones(self.num_heads))
         self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True)
-        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
+        self.out_proj = Linear(self.inner, d_model, bias=False)
         if mimo_rank > 1:
             spread = torch.ones(self.num_heads, mimo_rank, self.inner // self.num_heads)
             self.mimo_x, self.mimo_o = (nn.Parameter(spread / mimo_rank) for _ in range(2))

@@ -13,7 +13,7 @@ from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count
 from linrec.layers.delta import low_rank
-from linrec.layers.parts import unit_norm, widened
+from linrec.layers.parts import Linear, unit_norm, widened
 from linrec.layers.shift import token_shift
 
 
@@ -64,7 +64,7 @@ class RWKVLayer(Layer):
         self.how = {"chunk_size": chunk_size, "backend": backend}
         self.mu = nn.Parameter(torch.rand(len(self.signals), d_model))
         self.r_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(d_model, d_model, bias=False) for _ in range(4)
+            Linear(d_model, d_model, bias=False) for _ in range(4)
         )
         self.norm = HeadNorm(num_heads, self.head_dim, norm_eps or 1e-5 * self.head_dim)
 
@@ -83,7 +83,7 @@ class BonusLayer(RWKVLayer):
     def __init__(self, d_model: int, num_heads: int = 4, **options: object):
         super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
         self.u = nn.Parameter(torch.linspace(-0.5, 0.5, d_model).view(num_heads, self.head_dim))
-        self.g_proj = nn.Linear(d_model, d_model, bias=False)
+        self.g_proj = Linear(d_model, d_model, bias=False)
 
     def shares(self, x: Tensor, change: Tensor) -> Tensor:
         """How much of the change since the last token each signal takes: ``[signals, D]`` or ``[B, T, signals, D]``."""
@@ -142,7 +142,7 @@ class RWKV6(BonusLayer):
         super().__init__(d_model, num_heads, **options)
         n = len(self.signals)
         self.mu_x = nn.Parameter(torch.rand(d_model))
-        self.mix_down = nn.Linear(d_model, n * self.mix_rank, bias=False)
+        self.mix_down = Linear(d_model, n * self.mix_rank, bias=False)
         self.mix_up = nn.Parameter(torch.empty(n, self.mix_rank, d_model).uniform_(-0.01, 0.01))
         self.w_proj = _tanh_low_rank(d_model, self.gate_rank)
         self.w_bias = nn.Parameter(torch.linspace(-6, -1, d_model))
@@ -174,8 +174,8 @@ class RWKV7(RWKVLayer):
         self.w_bias = nn.Parameter(torch.linspace(-6, 1, d_model))
         self.a_proj = low_rank(d_model, self.gate_rank, d_model)
         self.a_bias = nn.Parameter(torch.zeros(d_model))
-        self.g_down = nn.Linear(d_model, self.gate_rank, bias=False)
-        self.g_up = nn.Linear(self.gate_rank, d_model, bias=False)
+        self.g_down = Linear(d_model, self.gate_rank, bias=False)
+        self.g_up = Linear(self.gate_rank, d_model, bias=False)
         self.xi = nn.Parameter(torch.full((d_model,), 0.85))
         self.k_a = nn.Parameter(torch.ones(d_model))
         self.rho = nn.Parameter(torch.full((num_heads, self.head_dim), 0.1))
@@ -198,4 +198,4 @@ class RWKV7(RWKVLayer):
 
 
 def _tanh_low_rank(width: int, rank: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Tanh(), nn.Linear(rank, width, bias=False))
+    return nn.Sequential(Linear(width, rank, bias=False), nn.Tanh(), Linear(rank, width, bias=False))

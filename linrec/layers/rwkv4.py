@@ -11,7 +11,7 @@ from linrec import rules
 from linrec.engines.wkv import WKVState
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import widened
+from linrec.layers.parts import Linear, widened
 from linrec.layers.shift import token_shift
 
 
@@ -55,7 +55,7 @@ class RWKV4(Layer):
         self.mix_v = nn.Parameter(mixture + 0.3 * rises)
         self.mix_r = nn.Parameter(mixture.sqrt())
         self.k_proj, self.v_proj, self.r_proj, self.out_proj = (
-            nn.Linear(d_model, d_model, bias=False) for _ in range(4)
+            Linear(d_model, d_model, bias=False) for _ in range(4)
         )
 
     def mix(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import GatedRMSNorm, rotate
+from linrec.layers.parts import GatedRMSNorm, Linear, rotate
 from linrec.layers.softmax import cache_positions, projection
 from linrec.state import State
 
@@ -49,11 +49,11 @@ class MultiHeadLatentAttention(Layer):
             raise ConfigError(
                 f"MultiHeadLatentAttention: head_dim={self.head_dim} must be positive, rope_dim={self.rope_dim} even"
             )
-        self.q_proj = nn.Linear(d_model, num_heads * (self.head_dim + self.rope_dim), bias=False)
-        self.down_proj = nn.Linear(d_model, self.latent_dim + self.rope_dim, bias=False)
+        self.q_proj = Linear(d_model, num_heads * (self.head_dim + self.rope_dim), bias=False)
+        self.down_proj = Linear(d_model, self.latent_dim + self.rope_dim, bias=False)
         self.norm = GatedRMSNorm(self.latent_dim, norm_eps) if latent_norm else None
-        self.up_proj = nn.Linear(self.latent_dim, num_heads * (self.head_dim + self.value_dim), bias=False)
-        self.o_proj = nn.Linear(num_heads * self.value_dim, d_model, bias=False)
+        self.up_proj = Linear(self.latent_dim, num_heads * (self.head_dim + self.value_dim), bias=False)
+        self.o_proj = Linear(num_heads * self.value_dim, d_model, bias=False)
 
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """See :class:`Layer`."""
@@ -115,7 +115,7 @@ class SharedKVAttention(Layer):
             )
         self.parts = [self.shared_dim, self.rope_dim] + ([self.rope_dim] if variant == "S1" else [])
         self.q_proj = projection(d_model, num_heads * width, qo_rank)
-        self.kv_proj = nn.Linear(d_model, self.num_kv_heads * sum(self.parts), bias=False)
+        self.kv_proj = Linear(d_model, self.num_kv_heads * sum(self.parts), bias=False)
         read = self.shared_dim if variant == "S3" else width
         self.o_proj = projection(num_heads * read, d_model, qo_rank)
 
@@ -165,12 +165,10 @@ class TensorProductAttention(Layer):
             )
         self.q_rank = q_rank
         factors = num_heads + self.head_dim
-        self.q_proj = nn.Linear(
-            d_model, q_rank * factors if q_rank else num_heads * self.head_dim, bias=False
-        )
-        self.k_proj = nn.Linear(d_model, kv_rank * factors, bias=False)
-        self.v_proj = nn.Linear(d_model, kv_rank * factors, bias=False)
-        self.o_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=False)
+        self.q_proj = Linear(d_model, q_rank * factors if q_rank else num_heads * self.head_dim, bias=False)
+        self.k_proj = Linear(d_model, kv_rank * factors, bias=False)
+        self.v_proj = Linear(d_model, kv_rank * factors, bias=False)
+        self.o_proj = Linear(num_heads * self.head_dim, d_model, bias=False)
 
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """See :class:`Layer`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import widened
+from linrec.layers.parts import Linear, widened
 
 
 class StateSpaceState(NamedTuple):
@@ -45,7 +45,7 @@ class StateSpaceLayer(Layer):
         self.d_model, self.states = d_model, state_size // 2
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
         self.D = nn.Parameter(torch.randn(d_model))
-        self.out_proj = nn.Linear(d_model, 2 * d_model)
+        self.out_proj = Linear(d_model, 2 * d_model)
 
     def parameters_of_rule(self) -> dict[str, Tensor]:
         """The rule's arguments besides x and D."""

@@ -10,7 +10,7 @@ from linrec import rules
 from linrec.engines import scans
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms
 from linrec.engines.maxplus import stabiliser
-from linrec.engines.recurrence import recurrence, recurrence_in_place
+from linrec.engines.recurrence import WIDE, recurrence, recurrence_in_place
 from linrec.errors import DtypeError, ShapeError
 from linrec.rule import Call
 from linrec.testing import example_inputs, relative_error
@@ -237,3 +237,38 @@ def test_recurrence_and_its_derivatives(kind, length, shared):
     with torch.no_grad():
         expected = loop(a, x, start)
         assert relative_error_complex(recurrence_in_place(a.expand_as(x).clone(), x, start), expected) < 1e-13
+
+
+@pytest.mark.parametrize("decay_rows", [1, 2])
+def test_wide_states_go_position_by_position(decay_rows):
+    """The same values and gradients as the definition, at a width where the recurrence takes no blocks."""
+    generator = torch.Generator().manual_seed(3)
+    width, length = WIDE // 2, 6
+    a = torch.rand(decay_rows, length, width, generator=generator, dtype=torch.float64).requires_grad_()
+    x, start = (
+        torch.randn(2, *n, width, generator=generator, dtype=torch.float64).requires_grad_()
+        for n in ((length,), ())
+    )
+    assert start.numel() >= WIDE
+    want, got = loop(a, x, start), recurrence(a, x, start)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-12)
+    weight = torch.randn(want.shape, generator=generator, dtype=torch.float64)
+    for one, other in zip(
+        *(torch.autograd.grad((y * weight).sum(), (a, x, start)) for y in (got, want)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            recurrence_in_place(a.detach().clone(), x.detach().clone(), start.detach()),
+            want,
+            rtol=0,
+            atol=1e-12,
+        )
+
+
+def test_selective_scan_of_a_wide_state():
+    inputs = example_inputs(rules.mamba, T=70, D=WIDE // 4, N=8)
+    with torch.no_grad():
+        chunked, loop = rules.mamba(**inputs), rules.mamba.recurrent(**inputs)
+    torch.testing.assert_close(chunked.o, loop.o, rtol=0, atol=1e-10)
+    torch.testing.assert_close(chunked.state, loop.state, rtol=0, atol=1e-10)

@@ -23,6 +23,7 @@ from linrec.packing import by_segment
 from linrec.rule import Call
 
 CHUNK = 64
+ONE_BY_ONE = ("recurrent", "step")
 
 
 class MatrixEngine:
@@ -46,6 +47,8 @@ class MatrixEngine:
         """Output ``[B, T, HV, V]``, in accumulator precision where more is computed with it, and the final state."""
         rows = terms.segments(call)
         state = None if state is None else _checked(state, terms, rows, who)
+        if state is not None and _decodes(terms, call):
+            return scan_tokens(terms, state, call.scale)
         tensors = (*terms.over_time().values(), *(() if state is None else (state,)))
         if chosen_backend(call, who, *tensors, unfit=gpu.unfit(terms)) == "triton":
             o, last = gpu.scan_packed(terms, state, call)
@@ -61,12 +64,17 @@ class MatrixEngine:
         )
 
 
+def _decodes(terms: MatrixTerms, call: Call) -> bool:
+    """One token on a CPU, where choosing and packing would take as long as the arithmetic."""
+    one = terms.v.shape[1] == 1 and call.form in ONE_BY_ONE and call.bounds is None
+    return one and terms.v.is_cpu and call.backend != "triton"
+
+
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     if call.form == "chunkwise" and not transformed(state, *terms.over_time().values()):
         return _run_lane(terms, state, call)
-    if call.form in ("recurrent", "step"):
-        o, last = scan_tokens(terms, state, call.scale)
-        return terms.skipped(o), last
+    if call.form in ONE_BY_ONE:
+        return scan_tokens(terms, state, call.scale)
     x = to_heads(terms.explicit(), call.scale)
     grouped = state.unflatten(1, (terms.k.shape[2], -1))
     if call.form == "parallel" and terms.v.shape[1]:

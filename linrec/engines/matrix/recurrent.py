@@ -33,18 +33,19 @@ class Rows(NamedTuple):
 
 def scan_tokens(terms: MatrixTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Run token after token; ``state`` is ``[B, HV, K, V]``. Returns (o ``[B, T, HV, V]``, final state)."""
-    batch, length, heads, _ = terms.v.shape
+    batch, length, heads, width = terms.v.shape
     x, shape = to_rows(terms, scale), state.shape
-    state = state.flatten(0, 1)
+    state = state.reshape(-1, *shape[2:])
     if length == 1:
         o, state = one_token(x, state, terms.predict, terms.readout, donating())
-    else:
-        outputs = []
-        for t in range(length):
-            o, state = one_token(x.token(t), state, terms.predict, terms.readout, t > 0 or donating())
-            outputs.append(o)
-        o = torch.cat(outputs, dim=1) if outputs else torch.zeros_like(x.v)
-    return o.reshape(batch, heads, length, o.shape[2]).transpose(1, 2), state.reshape(shape)
+        return terms.skipped(o.reshape(batch, 1, heads, width)), state.view(shape)
+    outputs = []
+    for t in range(length):
+        o, state = one_token(x.token(t), state, terms.predict, terms.readout, t > 0 or donating())
+        outputs.append(o)
+    o = torch.cat(outputs, dim=1) if outputs else torch.zeros_like(x.v)
+    o = o.reshape(batch, heads, length, o.shape[2]).transpose(1, 2)
+    return terms.skipped(o), state.reshape(shape)
 
 
 def to_rows(terms: MatrixTerms, scale: float) -> Rows:
@@ -59,6 +60,8 @@ def to_rows(terms: MatrixTerms, scale: float) -> Rows:
         own_heads = x.shape[2] == heads
         if length == 1 and own_heads:  # one call does it
             return x.reshape(batch * heads, 1, x.shape[3] if x.dim() == 4 else 1)
+        if batch == length == x.shape[2] == 1 and x.dim() == 4:
+            return x[0].expand(heads, 1, -1)
         x = (x if x.dim() == 4 else x[..., None]).transpose(1, 2)
         if own_heads:
             return x.flatten(0, 1)
