@@ -146,7 +146,10 @@ class ScalarLane:
         dq = torch.bmm(asked, entry.mT, out=memory.take("dq", c.q, *c.q.shape))
         dk = torch.bmm(s.written, dexit.mT, out=memory.take("dk", c.k, *c.k.shape)).mul_(row.to_end)
         paired = torch.bmm(do, s.written.mT, out=memory.take("paired", s.scores, *s.scores.shape))
-        late = {"at_end": _inner(states[1], dexit), "read": _dot(c.q, dq) + _dot(s.scores, paired)}
+        late = {
+            "at_end": self._dot(states[1].flatten(1)[:, None], dexit.flatten(1)[:, None]),
+            "read": self._dot(c.q, dq) + self._dot(s.scores, paired),
+        }
         paired.mul_(s.decay_q)
         if plan.scale != 1:
             paired.mul_(plan.scale)
@@ -158,10 +161,10 @@ class ScalarLane:
             dk.baddbmm_(y, entry.mT)
             dentry.baddbmm_(c.k.mT, y)
         grads = self._through_scores(c, dq, dk, paired, symmetric)
-        late["write"] = _dot(c.v, dright)
+        late["write"] = self._dot(c.v, dright)
         grads["v"] = dright if row.write is None else dright.mul_(row.write)
         if self.skip is not None:
-            late["skip"] = _dot(do, c.v)
+            late["skip"] = self._dot(do, c.v)
             grads["v"].addcmul_(do, self.skip)
         self.late.append(late)
         return grads, dentry
@@ -173,7 +176,7 @@ class ScalarLane:
         assert s.decay_a is not None and s.seen is not None
         dright = s.systems.solve_transposed(dx, memory.take("dright", c.v, *c.v.shape))
         paired = torch.bmm(dright, s.written.mT, out=memory.take("paired_a", s.gram, *s.gram.shape)).tril_(-1)
-        late["erase"] = -(_dot(dright, s.seen) + _dot(s.gram, paired))
+        late["erase"] = -(self._dot(dright, s.seen) + self._dot(s.gram, paired))
         weighted = paired.mul_(s.decay_a).mul_(-erase)
         return dright, torch.add(
             weighted, weighted.mT, out=memory.take("symmetric", weighted, *weighted.shape)
@@ -193,6 +196,11 @@ class ScalarLane:
         if symmetric is not None:
             dk.baddbmm_(symmetric, k)
         return {"q": dq, "k": dk}
+
+    def _dot(self, x: Tensor, y: Tensor) -> Tensor:
+        """Inner products of the rows, ``[N, C, 1]``."""
+        product = torch.mul(x, y, out=self.memory.take(f"product {y.shape[1:]}", y, *y.shape))
+        return product.sum(-1, keepdim=True)
 
     def numbers(self) -> dict[str, Tensor]:
         """Gradients of log-decays and strengths ``[B, T, HV]``, once every chunk has been through :meth:`backward`."""
@@ -225,16 +233,6 @@ def _scores(x: Tensor, y: Tensor, decay: Tensor, name: str, repeat: int, memory:
     shared = torch.bmm(x[::repeat], y[::repeat].mT)[:, None]
     torch.mul(shared, decay.unflatten(0, (-1, repeat)), out=out.unflatten(0, (-1, repeat)))
     return out
-
-
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of the rows, ``[N, C, 1]``."""
-    return torch.linalg.vecdot(x, y)[..., None]
-
-
-def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products of matrices ``[N, K, V]``, ``[N, 1, 1]``."""
-    return _dot(x.flatten(1), y.flatten(1))[:, None]
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
