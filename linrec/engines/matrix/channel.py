@@ -20,6 +20,7 @@ from linrec.engines.scans import exact
 
 NAMES = ("q", "k", "v", "g", "a", "b", "write", "erase")
 SMALLEST = 16  # tokens that are not halved further
+BLOCK = 8  # rows of one block of a cumulative sum
 
 Gradients = tuple[dict[str, Tensor], Tensor]
 
@@ -135,17 +136,34 @@ def _framed(c: Rows, plan: Plan, memory: Memory) -> Frame | None:
     assert g is not None and k is not None
     if not readable(g):
         return None
-    total = torch.bmm(_ones_below(g, memory), exact(g), out=memory.take("total", exact(g[:1, :1]), *g.shape))
-    return framed(total, c.tensors, plan, memory, k.dtype)
+    total = memory.take("total", exact(g[:1, :1]), *g.shape).copy_(g)
+    return framed(_summed(total, memory), c.tensors, plan, memory, k.dtype)
 
 
-def _ones_below(g: Tensor, memory: Memory) -> Tensor:
-    """Ones on and below the diagonal: a product with them is a cumulative sum, and faster than one."""
-    size = g.shape[1]
-    ones = memory.get("ones")
-    if ones is None or ones.shape[0] != size:
-        ones = memory["ones"] = exact(g.new_ones(size, size)).tril()
-    return ones.expand(g.shape[0], size, size)
+def _summed(x: Tensor, memory: Memory, later: bool = False) -> Tensor:
+    """Sums over all rows up to each, or with ``later`` from each, in place: ``[N, C, .]``, contiguous.
+
+    A product with ones is faster than ``cumsum``; in blocks, whose sums are summed in turn, it is the less work.
+    """
+    (batch, size, width), block = x.shape, BLOCK if x.shape[1] % BLOCK == 0 else x.shape[1]
+    parts = x.view(-1, block, width)
+    within = torch.bmm(_ones(parts, 0, later, memory), parts, out=memory.take("within", x, *parts.shape))
+    if block == size:
+        return within
+    blocks = within.view(batch, -1, block, width)
+    ends = blocks[:, :, 0 if later else -1]
+    others = torch.bmm(_ones(ends, 1, later, memory), ends)
+    return torch.add(blocks, others[:, :, None], out=x.view(blocks.shape)).view(x.shape)
+
+
+def _ones(x: Tensor, skip: int, later: bool, memory: Memory) -> Tensor:
+    """One where a row of the product with x sums a row of x; with ``skip`` 1 not the row itself."""
+    size = x.shape[1]
+    name = f"ones {size} {skip} {later}"
+    if name not in memory:
+        ones = x.new_ones(size, size)
+        memory[name] = ones.triu(skip) if later else ones.tril(-skip)
+    return memory[name].expand(x.shape[0], size, size)
 
 
 def _gradients(
@@ -153,8 +171,8 @@ def _gradients(
 ) -> Gradients:
     """Gradients of a chunk's tensors and of its entry state, out of the frame."""
     size = f.length
-    dreads, dwrites, dv, dentry = adjoint(f, s, do, dexit, plan, memory)
     at_end = torch.mul(leaving, dexit, out=memory.take("end", leaving, *leaving.shape)).sum(-1)
+    dreads, dwrites, dv, dentry = adjoint(f, s, do, dexit, plan, memory)
     dg = _decay_gradient(f, dreads, dwrites, at_end, plan, memory)
     grads = {"q": dreads[:, -size:].mul_(f.up_q).mul_(plan.scale), "v": dv, "g": dg}
     grads["k"] = dwrites[:, -size:].mul_(f.down)
@@ -180,7 +198,7 @@ def _decay_gradient(
     readers = zip(blocks(f.reads, dreads, "read dread"), seen, strict=True)
     at_end = at_end.sum(-1, keepdim=True) if narrow else at_end
     change = sum_gradient(exact(sum(written[1:], written[0])), readers, at_end)
-    return torch.bmm(_ones_below(f.down, memory).mT, change).to(f.down.dtype)
+    return _summed(change.contiguous(), memory, later=True).to(f.down.dtype)
 
 
 def _strengths(c: Rows, grads: dict[str, Tensor]) -> dict[str, Tensor]:

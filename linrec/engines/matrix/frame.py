@@ -79,7 +79,8 @@ def framed(
     reach = torch.stack([-low, high, -middle.amin()]).amax()
     if not bool(reach <= REACH):  # also where it is not a number
         return None
-    exact_up = torch.exp(total, out=shifted).mul_(torch.exp2(-halvings))
+    # Two to some power takes torch a third of the time of e to it on a CPU.
+    exact_up = torch.add(-halvings, total, alpha=1 / LOG2, out=shifted).exp2_()
     up = memory.take("up", total, *total.shape, dtype=dtype).copy_(exact_up)
     down = torch.reciprocal(up, out=memory.take("down", up, *up.shape))
     enter = torch.exp2(halvings).to(dtype)
@@ -153,7 +154,10 @@ def leave(f: Frame, s: Solved, new_state: Tensor) -> None:
 def adjoint(
     f: Frame, s: Solved, do: Tensor, dexit: Tensor, plan: Plan, memory: Memory
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dR, dW, dv and the gradient of the entry state, from those of the output and of the exit state."""
+    """dR, dW, dv and the gradient of the entry state, from those of the output and of the exit state.
+
+    The last is memory: that of the exit state, where it came from the chunk behind, is overwritten.
+    """
     size, (batch, read, wrote) = f.length, s.scores.shape
     dout = torch.mul(dexit, f.leave, out=memory.take("dout", dexit, *dexit.shape))
     dwritten = torch.bmm(f.writes, dout, out=memory.take("dwritten", do, batch, wrote, do.shape[2]))
@@ -171,4 +175,4 @@ def adjoint(
     dreads.baddbmm_(weighted, f.writes)
     dwrites = torch.bmm(s.written, dout.mT, out=memory.take("dwrites", f.writes, *f.writes.shape))
     dwrites.baddbmm_(weighted.mT, f.reads)
-    return dreads, dwrites, dv, torch.baddbmm(dout, f.reads.mT, asked).mul_(f.enter)
+    return dreads, dwrites, dv, dout.baddbmm_(f.reads.mT, asked).mul_(f.enter)

@@ -71,8 +71,9 @@ def to_rows(terms: MatrixTerms, scale: float) -> Rows:
     q = rows(t.q if scale == 1 else t.q.to(dtype) * scale)
     if bonus is not None:
         bonus = bonus.to(dtype).expand(batch, -1, -1).flatten(0, 1)[:, None]
-    timed = (rows(x) for x in (t.k, t.v, t.g, t.a, t.b, t.write, t.erase))
-    return Rows._make([q, *timed, bonus])
+    timed = (rows(x) for x in (t.k, t.v, t.g, t.a, t.b))
+    write = rows(t.write)
+    return Rows._make([q, *timed, write, write if t.erase is t.write else rows(t.erase), bonus])
 
 
 def one_token(x: Rows, state: Tensor, predict: str, readout: str, own: bool) -> tuple[Tensor, Tensor]:
