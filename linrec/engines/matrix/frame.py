@@ -80,7 +80,7 @@ def framed(
     if not bool(reach <= REACH):  # also where it is not a number
         return None
     # Two to some power takes torch a third of the time of e to it on a CPU.
-    exact_up = torch.add(-halvings, total, alpha=1 / LOG2, out=shifted).exp2_()
+    exact_up = torch.mul(total, 1 / LOG2, out=shifted).exp2_().mul_(torch.exp2(-halvings))
     up = memory.take("up", total, *total.shape, dtype=dtype).copy_(exact_up)
     down = torch.reciprocal(up, out=memory.take("down", up, *up.shape))
     enter = torch.exp2(halvings).to(dtype)
