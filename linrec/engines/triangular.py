@@ -83,7 +83,7 @@ class BlockSystems:
             below.copy_(torch.bmm(second, inner, out=product))
 
     def solve(self, right: Tensor, out: Tensor) -> Tensor:
-        """X of (I - L) X = R ``[N, C, V]``, after :meth:`invert`."""
+        """X of (I - L) X = R ``[N, C, V]``, after :meth:`invert`; ``out`` may be R."""
         for inverse, (start, stop) in zip(self.inverses, self.bounds, strict=True):
             factor = self.matrices[:, start:stop, :start]
             self._substitute(inverse, right[:, start:stop], factor, out[:, :start], out[:, start:stop])

@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from linrec.engines.matrix.plan import Memory, Plan
-from linrec.engines.triangular import solve_unit_lower, solve_unit_lower_transposed
+from linrec.engines.triangular import BlockSystems
 
 LOG2 = math.log(2.0)
 REACH = 40.0  # e^40 squared is within single precision, and above its smallest normal number
@@ -107,9 +107,10 @@ def _stacked(
 
 
 class Solved(NamedTuple):
-    """M with zeros where nothing is read, X ``[N, (2) C, V]``, S~ and q~ S~ + M_q X."""
+    """M with zeros where nothing is read, I - M_a, X ``[N, (2) C, V]``, S~ and q~ S~ + M_q X."""
 
     scores: Tensor
+    systems: BlockSystems | None
     written: Tensor
     state: Tensor
     output: Tensor
@@ -124,16 +125,20 @@ def solve(f: Frame, v: Tensor, state: Tensor, plan: Plan, memory: Memory) -> Sol
     _below(torch.bmm(f.reads, f.writes.mT, out=scores), f, plan)
     seen = torch.bmm(f.reads, inner, out=memory.take("seen", v, len(v), read, v.shape[2]))
     written = memory.take("written", v, len(v), wrote, v.shape[2])
-    if not f.predicts:
+    systems = None
+    if f.predicts:
+        systems = memory.systems(scores, len(inner), size)
+        systems.matrices.copy_(scores[:, :size, :size])
+        systems.invert()
+    if systems is None:
         written.copy_(v)
     elif f.general:
         written[:, size:] = v
         right = torch.baddbmm(seen[:, :size], scores[:, :size, size:], written[:, size:])
-        written[:, :size] = solve_unit_lower(scores[:, :size, :size], right)
+        systems.solve(right, written[:, :size])
     else:
-        right = torch.add(seen[:, :size], v, out=written)
-        written = solve_unit_lower(scores[:, :size], right)
-    return Solved(scores, written, inner, seen[:, -size:].baddbmm_(scores[:, -size:], written))
+        systems.solve(torch.add(seen[:, :size], v, out=written), written)
+    return Solved(scores, systems, written, inner, seen[:, -size:].baddbmm_(scores[:, -size:], written))
 
 
 def _below(scores: Tensor, f: Frame, plan: Plan) -> None:
@@ -164,10 +169,10 @@ def adjoint(
     dwritten.baddbmm_(s.scores[:, -size:].mT, do)
     asked = do
     dv = dwritten[:, -size:]
-    if f.predicts:
+    if s.systems is not None:
         asked = memory.take("asked", do, batch, read, do.shape[2])
-        dright = solve_unit_lower_transposed(s.scores[:, :size, :size], dwritten[:, :size])
-        asked[:, :size], asked[:, size:] = dright, do
+        dright = s.systems.solve_transposed(dwritten[:, :size], asked[:, :size])
+        asked[:, size:] = do
         dv = dv.baddbmm_(s.scores[:, :size, size:].mT, dright) if f.general else dright
     weighted = torch.bmm(asked, s.written.mT, out=memory.take("weighted", s.scores, *s.scores.shape))
     _below(weighted, f, plan)

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from linrec.engines.triangular import BlockSystems
+
 Tensors = Mapping[str, Tensor | None]
 Span = tuple[int, int]  # first and past-the-last token of a chunk
 
@@ -34,11 +36,19 @@ class Plan(NamedTuple):
 class Memory(dict[str, Tensor]):
     """Tensors by name that every chunk of the same length uses again."""
 
+    _systems: BlockSystems | None = None
+
     def take(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of this shape; its values are left over from the chunk before."""
         if name not in self or self[name].shape != shape:
             self[name] = like.new_empty(shape, dtype=dtype or like.dtype)
         return self[name]
+
+    def systems(self, like: Tensor, count: int, size: int) -> BlockSystems:
+        """Triangular systems of this size; what they hold is left over from the chunk before."""
+        if self._systems is None or self._systems.size != size:
+            self._systems = BlockSystems(like, count, size)
+        return self._systems
 
 
 def rows(x: Tensor, start: int, stop: int, repeat: int = 1) -> Tensor:

@@ -77,7 +77,6 @@ class ScalarLane:
         skip = tensors["skip"]
         self.skip = None if skip is None else skip.to(dtype).repeat(v.shape[0])[:, None, None]
         self.late: list[dict[str, Tensor]] = []
-        self.systems: BlockSystems | None = None
 
     def load(self, number: int, span: Span) -> Chunk:
         """Cut one chunk out of the arguments."""
@@ -124,12 +123,10 @@ class ScalarLane:
 
     def _systems(self, gram: Tensor, erase: Tensor) -> BlockSystems:
         """I + erase gram; only what is below the diagonal of ``gram`` counts."""
-        count, size, _ = gram.shape
-        if self.systems is None or self.systems.size != size:
-            self.systems = BlockSystems(gram, count, size)
-        torch.mul(gram, -erase, out=self.systems.matrices).tril_(-1)
-        self.systems.invert()
-        return self.systems
+        systems = self.memory.systems(gram, *gram.shape[:2])
+        torch.mul(gram, -erase, out=systems.matrices).tril_(-1)
+        systems.invert()
+        return systems
 
     def backward(
         self, number: int, span: Span, states: tuple[Tensor, Tensor], do: Tensor, dexit: Tensor
