@@ -33,19 +33,25 @@ class PrefixWalk:
 
     Args:
         model: its ``hidden`` is called, never its head.
-        batch_size: inner nodes side by side. Leaves, which are short where they are many, run four times as
-            many; no call takes more than ``batch_size * chunk`` tokens.
-        chunk: tokens of a row per call.
+        batch_size: nodes side by side; of short ones up to four times as many, within ``batch_size * chunk``
+            tokens a call.
+        chunk: tokens of a row per call, half more at its end. None means 1024, or 256 on a CPU: activations
+            of more tokens leave its caches.
         max_state_bytes: bound on the states kept for later. Under it the walk goes level by level,
             where batches are fullest; near it down to the leaves, so that states are used up.
     """
 
     def __init__(
-        self, model: LanguageModel, batch_size: int = 8, chunk: int = 1024, max_state_bytes: int = 2**30
+        self,
+        model: LanguageModel,
+        batch_size: int = 8,
+        chunk: int | None = None,
+        max_state_bytes: int = 2**30,
     ) -> None:
-        self.model, self.batch_size, self.chunk = model, batch_size, chunk
+        self.model, self.batch_size = model, batch_size
         self.kept = KeptStates(max_state_bytes)
         self.device = next(model.parameters()).device
+        self.chunk = chunk or (256 if self.device.type == "cpu" else 1024)
         self.tokens_processed = 0
         self._nothing: State = None
 
@@ -55,7 +61,7 @@ class PrefixWalk:
         ready = _Ready(wanted)
         unread = {node: len(node.children) for node in trie.nodes}
         ready.add(trie.roots)
-        while batch := ready.take(self.batch_size, self.chunk, self.kept):
+        while batch := ready.take(self.batch_size, self.batch_size * self.chunk, self.kept):
             parents = self._states([n.parent for n in batch if n.parent is not None])
             origins = [parents[n.parent] for n in batch]
             keep = any(n.children or n in wanted for n in batch)
@@ -149,7 +155,7 @@ class PrefixWalk:
     def _cuts(self, lengths: Sequence[int], keep: bool) -> list[int]:
         """Where calls end. Rows of different lengths run together to the end of the shortest: no padding."""
         longest, shortest = max(lengths), min(lengths)
-        cuts = {*range(self.chunk, longest, self.chunk), longest}
+        cuts = {*range(self.chunk, longest - self.chunk // 2, self.chunk), longest}
         if keep and 2 * shortest > longest:
             cuts.add(shortest)
         return sorted(cuts)
@@ -195,21 +201,26 @@ class _Ready:
         for node in nodes:
             (self._inner if node.children or node in self._wanted else self._leaves).append(node)
 
-    def take(self, batch_size: int, chunk: int, kept: KeptStates) -> list[Node]:
+    def take(self, batch_size: int, tokens: int, kept: KeptStates) -> list[Node]:
         """The next nodes to read together, longest first; empty when all are read."""
-        roomy = kept.has_room_for(batch_size)
-        if self._inner and (roomy or not self._leaves):
-            height = (max if roomy else min)(node.height for node in self._inner)
-            first = [node for node in self._inner if node.height == height]
-            batch = _beside(max(first, key=len), self._inner if roomy else first, batch_size)
-            self._inner = _without(self._inner, batch)
-        elif self._leaves:
-            leader = max(self._leaves, key=len)
-            rows = batch_size * chunk // min(len(leader), chunk)
-            batch = _beside(leader, self._leaves, min(rows, 4 * batch_size))
-            self._leaves = _without(self._leaves, batch)
-        else:
+        inner, leaves = self._inner, self._leaves
+        if not inner and not leaves:
             return []
+        most = 4 * batch_size
+        roomy = kept.has_room_for(most)
+        if inner and (roomy or not leaves):
+            height = (max if roomy else min)(node.height for node in inner)
+            first = [node for node in inner if node.height == height]
+            leader, pool = max(first, key=len), inner if roomy else first
+            most = most if roomy else batch_size
+        else:
+            leader, pool = max(leaves, key=len), leaves
+        rows = max(batch_size, min(most, tokens // len(leader)))
+        batch = _beside(leader, pool, rows)
+        taken = set(batch)
+        self._inner, self._leaves = (
+            [node for node in nodes if node not in taken] for nodes in (inner, leaves)
+        )
         return sorted(batch, key=len, reverse=True)
 
 
@@ -219,11 +230,6 @@ def _beside(leader: Node, pool: list[Node], rows: int) -> list[Node]:
     most = max(32, size // 4)
     near = sorted(pool, key=lambda node: (abs(len(node) - size), node is not leader))[:rows]
     return [node for node in near if abs(len(node) - size) <= most]
-
-
-def _without(pool: list[Node], gone: list[Node]) -> list[Node]:
-    taken = set(gone)
-    return [node for node in pool if node not in taken]
 
 
 def _first_rows(state: State, count: int) -> State:

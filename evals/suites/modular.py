@@ -87,7 +87,7 @@ def problem(longest: int, modulus: int, tests: tuple[int, ...], span: int) -> Pr
 
 def suite(size: str) -> Suite:
     """Small: modulo 3, trained on 3 .. 12 tokens. Full: modulo 5, 3 .. 40 and 40 .. 256, three layers, as published."""
-    title = "Modular arithmetic without brackets"
+    title = "Modular arithmetic"
     product = {"delta_product": {"num_steps": 2, "conv_size": 0}}
     if size == "small":
         settings = Settings(steps=1500, batch_size=128, lr=3e-3, check_every=50)

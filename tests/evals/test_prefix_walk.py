@@ -116,7 +116,7 @@ def test_a_long_chain_of_prefixes_is_read_again_in_one_piece() -> None:
     """Nothing is kept, and each request goes on from the one before: n readings of up to n pieces of two tokens."""
     model, length = make(("gated_delta_net", "softmax_attention")), 700
     text = torch.randint(256, (length,), generator=torch.Generator().manual_seed(0)).tolist()
-    asked = [(None, text[:n], [text[n]]) for n in range(2, length, 2)]
+    asked: Any = [(None, text[:n], [text[n]]) for n in range(2, length, 2)]
     lm = LinrecLM(model, batch_size=8, max_state_bytes=0)
     calls: list[int] = []
     handle = model.embed.register_forward_hook(lambda module, inputs, output: calls.append(1))
