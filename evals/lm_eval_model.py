@@ -38,10 +38,11 @@ class LinrecLM(TemplateLM):
     Args:
         pretrained: a checkpoint folder, or a model in memory.
         device, dtype: where and in what precision to run; None keeps what the checkpoint has.
-        batch_size: contexts or streams processed side by side ("auto" means 8); continuations and documents
-            run four times as many, within ``batch_size * prefill_chunk`` tokens.
+        batch_size: contexts or streams processed side by side ("auto" means 8); of short contexts and
+            continuations up to four times as many, within ``batch_size * prefill_chunk`` tokens.
         max_gen_toks: bytes to generate where a task does not say.
-        prefill_chunk: tokens of a row per forward call, bounding memory on long contexts and documents.
+        prefill_chunk: tokens of a row per forward call (None: 1024, or 256 on a CPU), bounding memory on long
+            contexts and documents.
         max_state_bytes: bound on the states kept for forking. Over it the least recently used go and are
             computed again when they are needed.
         rolling_window: None carries the state through a whole document. A number scores documents in
@@ -62,7 +63,7 @@ class LinrecLM(TemplateLM):
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         max_gen_toks: int = 256,
-        prefill_chunk: int = 1024,
+        prefill_chunk: int | None = None,
         max_state_bytes: int = 2**30,
         rolling_window: int | None = None,
         seed: int = 0,
@@ -83,7 +84,7 @@ class LinrecLM(TemplateLM):
             )
         if rolling_window is not None and rolling_window < 2:
             raise ConfigError(f"rolling_window expects at least 2 bytes, got {rolling_window}")
-        if max_state_bytes < 0 or prefill_chunk < 1:
+        if max_state_bytes < 0 or (prefill_chunk is not None and prefill_chunk < 1):
             raise ConfigError(
                 f"expected max_state_bytes >= 0 and prefill_chunk >= 1, got {max_state_bytes}, {prefill_chunk}"
             )

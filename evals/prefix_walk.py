@@ -33,19 +33,25 @@ class PrefixWalk:
 
     Args:
         model: its ``hidden`` is called, never its head.
-        batch_size: inner nodes side by side. Leaves, which are short where they are many, run four times as
-            many; no call takes more than ``batch_size * chunk`` tokens.
-        chunk: tokens of a row per call.
+        batch_size: nodes side by side; of short ones up to four times as many, within ``batch_size * chunk``
+            tokens a call.
+        chunk: tokens of a row per call, half more at its end. None means 1024, or 256 on a CPU: activations
+            of more tokens leave its caches.
         max_state_bytes: bound on the states kept for later. Under it the walk goes level by level,
             where batches are fullest; near it down to the leaves, so that states are used up.
     """
 
     def __init__(
-        self, model: LanguageModel, batch_size: int = 8, chunk: int = 1024, max_state_bytes: int = 2**30
+        self,
+        model: LanguageModel,
+        batch_size: int = 8,
+        chunk: int | None = None,
+        max_state_bytes: int = 2**30,
     ) -> None:
-        self.model, self.batch_size, self.chunk = model, batch_size, chunk
+        self.model, self.batch_size = model, batch_size
         self.kept = KeptStates(max_state_bytes)
         self.device = next(model.parameters()).device
+        self.chunk = chunk or (256 if self.device.type == "cpu" else 1024)
         self.tokens_processed = 0
         self._nothing: State = None
 
@@ -55,9 +61,9 @@ class PrefixWalk:
         ready = _Ready(wanted)
         unread = {node: len(node.children) for node in trie.nodes}
         ready.add(trie.roots)
-        while batch := ready.take(self.batch_size, self.chunk, self.kept):
+        while batch := ready.take(self.batch_size, self.batch_size * self.chunk, self.kept):
             parents = self._states([n.parent for n in batch if n.parent is not None])
-            origins = [None if n.parent is None else parents[n.parent] for n in batch]
+            origins = [parents[n.parent] for n in batch]
             keep = any(n.children or n in wanted for n in batch)
             states = self._advance(batch, origins, keep, visitor, wanted)
             for node in batch:
@@ -70,20 +76,50 @@ class PrefixWalk:
                         self.kept.drop(node.parent)
             yield sum(map(len, batch))
 
-    def _states(self, nodes: Iterable[Node]) -> dict[Node, State]:
+    def _states(self, nodes: Iterable[Node]) -> dict[Node | None, State]:
         """The states behind these nodes; what is no longer kept is read again from the nearest that is."""
-        found = {node: self.kept.get(node) for node in dict.fromkeys(nodes)}
-        missing = sorted((n for n, s in found.items() if s is None), key=len, reverse=True)
-        for start in range(0, len(missing), self.batch_size):
-            again = missing[start : start + self.batch_size]
-            above = self._states([n.parent for n in again if n.parent is not None])
-            states = self._advance(
-                again, [None if n.parent is None else above[n.parent] for n in again], True
-            )
-            found.update(states)
-            for node, state in states.items():
-                self.kept.put(node, state)
+        found, lost = self._lost(nodes)
+        while lost:
+            ready = [node for node, above in lost.items() if above in found][: self.batch_size]
+            again = {}
+            for node in ready:
+                above = lost.pop(node)
+                again[node] = Node(above, node.sequence, above.end if above else 0, node.end)
+            pieces = sorted(again.values(), key=len, reverse=True)
+            states = self._advance(pieces, [found[piece.parent] for piece in pieces], True)
+            for node, piece in again.items():
+                found[node] = states[piece]
+                self.kept.put(node, found[node])
         return found
+
+    def _lost(self, nodes: Iterable[Node]) -> tuple[dict[Node | None, State], dict[Node, Node | None]]:
+        """States that are kept, and what to read again for the others: nodes by their ends, each with where from.
+
+        A way down is read in one piece, up to where two part: a chain of nodes costs one call, not one each.
+        """
+        found: dict[Node | None, State] = {None: None}
+        passed: set[Node | None] = set()
+        stops: set[Node] = set()
+        for node in nodes:
+            here: Node | None = node
+            while here is not None and here not in found and here not in passed:
+                if (state := self.kept.get(here)) is not None:
+                    found[here] = state
+                else:
+                    passed.add(here)
+                    here = here.parent
+            if here is not None and here in passed:
+                stops.add(here)
+            if node not in found:
+                stops.add(node)
+        origins: dict[Node, Node | None] = {}
+        for node in sorted(stops, key=lambda node: node.end):
+            above = node.parent
+            while above not in found and above not in stops:
+                assert above is not None, "None is found"
+                above = above.parent
+            origins[node] = above
+        return found, origins
 
     def _advance(
         self,
@@ -119,7 +155,7 @@ class PrefixWalk:
     def _cuts(self, lengths: Sequence[int], keep: bool) -> list[int]:
         """Where calls end. Rows of different lengths run together to the end of the shortest: no padding."""
         longest, shortest = max(lengths), min(lengths)
-        cuts = {*range(self.chunk, longest, self.chunk), longest}
+        cuts = {*range(self.chunk, longest - self.chunk // 2, self.chunk), longest}
         if keep and 2 * shortest > longest:
             cuts.add(shortest)
         return sorted(cuts)
@@ -149,48 +185,51 @@ class PrefixWalk:
 
 
 class _Ready:
-    """Nodes whose parent has been read: inner ones by height, leaves in one pool.
+    """Nodes whose parent has been read: inner ones, and leaves.
 
     The highest go first: when the last of a height is read, all of the next lower are ready, so that batches
-    are as full as can be. Where states are short of room the lowest go first, as these use states up.
+    are as full as can be; lower ones of like length fill them up. Where states are short of room the lowest go
+    first, and alone, as these use states up.
     """
 
     def __init__(self, wanted: Collection[Node]) -> None:
         self._wanted = wanted
-        self._inner: dict[int, list[Node]] = {}
+        self._inner: list[Node] = []
         self._leaves: list[Node] = []
 
     def add(self, nodes: Iterable[Node]) -> None:
         for node in nodes:
-            if node.children or node in self._wanted:
-                self._inner.setdefault(node.height, []).append(node)
-            else:
-                self._leaves.append(node)
+            (self._inner if node.children or node in self._wanted else self._leaves).append(node)
 
-    def take(self, batch_size: int, chunk: int, kept: KeptStates) -> list[Node]:
+    def take(self, batch_size: int, tokens: int, kept: KeptStates) -> list[Node]:
         """The next nodes to read together, longest first; empty when all are read."""
-        roomy = kept.has_room_for(batch_size)
-        if self._inner and (roomy or not self._leaves):
-            height = max(self._inner) if roomy else min(self._inner)
-            batch = _longest(self._inner[height], batch_size, batch_size * chunk, chunk)
-            if not self._inner[height]:
-                del self._inner[height]
-            return batch
-        return _longest(self._leaves, 4 * batch_size, batch_size * chunk, chunk)
+        inner, leaves = self._inner, self._leaves
+        if not inner and not leaves:
+            return []
+        most = 4 * batch_size
+        roomy = kept.has_room_for(most)
+        if inner and (roomy or not leaves):
+            height = (max if roomy else min)(node.height for node in inner)
+            first = [node for node in inner if node.height == height]
+            leader, pool = max(first, key=len), inner if roomy else first
+            most = most if roomy else batch_size
+        else:
+            leader, pool = max(leaves, key=len), leaves
+        rows = max(batch_size, min(most, tokens // len(leader)))
+        batch = _beside(leader, pool, rows)
+        taken = set(batch)
+        self._inner, self._leaves = (
+            [node for node in nodes if node not in taken] for nodes in (inner, leaves)
+        )
+        return sorted(batch, key=len, reverse=True)
 
 
-def _longest(pool: list[Node], rows: int, tokens: int, chunk: int) -> list[Node]:
-    """Take the longest node out of the pool and those that pad little beside it."""
-    pool.sort(key=len)
-    if not pool:
-        return []
-    longest = len(pool[-1])
-    rows = min(rows, max(1, tokens // min(longest, chunk)))
-    shortest = min(longest - 32, longest * 3 // 4)
-    count = next((n for n in range(1, min(rows, len(pool))) if len(pool[-n - 1]) < shortest), rows)
-    batch = pool[-count:][::-1]
-    del pool[-count:]
-    return batch
+def _beside(leader: Node, pool: list[Node], rows: int) -> list[Node]:
+    """The leader and the nodes of the pool next to it in length, where they pad little."""
+    size = len(leader)
+    most = max(32, size // 4)
+    near = sorted(pool, key=lambda node: (abs(len(node) - size), node is not leader))[:rows]
+    return [node for node in near if abs(len(node) - size) <= most]
 
 
 def _first_rows(state: State, count: int) -> State:

@@ -72,7 +72,8 @@ class Scorer:
     def _score(self, h: Tensor, places: Tensor, targets: Tensor, owners: Tensor) -> None:
         for start in range(0, len(places), self._positions):
             part = slice(start, start + self._positions)
-            logits = self._head(h[places[part]]).float()
+            logits = self._head(h[places[part]])
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
             logp = logits.gather(-1, targets[part, None]).squeeze(-1) - logits.logsumexp(-1)
             self._totals.index_add_(0, owners[part], logp.double())
             self._misses.index_add_(0, owners[part], (logits.argmax(-1) != targets[part]).long())

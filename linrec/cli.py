@@ -256,10 +256,17 @@ def compare_hf(
         device=_device(device),
         out=out,
     )
-    table = Table(*COLUMNS)
-    for row in side_by_side_rows(report):
-        table.add_row(*map(cell_text, row))
-    Console().print(table)
+    console = Console()
+    rows = side_by_side_rows(report)
+    for start in range(
+        0, len(rows), 2
+    ):  # a column a run, and few beside each other: all figures fit a terminal
+        table = Table(show_header=False)
+        for line in zip(COLUMNS, *rows[start : start + 2], strict=True):
+            table.add_row(*map(cell_text, line))
+        console.print(table)
+    if out is not None:
+        console.print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.html')}")
 
 
 @app.command()

@@ -51,14 +51,14 @@ MIXERS: tuple[tuple[str, str, dict[str, object]], ...] = (
 
 
 def suite(size: str) -> Suite:
-    """Small: trained on 64 tokens, tested up to 2048. Full: trained on 256, tested up to 2^20, as published."""
+    """Small: trained on 32 tokens, tested up to 2048. Full: trained on 256, tested up to 2^20, as published."""
     small = size == "small"
     candidates = tuple(
         Candidate(label, (layer,), {layer: options} if options else {}, 64, 2, 2, mlp_ratio=None)
         for label, layer, options in MIXERS
     )
-    lengths = [1 << n for n in (range(5, 12) if small else range(6, 21))]
-    train = 64 if small else 256
+    lengths = [1 << n for n in (range(4, 12) if small else range(6, 21))]
+    train = 32 if small else 256
     problem = Problem(
         "induction heads",
         (Induction(train),),
@@ -66,7 +66,7 @@ def suite(size: str) -> Suite:
         test_rows=128 if small else 64,
     )
     if small:
-        settings = Settings(steps=800, batch_size=64, lr=5e-3)
+        settings = Settings(steps=1500, batch_size=64, lr=5e-3)
     else:
         settings = Settings(
             steps=204_800, batch_size=8, lr=1e-3, warmup=0, floor=1.0, check_every=2048, cooldown=2048

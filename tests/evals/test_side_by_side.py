@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 pytest.importorskip("accelerate")
 
+from linrec.cli import app
 from linrec.evals.side_by_side import COLUMNS, side_by_side, side_by_side_rows
 from linrec.evals.small import byte_config
 from linrec.evals.tasks.stdlib import build_questions
@@ -50,3 +52,21 @@ def test_both_answer_alike_and_are_counted(tmp_path: Path, monkeypatch: pytest.M
     page = (tmp_path / "report.html").read_text()
     assert "data:image/png;base64," in page and "linrec_stdlib_choice" in page
     assert all(len(row) == len(COLUMNS) for row in side_by_side_rows(report))
+
+
+def test_the_command_prints_every_figure_and_writes_both_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    torch.manual_seed(0)
+    LanguageModel(byte_config(("gla",), d_model=32, num_heads=2)).save(tmp_path / "model")
+    options = ["--tasks", "linrec_mqar", "--metadata", '{"documents": 1, "queries": 2}', "--shots", "0"]
+    out = tmp_path / "beside"
+    done = CliRunner().invoke(app, ["compare-hf", str(tmp_path / "model"), *options, "--out", str(out)])
+    assert done.exit_code == 0, done.output
+    shown = [line.strip("│ ").partition("│") for line in done.stdout.splitlines()]
+    figures = {name.strip(): value.strip() for name, _, value in shown}
+    assert figures["task"] == "linrec_mqar" and figures["requests"] == "2"
+    (run,) = json.loads(out.with_suffix(".json").read_text())["runs"]
+    assert figures["tokens, linrec"] == str(run["linrec"]["tokens"])
+    assert figures["fewer"] == f"{run['fewer_tokens']:.1f}x" and out.with_suffix(".html").exists()
