@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+LOG2 = math.log(2.0)
+REACH = 40.0  # e^40 squared is within single precision, and e^-40 squared above its smallest normal number
 
 
 def grown(exponent: Tensor, like: Tensor) -> Tensor:

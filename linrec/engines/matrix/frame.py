@@ -24,17 +24,14 @@ zero.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from linrec.engines.decays import LOG2, REACH
 from linrec.engines.matrix.plan import Memory, Plan
 from linrec.engines.triangular import BlockSystems
-
-LOG2 = math.log(2.0)
-REACH = 40.0  # e^40 squared is within single precision, and above its smallest normal number
 
 
 class Frame(NamedTuple):

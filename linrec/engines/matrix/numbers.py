@@ -8,7 +8,6 @@ exponent.
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -16,11 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.engines.checks import readable
+from linrec.engines.decays import LOG2, REACH
 from linrec.engines.matrix.plan import Memory, Plan, Tensors
 from linrec.engines.scans import exact
-
-LOG2 = math.log(2.0)
-REACH = 40.0  # e^40 squared is within single precision, and above its smallest normal number
 
 
 class Numbers(NamedTuple):
