@@ -53,8 +53,8 @@ class Row:
     architecture: str
     compiled: list[Compiled] = field(default_factory=list)
     minimum: int = 0
-    least_flops: int = 0
     moved: list[Moved] = field(default_factory=list)  # empty where traffic was not counted
+    least_flops: int = 0  # of products
 
     @property
     def name(self) -> str:

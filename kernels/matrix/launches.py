@@ -88,6 +88,8 @@ LAUNCHES: dict[str, tuple[tuple[For, Launch], ...]] = {
     ),
     "entry_states": (
         (For(HOPPER, "channel additive", 128, 2), Launch(0, 32, 4, 1)),
+        (For("*", "shared additive", 64, 2), Launch(0, 32, 4, 2)),
+        (For("sm_80", "shared additive", 128, 2), Launch(0, 32, 4, 1)),
         (For("sm_80", "channel delta", 128, 2), Launch(0, 32, 4, 2)),
         (For("sm_80", "channel delta", 256, 2), Launch(0, 32, 8, 1)),
         (For(HOPPER, "channel delta", 128, 2), Launch(0, 32, 4, 2)),

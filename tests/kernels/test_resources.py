@@ -40,6 +40,10 @@ LIMITS = {
     "selective scan": (1.7, 3.5),
 }
 
+# On sm_80 the delta rule's chunks are of 32 tokens, for want of registers, and its scores are not kept: gradients of
+# states are kept for every chunk.
+WIDER = {("delta backward", "sm_80"): 3.6}
+
 # What still spills: none more may, and none of these more than it does.
 SPILLS = {
     "channel delta backward, 128, sm_80: chunk_gradients spills 8 B",
@@ -95,7 +99,8 @@ def without(rows: list[Row], key: str) -> list[Row]:
 def within(row: Row) -> bool:
     """Whether a row's bytes are within its limit."""
     case, direction = row.case.rsplit(" ", 1)
-    return row.ratio is not None and 1 <= row.ratio <= LIMITS[case][direction == "backward"]
+    limit = WIDER.get((row.case, row.architecture), LIMITS[case][direction == "backward"])
+    return row.ratio is not None and 1 <= row.ratio <= limit
 
 
 def test_traffic_of_the_baseline_is_within_limits() -> None:
