@@ -59,7 +59,7 @@ class Launch:
             if isinstance(v, int)
             and not isinstance(v, bool)
             and k.isupper()
-            and k not in ("T", "B", "H", "HV")
+            and k not in ("T", "B", "H", "HV", "HA", "HB", "K", "V", "SEQUENCES")
         }
         return " ".join(f"{k.removeprefix('num_')}={v}" for k, v in {**tiles, **options}.items())
 

@@ -18,16 +18,23 @@ WIDTHS = (64, 128, 256)
 
 @dataclass
 class Recorded:
-    """A call's launches, and the least that any implementation of it moves: inputs once, outputs once (bytes)."""
+    """A call's launches, and the least that any implementation of it moves: inputs once, outputs once (bytes).
+
+    ``least_flops``: of the recurrence token by token, 2 K V for each product with a state; a backward twice that.
+    """
 
     case: str
     width: int
     recording: Recording
     minimum: int
+    least_flops: int
 
 
 class Case(Protocol):
     """A call: its inputs at a width, and their outputs."""
+
+    @property
+    def products(self) -> int: ...
 
     def inputs(self, width: int) -> dict[str, Tensor]: ...
 
@@ -36,9 +43,10 @@ class Case(Protocol):
 
 @dataclass(frozen=True)
 class RuleCase:
-    """A rule; ``shape`` picks among the shapes that an argument may have."""
+    """A rule; ``shape`` picks among the shapes that an argument may have, ``products`` with a state has each token."""
 
     rule: str
+    products: int
     shape: int = 0
 
     def inputs(self, width: int) -> dict[str, Tensor]:
@@ -69,6 +77,7 @@ class OperatorCase:
     operator: str
     shapes: dict[str, str]
     options: dict[str, Any]
+    products: int = 0
 
     def inputs(self, width: int) -> dict[str, Tensor]:
         """What has a time axis in bfloat16, parameters and states in float32."""
@@ -90,12 +99,12 @@ class OperatorCase:
 
 
 CASES: dict[str, Case] = {
-    "additive": RuleCase("gla", shape=1),
-    "delta": RuleCase("gated_delta_net"),
-    "channel additive": RuleCase("gla"),
-    "channel delta": RuleCase("kimi_delta_attention"),
-    "channel general": RuleCase("generalized_delta"),
-    "read before write": RuleCase("rwkv6"),
+    "additive": RuleCase("gla", 2, shape=1),
+    "delta": RuleCase("gated_delta_net", 3),
+    "channel additive": RuleCase("gla", 2),
+    "channel delta": RuleCase("kimi_delta_attention", 3),
+    "channel general": RuleCase("generalized_delta", 4),
+    "read before write": RuleCase("rwkv6", 2),
     "diagonal scan": OperatorCase(
         "linrec.kernels.diagonal",
         "diagonal_scan",
@@ -135,10 +144,11 @@ def record(case: str, width: int, architecture: str) -> list[Recorded]:
         with recording() as forward:
             o, state = made.call(inputs)[:2]  # what may follow is kept for the backward pass
         minimum = sum(map(size, [*inputs.values(), o, state]))
-        found = [Recorded(f"{case} forward", width, forward, minimum)]
+        flops = 2 * made.products * BATCH * LENGTH * HEADS * width * width
+        found = [Recorded(f"{case} forward", width, forward, minimum, flops)]
         with recording() as backward:
             gradients = torch.autograd.grad(o, list(inputs.values()), torch.empty_like(o), allow_unused=True)
         given = [x for x in gradients if x is not None]
         minimum = sum(map(size, inputs.values())) + size(o) + sum(map(size, given))
-        found.append(Recorded(f"{case} backward", width, backward, minimum))
+        found.append(Recorded(f"{case} backward", width, backward, minimum, 2 * flops))
     return found

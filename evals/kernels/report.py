@@ -54,6 +54,7 @@ class Row:
     compiled: list[Compiled] = field(default_factory=list)
     minimum: int = 0
     moved: list[Moved] = field(default_factory=list)  # empty where traffic was not counted
+    least_flops: int = 0  # of products
 
     @property
     def name(self) -> str:
@@ -86,7 +87,13 @@ def compiled_rows(
         for case in cases:
             for width in widths:
                 for recorded in record(case, width, architecture):
-                    row = Row(recorded.case, width, architecture, minimum=recorded.minimum)
+                    row = Row(
+                        recorded.case,
+                        width,
+                        architecture,
+                        minimum=recorded.minimum,
+                        least_flops=recorded.least_flops,
+                    )
                     for launch in recorded.recording.launches:
                         key = launch.key(target)
                         row.compiled.append(Compiled(launch.name, launch.config, key, Resources()))

@@ -41,8 +41,9 @@ def traffic_table(rows: Sequence[Row]) -> Table:
     """A line for each call: the bytes that its launches and torch operations move, over the minimum, by GPU."""
     counted = [row for row in rows if row.ratio is not None]
     gpus = list(dict.fromkeys(row.architecture for row in counted))
-    table = Table("case", "launches", "torch ops", "minimum MB", "GFLOP", "FLOP/B", *gpus)
-    table.title = "bytes over the minimum (every input read once, every output written once), bfloat16"
+    table = Table("case", "launches", "torch ops", "minimum MB", "GFLOP", "over minimum", "FLOP/B", *gpus)
+    table.title = "right: bytes over the minimum (every input read once, every output written once), bfloat16"
+    table.caption = "FLOPs of products; their minimum: token by token, a backward twice that"
     by_name = {(row.case, row.width, row.architecture): row for row in counted}
     for case, width in dict.fromkeys((row.case, row.width) for row in counted):
         first = next(row for row in counted if (row.case, row.width) == (case, width))
@@ -55,6 +56,7 @@ def traffic_table(rows: Sequence[Row]) -> Table:
             str(len(first.moved) - launches),
             f"{first.minimum / 1e6:.0f}",
             f"{flops / 1e9:.1f}",
+            f"{flops / first.least_flops:.2f}" if first.least_flops else "",
             f"{flops / moved:.0f}",
             *("" if ratio is None else f"{ratio:.2f}" for ratio in ratios),
         )

@@ -5,7 +5,8 @@ strides; loads give zeros, stores and products do nothing, and all three are cou
 stands for all of them. What reaches the memory, of what programs ask for:
 
 * reads in sectors of 32 bytes, as a GPU fetches them;
-* a sector that a program loads again counts again, unless the program loaded less than ``REACH`` in between;
+* a sector that a program loads again counts again once ``REACH`` other bytes were fetched since it was last loaded: a
+  cache of that size, in which what is found already there pushes nothing out;
 * what several programs read comes from memory once: programs that share it run side by side (the programs of one
   head that differ in the block of values), so one launch reads of a tensor at most the tensor;
 * writes count each time; an atomic addition is a read and a write.
@@ -28,7 +29,7 @@ from torch import Tensor
 from linrec.evals.kernels.capture import Launch, size
 
 SECTOR = 32
-REACH = 128 * 1024  # bytes: what stays in cache for a program that loads something again
+REACH = 128 * 1024  # bytes of cache that a program has for what it loads again
 SAMPLE = 8  # programs walked through in each launch
 ENOUGH = 2000  # loads and stores after which two programs will do: each program goes through the whole sequence then
 
@@ -60,7 +61,7 @@ class _Region:
 
 
 class _Walk:
-    """Counters of the launch that is walked through; ``clock`` is what the program has loaded, in bytes."""
+    """Counters of the launch that is walked through; ``clock`` is what the program has fetched, in bytes."""
 
     SPACING = 1 << 44
 
@@ -92,9 +93,10 @@ class _Walk:
         last = region.last[sectors]
         new = last < self.began
         region.first_time += SECTOR * int(new.sum())
-        region.fetched += SECTOR * int((new | (self.clock - last > REACH)).sum())
+        missed = sectors[new | (self.clock - last > REACH)]
+        region.fetched += SECTOR * len(missed)
         region.last[sectors] = self.clock
-        self.clock += SECTOR * len(sectors)
+        self.clock += SECTOR * len(missed)
 
     def write(self, addresses: np.ndarray) -> None:
         if addresses.size:

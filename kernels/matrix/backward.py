@@ -59,7 +59,7 @@ def _gradients(x: dict[str, Any], s: Shapes) -> dict[str, Tensor | None]:
         else:
             made["d" + name] = None if t is None else torch.empty_like(t)
     v = x["v"]
-    made["dbonus"] = None if x["bonus"] is None else v.new_zeros((s.slots, hv, k), dtype=torch.float32)
+    made["dbonus"] = None if x["bonus"] is None else v.new_zeros((2 * s.pairs, hv, k), dtype=torch.float32)
     shape = s.sequences, hv, k, v.shape[3]
     made["dstate"] = None if x["state"] is None else v.new_empty(shape, dtype=torch.float32)
     return made
@@ -67,8 +67,10 @@ def _gradients(x: dict[str, Any], s: Shapes) -> dict[str, Tensor | None]:
 
 def _scans(x: dict[str, Any], s: Shapes) -> None:
     f = s.flags
-    shape = s.slots, f["HV"], f["K"], f["V"]
-    x |= {"states": x["v"].new_empty(shape), "dstates": x["v"].new_empty(shape)}
+    shape = f["HV"], f["K"], f["V"]
+    back = x["scores_qk"] is not None or not f["DELTA"]
+    x["states"] = x["v"].new_empty((s.pairs, *shape))
+    x["dstates"] = x["v"].new_empty((s.pairs if back else 2 * s.pairs, *shape))
     for stage, kernel in (("entry_states", entry_states), ("state_gradients", state_gradients)):
         launch = launch_for(stage, *s.at)
         x |= {"KB": tile(launch.keys, f["K"]), "VB": tile(launch.values, f["V"])}
@@ -82,7 +84,7 @@ def _chunks(x: dict[str, Any], s: Shapes) -> None:
     blocks = triton.cdiv(f["K"], x["KB"])
     parts = _parts(x, f, blocks)
     levels = x["LEVELS"] if f["CHANNEL"] else 1
-    run(chunk_gradients, (blocks, s.slots, f["HV"]), launch, x | parts | {"LEVELS": levels})
+    run(chunk_gradients, (blocks, 2 * s.pairs, f["HV"]), launch, x | parts | {"LEVELS": levels})
     for name, part in parts.items():
         x[name] = part[0] if blocks == 1 else part.sum(0)
 

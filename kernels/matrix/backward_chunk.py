@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from linrec.kernels.matrix.pairs import gradients_after, state_block, state_gradient_block, values_before
 from linrec.kernels.matrix.tiles import (
     bonus_of,
     chunk_of_slot,
@@ -28,7 +29,6 @@ from linrec.kernels.matrix.tiles import (
     load_lower,
     load_reader_rows,
     load_rows,
-    load_state,
     read,
     shared_decay,
     store_gate,
@@ -66,41 +66,45 @@ def chunk_gradients(
     SEQUENCES: tl.constexpr, CHANNEL: tl.constexpr, DELTA: tl.constexpr, GENERAL: tl.constexpr,
     PREDICT_NOW: tl.constexpr, READ_NOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Grid (blocks of K, slots, HV); KB is the width of a block. dq, dk, da, db are those of one value head each.
+    """Grid (blocks of K, 2 * pairs, HV); KB is the width of a block. dq, dk, da, db are those of one value head each.
 
     Programs of one chunk differ in the block of K that they find gradients of. Each forms what was written from all of
     K, so that none waits for another; the first stores dv and dwrite. dg of a shared decay and derase are sums over K,
     of which each block has its part, ``[blocks, rows, HV]``.
     """
     DT: tl.constexpr = v.dtype.element_ty
+    BACK: tl.constexpr = scores_qk is not None or not DELTA  # gradients of states are kept for pairs
     BLOCKS: tl.constexpr = (K + KB - 1) // KB
     part, slot, head = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.program_id(2)
-    start, past = chunk_of_slot(slot, cu_seqlens, sequences, length, C, SEQUENCES)
+    pair, odd = slot // 2, slot % 2 == 1
+    start, past = chunk_of_slot(pair, cu_seqlens, sequences, length, 2 * C, SEQUENCES)
+    start += (slot % 2) * C
     if start >= past:
         return
-    index = slot * HV + head
+    index = pair * HV + head
+    index_after = index if BACK else slot * HV + head
+    even = BACK and not odd
     head_k, head_b = head // (HV // H), head // (HV // HB)
     first = part * KB
     i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
 
-    total, before, _last = shared_decay(None if CHANNEL else g, start, past, HV, head, C)
-    at_q = total if READ_NOW else before
-    at_a = total if PREDICT_NOW else before
-    if CHANNEL or GENERAL:
+    if scores_qk is not None:
         scores = load_lower(scores_qk, start, past, HV, head, C)
-    if (not CHANNEL and not GENERAL) or bonus is not None:
+    if scores_qk is None or bonus is not None:
         product = tl.zeros((C, C), tl.float32)
         now = tl.zeros((C,), tl.float32)
-        for every in range(BLOCKS):
+        for every in tl.range(BLOCKS, disable_licm=True):
             keys = load_rows(k, start, past, H, head_k, K, every * KB, C, KB)
             queries = load_rows(q, start, past, H, head_k, K, every * KB, C, KB)
             if bonus is not None:
                 now += bonus_of(bonus, queries, keys, head, K, every * KB, KB)
-            if not CHANNEL and not GENERAL:
+            if scores_qk is None:
                 product += dot(queries, tl.trans(keys), DT, PRECISION)
-        if not CHANNEL and not GENERAL:
-            scores = (product * decay_matrix(at_q, total, READ_NOW, C)).to(DT)
+        if scores_qk is None:
+            total, before, _last = shared_decay(g, start, past, HV, head, C)
+            scores = (product * decay_matrix(total if READ_NOW else before, total, READ_NOW, C)).to(DT)
 
+    # What is the same for all blocks is read again for each (disable_licm): kept in registers it would not fit.
     # Over blocks of V: what the chunk wrote (x, and z in the general path), the gradients of it, and what both give.
     dqk = tl.zeros((C, C), tl.float32)
     dak = tl.zeros((C, C), tl.float32)
@@ -113,7 +117,7 @@ def chunk_gradients(
     at_end = tl.zeros((KB,), tl.float32)
     dnow = tl.zeros((C,), tl.float32)
     dstrength = tl.zeros((C,), tl.float32)
-    for block in range((V + VB - 1) // VB):
+    for block in tl.range((V + VB - 1) // VB, disable_licm=True):
         first_v = block * VB
         out = load_rows(do, start, past, HV, head, V, first_v, C, VB)
         values = load_rows(v, start, past, HV, head, V, first_v, C, VB)
@@ -122,16 +126,36 @@ def chunk_gradients(
             x = x * load_gate(write, start, past, HV, head, C)[:, None]
         if bonus is not None:
             dnow += scale * tl.sum(out.to(tl.float32) * x, 1)
+        # What moves the kept state to this chunk's start, or the kept gradient to its end.
+        one = tl.zeros((C, VB), DT)
+        other = tl.zeros((C, VB), DT)
+        if odd:
+            one, other = values_before(
+                k, v, g, a, b, write, erase, inverse, scores_ak, states, index, start - C, past, first_v,
+                H, HA, HB, HV, head, K, V, C, KB, VB, CHANNEL, DELTA, GENERAL, PREDICT_NOW, DT, PRECISION,
+            )  # fmt: skip
+        else:
+            if BACK:
+                one, other = gradients_after(
+                    do, k, g, b, inverse, scores_qk, scores_qb, dstates, index_after, start + C, past, first_v, scale,
+                    H, HB, HV, head, K, V, C, KB, VB, CHANNEL, DELTA, GENERAL, DT, PRECISION,
+                )  # fmt: skip
         dx = scale * dot(tl.trans(scores), out, DT, PRECISION)
         right = tl.zeros((C, VB), tl.float32)
         dz = tl.zeros((C, VB), tl.float32)
-        for every in range(BLOCKS):
+        for every in tl.range(BLOCKS, disable_licm=True):
             to_end, _ = load_decays_to_end(g, start, past, HV, head, K, every * KB, CHANNEL, C, KB)
-            ds = load_state(dstates, index, every * KB, K, V, first_v, KB, VB)
+            ds = state_gradient_block(
+                q, k, g, a, erase, dstates, index_after, every * KB, start + C, past, first_v, one, other, even,
+                H, HA, HV, head, K, V, C, KB, VB, CHANNEL, DELTA, PREDICT_NOW, READ_NOW, DT, PRECISION,
+            )  # fmt: skip
             keys = load_rows(k, start, past, H, head_k, K, every * KB, C, KB)
             dx += read(keys, to_end, ds, CHANNEL, DT, PRECISION)
             if DELTA:
-                s = load_state(states, index, every * KB, K, V, first_v, KB, VB)
+                s = state_block(
+                    k, g, b, states, index, every * KB, start - C, past, first_v, one, other, odd,
+                    H, HB, HV, head, K, V, C, KB, VB, CHANNEL, GENERAL, DT, PRECISION,
+                )  # fmt: skip
                 reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, every * KB, C, KB)
                 decay_a = load_decays(g, start, past, HV, head, K, every * KB, PREDICT_NOW, CHANNEL, C, KB)
                 right += read(reader, decay_a, s, CHANNEL, DT, PRECISION)
@@ -161,8 +185,14 @@ def chunk_gradients(
                 dvalue = dvalue * load_gate(write, start, past, HV, head, C)[:, None]
             store_rows(dv, dvalue, start, past, HV, head, V, first_v, C, VB)
         x = x.to(DT)
-        mine = load_state(states, index, first, K, V, first_v, KB, VB)
-        dmine = load_state(dstates, index, first, K, V, first_v, KB, VB)
+        mine = state_block(
+            k, g, b, states, index, first, start - C, past, first_v, one, other, odd,
+            H, HB, HV, head, K, V, C, KB, VB, CHANNEL, GENERAL, DT, PRECISION,
+        )  # fmt: skip
+        dmine = state_gradient_block(
+            q, k, g, a, erase, dstates, index_after, first, start + C, past, first_v, one, other, even,
+            H, HA, HV, head, K, V, C, KB, VB, CHANNEL, DELTA, PREDICT_NOW, READ_NOW, DT, PRECISION,
+        )  # fmt: skip
         at_end += tl.sum(mine.to(tl.float32) * dmine.to(tl.float32), 1)
         dqk += dot(out, tl.trans(x), DT, PRECISION)
         gq += dot(out, tl.trans(mine), DT, PRECISION)
@@ -183,8 +213,9 @@ def chunk_gradients(
         weight_q = tl.where((j <= i) if READ_NOW else (j < i), scale, 0.0)
         weight_a = tl.where(j < i, 1.0, 0.0)
     else:
-        weight_q = scale * decay_matrix(at_q, total, READ_NOW, C)
-        weight_a = decay_matrix(at_a, total, False, C)
+        total, before, _last = shared_decay(g, start, past, HV, head, C)  # not kept while blocks of V go by
+        weight_q = scale * decay_matrix(total if READ_NOW else before, total, READ_NOW, C)
+        weight_a = decay_matrix(total if PREDICT_NOW else before, total, False, C)
     dqk *= weight_q
     if CHANNEL and READ_NOW:
         self_k = tl.sum(tl.where(i == j, dqk, 0.0), 1)[:, None]
@@ -246,30 +277,29 @@ def chunk_gradients(
             gb += self_b * queries.to(tl.float32)
 
     if dg is not None:
-        at_row = -keys.to(tl.float32) * gk
-        at_before = tl.zeros((C, KB), tl.float32)
-        if READ_NOW:
-            at_row += queries.to(tl.float32) * gq
-        else:
-            at_before += queries.to(tl.float32) * gq
-        if DELTA:
-            if PREDICT_NOW:
-                at_row += reader * ga
-            else:
-                at_before += reader * ga
-        if GENERAL:
-            at_row -= back.to(tl.float32) * gb
         if CHANNEL:
-            later = tl.cumsum(at_row + at_before, 0, reverse=True) - at_before + at_end[None, :]
-            store_rows(dg, later, start, past, HV, head, K, first, C, KB)
+            at_q, at_k = queries.to(tl.float32) * gq, keys.to(tl.float32) * gk
         else:
-            dbefore = tl.sum(at_before, 1)
-            later = tl.cumsum(tl.sum(at_row, 1) + dbefore, 0, reverse=True) - dbefore + tl.sum(at_end, 0)
-            store_part(dg, later, part, start, past, tokens, HV, head, C)
+            at_q, at_k = tl.sum(queries.to(tl.float32) * gq, 1), tl.sum(keys.to(tl.float32) * gk, 1)
+        at_row = at_q - at_k if READ_NOW else -at_k
+        at_before = tl.zeros_like(at_q) if READ_NOW else at_q
+        if DELTA:
+            at_a = reader * ga if CHANNEL else tl.sum(reader * ga, 1)
+            if PREDICT_NOW:
+                at_row += at_a
+            else:
+                at_before += at_a
+        if GENERAL:
+            at_row -= back.to(tl.float32) * gb if CHANNEL else tl.sum(back.to(tl.float32) * gb, 1)
+        later = tl.cumsum(at_row + at_before, 0, reverse=True) - at_before
+        if CHANNEL:
+            store_rows(dg, later + at_end[None, :], start, past, HV, head, K, first, C, KB)
+        else:
+            store_part(dg, later + tl.sum(at_end, 0), part, start, past, tokens, HV, head, C)
     if bonus is not None:
         extra = tl.load(bonus + head * K + col, mask=col < K, other=0.0).to(tl.float32)
         product = queries.to(tl.float32) * keys.to(tl.float32)
-        tl.store(dbonus + index * K + col, tl.sum(dnow[:, None] * product, 0), mask=col < K)
+        tl.store(dbonus + (slot * HV + head) * K + col, tl.sum(dnow[:, None] * product, 0), mask=col < K)
         weight = dnow[:, None] * extra[None, :]
         gq += weight * keys.to(tl.float32)
         gk += weight * queries.to(tl.float32)

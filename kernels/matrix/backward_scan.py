@@ -49,14 +49,15 @@ def entry_states(
     first_v = tl.program_id(0) * VB
     n, head = tl.program_id(1) // HV, tl.program_id(1) % HV
     DT: tl.constexpr = v.dtype.element_ty
-    first, past, slot = sequence(n, cu_seqlens, length, C)
+    first, past, pair = sequence(n, cu_seqlens, length, 2 * C)
     if state is None:
         s = tl.zeros((KB, VB), tl.float32)
     else:
         s = load_state(state, n.to(tl.int64) * HV + head, 0, K, V, first_v, KB, VB).to(tl.float32)
-    for c in range(tl.cdiv(past - first, C).to(tl.int32)):
+    for c in tl.range(tl.cdiv(past - first, C).to(tl.int32), disable_licm=True):
         start = first + c * C
-        store_state(states, s, (slot + c) * HV + head, 0, K, V, first_v, KB, VB)
+        if c % 2 == 0:
+            store_state(states, s, (pair + c // 2) * HV + head, 0, K, V, first_v, KB, VB)
         keys = load_rows(k, start, past, H, head // (HV // H), K, 0, C, KB)
         x = load_rows(v, start, past, HV, head, V, first_v, C, VB)
         if write is not None:
@@ -77,17 +78,21 @@ def state_gradients(
     """Gradients of the state after every chunk, ``dstates[slot, head]``, and of the initial one; grid as above."""
     first_v = tl.program_id(0) * VB
     n, head = tl.program_id(1) // HV, tl.program_id(1) % HV
-    first, past, slot = sequence(n, cu_seqlens, length, C)
+    first, past, pair = sequence(n, cu_seqlens, length, 2 * C)
+    BACK: tl.constexpr = scores_qk is not None or not DELTA
     at = n.to(tl.int64) * HV + head
     if dlast is None:
         ds = tl.zeros((KB, VB), tl.float32)
     else:
         ds = load_state(dlast, at, 0, K, V, first_v, KB, VB).to(tl.float32)
     chunks = tl.cdiv(past - first, C).to(tl.int32)
-    for back in range(chunks):
+    for back in tl.range(chunks, disable_licm=True):
         c = chunks - 1 - back
         start = first + c * C
-        store_state(dstates, ds, (slot + c) * HV + head, 0, K, V, first_v, KB, VB)
+        if not BACK:
+            store_state(dstates, ds, (2 * pair + c) * HV + head, 0, K, V, first_v, KB, VB)
+        elif (c % 2 == 1) | (back == 0):
+            store_state(dstates, ds, (pair + c // 2) * HV + head, 0, K, V, first_v, KB, VB)
         queries = load_rows(q, start, past, H, head // (HV // H), K, 0, C, KB)
         out = load_rows(do, start, past, HV, head, V, first_v, C, VB)
         if DELTA:
@@ -96,7 +101,7 @@ def state_gradients(
                 writer = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
             else:
                 writer = load_rows(k, start, past, H, head // (HV // H), K, 0, C, KB)
-                if CHANNEL:
+                if scores_qk is not None:
                     scores = load_lower(scores_qk, start, past, HV, head, C)
                 else:
                     total, before, _ = shared_decay(g, start, past, HV, head, C)

@@ -58,7 +58,7 @@ def forward_scan(
         s = tl.zeros((KB, VB), tl.float32)
     else:
         s = load_state(state, at, 0, K, V, first_v, KB, VB).to(tl.float32)
-    for c in range(tl.cdiv(past - first, C).to(tl.int32)):
+    for c in tl.range(tl.cdiv(past - first, C).to(tl.int32), disable_licm=True):
         start = first + c * C
         keys = load_rows(k, start, past, H, head_k, K, 0, C, KB)
         queries = load_rows(q, start, past, H, head_k, K, 0, C, KB)

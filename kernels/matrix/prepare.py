@@ -22,7 +22,8 @@ class Shapes(NamedTuple):
 
     sequences: int
     length: int
-    slots: int
+    slots: int  # chunks, of a packed batch at the most
+    pairs: int  # of chunks, likewise
     flags: dict[str, Any]
     at: tuple[str, str, int, int]  # where the table of launches is looked up
 
@@ -36,7 +37,10 @@ def prepared(
     (batch, length, heads, width_k), (hv, width_v) = q.shape, v.shape[2:]
     sequences = batch if packed is None else packed.shape[0] - 1
     chunk = chunk or default_chunk(q, v, g, a, b, x["erase"])
-    slots = batch * triton.cdiv(length, chunk) if packed is None else length // chunk + sequences
+    slots, pairs = (
+        batch * triton.cdiv(length, n) if packed is None else length // n + sequences
+        for n in (chunk, 2 * chunk)
+    )
     flags = {
         "H": heads,
         "HV": hv,
@@ -56,7 +60,7 @@ def prepared(
     x |= flags | {"scale": scale, "length": length, "sequences": sequences, "DT": DTYPES[v.dtype]}
     x |= {"PRECISION": exact, "LEVELS": chunk.bit_length() - 1}
     x["SEQUENCES"] = 1 if packed is None else triton.next_power_of_2(max(sequences, 1))
-    return x, Shapes(sequences, length, slots, flags, at)
+    return x, Shapes(sequences, length, slots, pairs, flags, at)
 
 
 def _place(q: Tensor, v: Tensor, channel: bool, delta: bool, general: bool) -> tuple[str, str, int, int]:

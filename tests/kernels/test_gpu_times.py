@@ -14,7 +14,7 @@ from linrec.testing import example_inputs, relative_error
 
 pytest.importorskip("triton")
 
-from linrec.evals.gpu_times import PEERS, compare
+from linrec.evals.gpu_times import PEERS, compare, worst
 
 
 def reference(rule: str, x: dict[str, torch.Tensor], scale: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,6 +70,13 @@ def test_without_a_gpu_there_is_nothing_to_time() -> None:
         pytest.skip("there is a GPU")
     with pytest.raises(BackendError, match="needs a GPU"):
         compare("gated_delta_net")
+
+
+def test_the_check_takes_the_tensor_that_is_furthest_off() -> None:
+    exact = [torch.ones(4), torch.ones(3), torch.ones(2)]
+    found = [exact[0] * 1.01, exact[1] * 1.002, exact[2]]
+    error, allowed = worst(found, exact, [0.02, 0.001, 0.001])
+    assert allowed == 0.001 and abs(error - 0.002) < 1e-6
 
 
 @pytest.mark.gpu
