@@ -5,8 +5,8 @@ strides; loads give zeros, stores and products do nothing, and all three are cou
 stands for all of them. What reaches the memory, of what programs ask for:
 
 * reads in sectors of 32 bytes, as a GPU fetches them;
-* a sector that a program loads again counts again once ``REACH`` other bytes were fetched since it was last loaded: a
-  cache of that size, in which what is found already there pushes nothing out;
+* a sector that a program loads again counts again once ``REACH`` bytes of other sectors were loaded since: a cache of
+  that size which gives up what was used least recently;
 * what several programs read comes from memory once: programs that share it run side by side (the programs of one
   head that differ in the block of values), so one launch reads of a tensor at most the tensor;
 * writes count each time; an atomic addition is a read and a write.
@@ -53,7 +53,7 @@ class _Region:
     def __init__(self, name: str, tensor: Tensor, start: int):
         self.name, self.tensor, self.start, self.dtype = name, tensor, start, tensor.dtype
         extent = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        self.last = np.full(extent * tensor.element_size() // SECTOR + 2, -1, np.int64)
+        self.last = np.full(extent * tensor.element_size() // SECTOR + 2, -1, np.int64)  # load that used it last
         self.first_time = self.fetched = self.written = 0
 
     def data_ptr(self) -> int:
@@ -61,12 +61,16 @@ class _Region:
 
 
 class _Walk:
-    """Counters of the launch that is walked through; ``clock`` is what the program has fetched, in bytes."""
+    """Counters of the launch that is walked through.
+
+    Loads are numbered; ``latest`` is how many sectors were used last by each load of the program since ``began``.
+    """
 
     SPACING = 1 << 44
 
     def __init__(self, launch: Launch):
-        self.clock = self.began = self.flops = self.accesses = self.programs = 0
+        self.loads = self.began = self.flops = self.accesses = self.programs = 0
+        self.latest = np.zeros(ENOUGH, np.int64)
         self.regions: list[_Region] = []
         self.arguments: dict[str, Any] = {}
         seen: dict[Any, _Region] = {}
@@ -93,10 +97,21 @@ class _Walk:
         last = region.last[sectors]
         new = last < self.began
         region.first_time += SECTOR * int(new.sum())
-        missed = sectors[new | (self.clock - last > REACH)]
-        region.fetched += SECTOR * len(missed)
-        region.last[sectors] = self.clock
-        self.clock += SECTOR * len(missed)
+        missed = new | (SECTOR * self._others_since(np.where(new, self.loads, last)) > REACH)
+        region.fetched += SECTOR * int(missed.sum())
+        np.subtract.at(self.latest, last[~new] - self.began, 1)
+        self.latest[self.loads - self.began] = len(sectors)
+        region.last[sectors] = self.loads
+        self.loads += 1
+
+    def _others_since(self, loads: np.ndarray) -> np.ndarray:
+        """How many sectors were used after these loads."""
+        count = self.loads - self.began
+        if count == len(self.latest):
+            self.latest = np.concatenate([self.latest, np.zeros_like(self.latest)])
+        used = np.append(self.latest[:count], 0)
+        since = used.sum() - used.cumsum()
+        return since[loads - self.began]
 
     def write(self, addresses: np.ndarray) -> None:
         if addresses.size:
@@ -106,8 +121,8 @@ class _Walk:
 
     def begin_program(self) -> None:
         self.programs += 1
-        self.clock += 1
-        self.began = self.clock
+        self.began = self.loads
+        self.latest[:] = 0
 
     @property
     def enough(self) -> bool:
