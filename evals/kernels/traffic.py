@@ -53,7 +53,8 @@ class _Region:
     def __init__(self, name: str, tensor: Tensor, start: int):
         self.name, self.tensor, self.start, self.dtype = name, tensor, start, tensor.dtype
         extent = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True)) + 1
-        self.last = np.full(extent * tensor.element_size() // SECTOR + 2, -1, np.int64)  # load that used it last
+        # The load that used each sector last.
+        self.last = np.full(extent * tensor.element_size() // SECTOR + 2, -1, np.int64)
         self.first_time = self.fetched = self.written = 0
 
     def data_ptr(self) -> int:
