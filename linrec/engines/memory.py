@@ -26,7 +26,10 @@ _SUPPORTED = all(hasattr(mmap, name) for name in ("MADV_HUGEPAGE", "MADV_FREE", 
 
 
 class Blocks:
-    """Blocks that nobody uses, the one freed first given up first."""
+    """Blocks that nobody uses, the one freed first given up first.
+
+    A block may come back at any moment, also while the same thread looks for one: nobody waits for the lock.
+    """
 
     def __init__(self, limit: int):
         self.limit, self.size = limit, 0
@@ -35,23 +38,30 @@ class Blocks:
 
     def take(self, size: int) -> mmap.mmap:
         """A block of exactly this size."""
-        with self.lock:
-            for key, block in reversed(self.waiting.items()):
-                if len(block) == size:
-                    self.size -= size
-                    return self.waiting.pop(key)
+        if self.lock.acquire(blocking=False):
+            try:
+                for key, block in reversed(self.waiting.items()):
+                    if len(block) == size:
+                        self.size -= size
+                        return self.waiting.pop(key)
+            finally:
+                self.lock.release()
         block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         block.madvise(mmap.MADV_HUGEPAGE)
         return block
 
     def give(self, block: mmap.mmap) -> None:
-        """The block waits; called when the last tensor in it is gone."""
-        block.madvise(mmap.MADV_FREE)
-        with self.lock:
+        """The block waits, or goes back to the system; called when the last tensor in it is gone."""
+        if not self.lock.acquire(blocking=False):
+            return
+        try:
+            block.madvise(mmap.MADV_FREE)
             self.waiting[id(block)] = block
             self.size += len(block)
             while self.size > self.limit:
                 self.size -= len(self.waiting.popitem(last=False)[1])
+        finally:
+            self.lock.release()
 
 
 _BLOCKS = Blocks(WAITING)

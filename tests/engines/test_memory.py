@@ -46,6 +46,16 @@ def test_blocks_that_wait_are_bounded(own_blocks):
     assert own_blocks.size == sum(len(block) for block in own_blocks.waiting.values())
 
 
+def test_a_block_that_comes_back_while_another_is_looked_for_is_given_up(own_blocks):
+    x = fresh()
+    with own_blocks.lock:
+        del x
+        y = fresh()
+    assert own_blocks.size == 0
+    del y
+    assert own_blocks.size == memory.LARGE
+
+
 def test_small_tensors_and_tensors_without_values_are_ordinary(own_blocks):
     assert fresh(8).untyped_storage().resizable()
     assert memory.fresh(torch.empty(0, device="meta"), (SIZE,), torch.float32).is_meta
