@@ -52,7 +52,7 @@ class Blocks:
 
     def give(self, block: mmap.mmap) -> None:
         """The block waits, or goes back to the system; called when the last tensor in it is gone."""
-        if not self.lock.acquire(blocking=False):
+        if len(block) > self.limit or not self.lock.acquire(blocking=False):
             return
         try:
             block.madvise(mmap.MADV_FREE)
