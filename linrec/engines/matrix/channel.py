@@ -15,7 +15,7 @@ from torch import Tensor
 from linrec.engines.checks import readable
 from linrec.engines.matrix import general
 from linrec.engines.matrix.frame import Frame, Solved, adjoint, framed, leave, solve
-from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, rows, sum_gradient
+from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, put_rows, rows, sum_gradient
 from linrec.engines.scans import exact
 
 NAMES = ("q", "k", "v", "g", "a", "b", "write", "erase")
@@ -215,22 +215,42 @@ def _strengths(c: Rows, grads: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class ChannelLane:
-    """See :class:`linrec.engines.matrix.scan.Lane`."""
+    """See :class:`linrec.engines.matrix.scan.Lane`; states are ``[N, K, V]``, N = B HV."""
 
     NAMES = NAMES
 
     def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
         self.plan, self.tensors, self.memory = plan, tensors, Memory()
 
-    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor) -> Tensor:
-        """The chunk's output ``[N, C, V]``; fills ``new_state``."""
-        return forward(self.plan, self.memory, self.tensors, span, state, new_state)
+    def inner(self, state: Tensor) -> Tensor:
+        """``[N, K, V]``."""
+        return state.flatten(0, 1)
+
+    def outer(self, state: Tensor) -> Tensor:
+        """``[B, HV, K, V]``."""
+        v = self.tensors["v"]
+        assert v is not None
+        return state.unflatten(0, (v.shape[0], -1))
+
+    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
+        """Fills ``new_state`` and the chunk's rows of the output."""
+        put_rows(o, forward(self.plan, self.memory, self.tensors, span, state, new_state), *span)
 
     def backward(
-        self, number: int, span: Span, states: tuple[Tensor, Tensor], do: Tensor, dexit: Tensor
-    ) -> Gradients:
-        """Gradients of the chunk's tensors and of its entry state."""
-        return backward(self.plan, self.memory, self.tensors, span, states, do, dexit)
+        self,
+        number: int,
+        span: Span,
+        states: tuple[Tensor, Tensor],
+        do: Tensor,
+        dexit: Tensor,
+        grads: dict[str, Tensor],
+    ) -> Tensor:
+        """The gradient of the entry state; fills the chunk's rows of ``grads``."""
+        part = rows(do, *span).contiguous()  # an expanded gradient would be multiplied matrix by matrix
+        found, dentry = backward(self.plan, self.memory, self.tensors, span, states, part, dexit)
+        for name, grad in found.items():
+            put_rows(grads[name], grad, *span)
+        return dentry
 
     def numbers(self) -> dict[str, Tensor]:
         """None: every chunk gives all of its own."""
