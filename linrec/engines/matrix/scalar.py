@@ -101,7 +101,7 @@ class ScalarLane:
             w.reads_h[:, :, 0].copy_(w.keys_h)
             decay_a = w.decay_h[:, :, :, 0]
             if plan.reads_now == plan.predicts_now:
-                torch.tril(decay_q, -1, out=decay_a)
+                decay_a.copy_(decay_q).tril_(-1)
             else:
                 between("a", row, False, decay_a)
         torch.bmm(w.reads, w.keys.mT, out=w.grams)
