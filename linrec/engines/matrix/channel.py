@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from linrec.engines.checks import readable
+from linrec.engines.decays import LOG2
 from linrec.engines.matrix import general
-from linrec.engines.matrix.frame import Frame, adjoint, framed, leave, output, scaled, solve
+from linrec.engines.matrix.frame import Frame, adjoint, framed, leave, output, solve
 from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, put_rows, rows
 from linrec.engines.scans import exact
 
@@ -40,6 +41,9 @@ class ChannelLane:
 
     def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
         self.plan, self.tensors, self.dtype, self.memory = plan, tensors, dtype, Memory()
+        g = tensors["g"]
+        assert g is not None
+        self.falling = bool(readable(g) and g.numel() and g.amax() <= 0)
 
     def inner(self, state: Tensor) -> Tensor:
         """``[N, K, V]``."""
@@ -84,19 +88,18 @@ class ChannelLane:
         c = self._load(span)
         f = self._framed(c)
         if f is not None:
-            found, dentry = self._gradients(f, c, states, rows(do, *span), dexit)
-        elif span[1] - span[0] > SMALLEST and readable(dexit):
+            return self._adjoint(f, c, span, states, do, dexit, grads)
+        if span[1] - span[0] > SMALLEST and readable(dexit):
             first, second = _halves(span)
             between = torch.empty_like(states[0])
             # Only the state is wanted; these rows of the gradient are written over soon.
             self.forward(number, first, states[0], between, grads["v"])
             dbetween = self.backward(number, second, (between, states[1]), do, dexit, grads)
             return self.backward(number, first, (states[0], between), do, dbetween, grads)
-        else:
-            exactly = self._exactly(c)
-            solved = general.solve_chunk(exactly, states[0])
-            part = rows(do, *span).contiguous()  # an expanded gradient would be multiplied matrix by matrix
-            found, dentry = general.chunk_adjoint(exactly, solved, *states, part, dexit, self.plan)
+        exactly = self._exactly(c)
+        solved = general.solve_chunk(exactly, states[0])
+        part = rows(do, *span).contiguous()  # an expanded gradient would be multiplied matrix by matrix
+        found, dentry = general.chunk_adjoint(exactly, solved, *states, part, dexit, self.plan)
         for name, grad in self._through_strengths(c, found).items():
             put_rows(grads[name], grad, *span)
         return dentry
@@ -130,7 +133,8 @@ class ChannelLane:
         if not readable(c.g):
             return None
         total = self.memory.rows_first("total", exact(c.g[:1, :1]), *c.g.shape).copy_(c.g)
-        return framed(_summed(total, self.memory), c.tensors, self.plan, self.memory, self.dtype)
+        _sum_rows(total, 1 / LOG2, self.memory)
+        return framed(total, self.falling, c.tensors, self.plan, self.memory, self.dtype)
 
     def _exactly(self, c: Rows) -> general.Chunk:
         tensors = {name: None if x is None else x.to(self.dtype) for name, x in c.tensors.items()}
@@ -138,46 +142,54 @@ class ChannelLane:
             tensors["v"] = c.v * c.write
         return general.chunk_of(tensors, self.plan)
 
-    def _gradients(
-        self, f: Frame, c: Rows, states: tuple[Tensor, Tensor], do: Tensor, dexit: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients of a chunk's tensors, strengths apart, and of its entry state, out of the frame."""
+    def _adjoint(
+        self,
+        f: Frame,
+        c: Rows,
+        span: Span,
+        states: tuple[Tensor, Tensor],
+        do: Tensor,
+        dexit: Tensor,
+        grads: dict[str, Tensor],
+    ) -> Tensor:
+        """:meth:`backward` of a chunk in the frame."""
         plan, memory, size = self.plan, self.memory, f.length
         entry, leaving = states
         s = solve(f, c.v, c.write, entry, plan, memory)
         at_end = torch.mul(leaving, dexit, out=memory.take("end", leaving, *leaving.shape)).sum(-1)
-        dreads, dwrites, dv, dentry = adjoint(f, s, do, dexit, plan, memory)
-        grads = {"v": dv, "g": self._decay_gradient(f, dreads, dwrites, at_end)}
+        dreads, dwrites, dv, dentry = adjoint(f, s, rows(do, *span), dexit, plan, memory)
+        found = {"v": dv, "g": self._decay_gradient(f, dreads, dwrites, at_end)}
 
-        def leaves_frame(name: str, dx: Tensor, factor: Tensor, scale: float = 1.0) -> None:
-            grads[name] = scaled(dx, factor, scale, memory.rows_first("d" + name, dx, *dx.shape))
+        def leaves_frame(name: str, dx: Tensor, factor: Tensor) -> None:
+            found[name] = torch.mul(dx, factor, out=memory.rows_first("d" + name, dx, *dx.shape))
 
-        leaves_frame("q", dreads[:, -size:], f.up_q, plan.scale)
         leaves_frame("k", dwrites[:, -size:], f.down)
+        leaves_frame("q", dreads[:, -size:], f.up_q)
         if f.predicts:
             leaves_frame("a", dreads[:, :size], f.up_a)
         if f.general:
             leaves_frame("b", dwrites[:, :size], f.down)
-        return grads, dentry
+        for name, grad in self._through_strengths(c, found).items():
+            put_rows(grads[name], grad, *span)
+        return dentry
 
     def _decay_gradient(self, f: Frame, dreads: Tensor, dwrites: Tensor, at_end: Tensor) -> Tensor:
         """Gradient of the log-decays ``[N, C, 1 or K]``: sums over all later rows of x dx of all that they scale."""
         size, memory = f.length, self.memory
-        change = memory.take("change", dreads, len(dreads), size, dreads.shape[2])
-        torch.mul(f.writes[:, :size], dwrites[:, :size], out=change).neg_()
-        if f.general:
-            change.addcmul_(f.writes[:, size:], dwrites[:, size:], value=-1)
+        change = memory.take("change", dreads, len(dreads), size, dreads.shape[2]).zero_()
         seen = [self.plan.reads_now] if not f.predicts else [self.plan.predicts_now, self.plan.reads_now]
         for x, dx, now in zip(f.reads.split(size, 1), dreads.split(size, 1), seen, strict=True):
             if now:
                 change.addcmul_(x, dx)
             else:  # read the decay up to the token before; the first token read none
                 change[:, :-1].addcmul_(x[:, 1:], dx[:, 1:])
+        for x, dx in zip(f.writes.split(size, 1), dwrites.split(size, 1), strict=True):
+            change.addcmul_(x, dx, value=-1)
         change[:, -1] += at_end
         if f.down.shape[2] == 1:
             change = change.sum(-1, keepdim=True)
         total = memory.rows_first("dtotal", exact(change[:1, :1]), *change.shape).copy_(change)
-        return _summed(total, memory, later=True)
+        return _sum_rows(total, 1.0, memory, later=True)
 
     def _through_strengths(self, c: Rows, grads: dict[str, Tensor]) -> dict[str, Tensor]:
         """With the gradients of the strengths, and through them of k and v."""
@@ -201,26 +213,28 @@ def _halves(span: Span) -> tuple[Span, Span]:
     return (span[0], middle), (middle, span[1])
 
 
-def _summed(x: Tensor, memory: Memory, later: bool = False) -> Tensor:
-    """Sums over all rows up to each, or with ``later`` from each, in place: ``[N, C, .]``, rows first in memory.
+def _sum_rows(x: Tensor, factor: float, memory: Memory, later: bool = False) -> Tensor:
+    """``factor`` times the sums over all rows up to each, or with ``later`` from each, in place: ``[N, C, .]``.
 
-    A product with ones is faster than ``cumsum``; in blocks, whose sums are summed in turn, it is the less work.
+    A product with ones is faster than ``cumsum``; in blocks, whose sums are summed in turn, it is the less work. Rows
+    are first in memory.
     """
     batch, size, width = x.shape
     block = BLOCK if size % BLOCK == 0 else size
     parts = x.transpose(0, 1).view(-1, block, batch * width)
-    within = torch.bmm(_ones(parts, 0, later, memory), parts, out=memory.take("within sums", parts, *parts.shape))
+    ones = _summing(parts, 0, factor, later, memory).expand(len(parts), block, block)
+    within = torch.bmm(ones, parts, out=memory.take("within sums", parts, *parts.shape))
     ends = within[:, 0 if later else -1]
-    others = torch.mm(_ones(ends[None], 1, later, memory)[0], ends)
+    others = torch.mm(_summing(ends[None], 1, 1.0, later, memory), ends)
     torch.add(within, others[:, None], out=parts)
     return x
 
 
-def _ones(x: Tensor, skip: int, later: bool, memory: Memory) -> Tensor:
-    """One where a row of the product with x sums a row of x; with ``skip`` 1 not the row itself."""
+def _summing(x: Tensor, skip: int, factor: float, later: bool, memory: Memory) -> Tensor:
+    """``factor`` where a row of the product with x sums a row of x; with ``skip`` 1 not the row itself."""
     size = x.shape[1]
-    name = f"ones {size} {skip} {later}"
+    name = f"summing {size} {skip} {factor} {later}"
     if name not in memory:
-        ones = x.new_ones(size, size)
+        ones = x.new_full((size, size), factor)
         memory[name] = ones.triu(skip) if later else ones.tril(-skip)
-    return memory[name].expand(x.shape[0], size, size)
+    return memory[name]

@@ -35,7 +35,7 @@ from linrec.engines.triangular import BlockSystems
 
 
 class Frame(NamedTuple):
-    """One chunk in the frame; ``[N, C, .]``, N = B HV. ``up`` = e^{G_q - m}, e^{G_a - m}, ``down`` = e^{m - G}.
+    """One chunk in the frame; ``[N, C, .]``, N = B HV. ``up`` = scale e^{G_q - m}, e^{G_a - m}, ``down`` = e^{m - G}.
 
     ``reads`` ``[N, (2) C, K]`` is R, ``writes`` ``[N, (2) C, K]`` W.
     """
@@ -61,52 +61,53 @@ class Frame(NamedTuple):
 
 
 def framed(
-    total: Tensor, rows: dict[str, Tensor | None], plan: Plan, memory: Memory, dtype: torch.dtype
+    total: Tensor, falling: bool, rows: dict[str, Tensor | None], plan: Plan, memory: Memory, dtype: torch.dtype
 ) -> Frame | None:
     """The chunk of q, k, a, b in the frame, or None where the decay of the chunk is too strong for it.
 
-    ``total`` ``[N, C, 1 or K]`` is G in double precision.
+    ``total`` ``[N, C, 1 or K]``, rows first in memory, is G / log 2 in double precision, and is overwritten; whether it
+    is ``falling`` from row to row.
     """
     size = total.shape[1]
     # A whole number of halvings: scaling by it is exact, so no later decay reaches an earlier row by rounding.
-    middle = total[:, size // 2 : size // 2 + 1].div(LOG2).round_()
-    halvings, middle = middle, middle * LOG2
-    shifted = torch.sub(total, middle, out=memory.rows_first("shifted", total, *total.shape))
-    low, high = torch.aminmax(shifted.transpose(0, 1))
-    reach = torch.stack([-low, high, -middle.amin()]).amax()
-    if not bool(reach <= REACH):  # also where it is not a number
+    halvings = total[:, size // 2 : size // 2 + 1].round()
+    if not _within_reach(total[:, :: max(size - 1, 1)] if falling else total, halvings):
         return None
-    # Two to some power takes torch a third of the time of e to it on a CPU.
-    exact_up = torch.mul(total, 1 / LOG2, out=shifted).exp2_().mul_(torch.exp2(-halvings))
-    up = memory.rows_first("up", total, *total.shape, dtype=dtype).copy_(exact_up)
-    down = torch.reciprocal(up, out=memory.rows_first("down", up, *up.shape))
+    # Two to some power takes torch a third of the time of e to it on a CPU. Out of the frame it is within single
+    # precision, too.
+    up = memory.rows_first("up", total, *total.shape, dtype=dtype).copy_(total.exp2_())
     enter = torch.exp2(halvings).to(dtype)
+    up.mul_(enter.reciprocal())
+    down = torch.reciprocal(up, out=memory.rows_first("down", up, *up.shape))
     before = up
     if not (plan.reads_now and (plan.predicts_now or rows["a"] is None)):
         before = memory.rows_first("before", up, *up.shape)
         before[:, :1] = enter.reciprocal()
         before[:, 1:] = up[:, :-1]
     up_q, up_a = (up if now else before for now in (plan.reads_now, plan.predicts_now))
-    reads = _stacked("reads", ((rows["a"], up_a, 1.0), (rows["q"], up_q, plan.scale)), memory)
-    writes = _stacked("writes", ((rows["b"], down, 1.0), (rows["k"], down, 1.0)), memory)
+    if plan.scale != 1:
+        up_q = torch.mul(up_q, plan.scale, out=memory.rows_first("scaled", up, *up.shape))
+    reads = _stacked("reads", ((rows["a"], up_a), (rows["q"], up_q)), memory)
+    writes = _stacked("writes", ((rows["b"], down), (rows["k"], down)), memory)
     return Frame(reads, writes, up_q, up_a, down, enter.mT, up[:, -1:].mT, size)
 
 
-def _stacked(name: str, parts: tuple[tuple[Tensor | None, Tensor, float], ...], memory: Memory) -> Tensor:
+def _within_reach(total: Tensor, halvings: Tensor) -> bool:
+    """Whether nothing overflows, in the frame and on the way to it; not where something is not a number."""
+    low, high = torch.aminmax(total - halvings)
+    reach = torch.stack([-low, high, -halvings.amin(), halvings.amax()]).amax()
+    return bool(reach <= REACH / LOG2)
+
+
+def _stacked(name: str, parts: tuple[tuple[Tensor | None, Tensor], ...], memory: Memory) -> Tensor:
     """The products of those that there are, one below the other."""
-    present = [(x, factor, scale) for x, factor, scale in parts if x is not None]
-    x, factor, _ = present[0]
+    present = [(x, factor) for x, factor in parts if x is not None]
+    x, factor = present[0]
     batch, size, width = x.shape
     out = memory.take(name, factor, batch, len(present) * size, width)
-    for number, (x, factor, scale) in enumerate(present):
-        scaled(x, factor, scale, out[:, number * size : (number + 1) * size])
+    for number, (x, factor) in enumerate(present):
+        torch.mul(x, factor, out=out[:, number * size : (number + 1) * size])
     return out
-
-
-def scaled(x: Tensor, factor: Tensor, scale: float, out: Tensor) -> Tensor:
-    """scale x factor."""
-    torch.mul(x, factor, out=out)
-    return out if scale == 1 else out.mul_(scale)
 
 
 class Solved(NamedTuple):
