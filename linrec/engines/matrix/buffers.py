@@ -60,12 +60,16 @@ class Forward:
         self.reads = like.new_empty(groups, s.readers * s.rows, s.width)
         self.keys_h = self.keys.view(s.batch, s.heads, s.rows, s.width)
         self.reads_h = self.reads.view(s.batch, s.heads, s.readers, s.rows, s.width)
+        self.reads_a, self.reads_q = self.reads_h[:, :, 0], self.reads_h[:, :, -1]
         self.grams = like.new_empty(groups, s.readers * s.rows, s.rows)
         self.grams_h = self.grams.view(s.batch, s.heads, 1, s.readers, s.rows, s.rows)
         _, self.decay_h = s.pairs(like)
         weights, self.weights_h = s.pairs(like)
         self.scores = weights[-1]
+        self.decay_a, self.decay_q = self.decay_h[:, :, :, 0], self.decay_h[:, :, :, -1]
+        self.gram_h = self.weights_h[:, :, :, 0]
         self.seen, self.seen_h = s.by_group(like)
+        self.seen_a, self.seen_q = self.seen_h[:, :, :, 0], self.seen_h[:, :, :, -1]
         self.kept, self.kept_h = s.by_group(like, stacked=False)
         self.right, self.right_h = s.by_head(like, s.values)
         self.product, self.product_h = s.by_head(like, s.values)
@@ -82,6 +86,7 @@ class Backward:
     def __init__(self, s: Sizes, like: Tensor):
         groups = s.batch * s.heads
         self.outer, self.outer_h = s.by_head(like, s.values, stacked=True)
+        self.asked, self.asked_h = self.outer[:, -s.rows :], self.outer_h[:, :, :, -1]
         self.left, self.left_h = s.by_group(like, stacked=False)
         self.dx, self.dx_h = s.by_head(like, s.values)
         self.dright, self.dright_h = self.dx, self.dx_h
@@ -89,9 +94,12 @@ class Backward:
             self.dright, self.dright_h = self.outer[:, : s.rows], self.outer_h[:, :, :, 0]
         self.pulls, self.pulls_h = s.by_group(like)
         self.paired, self.paired_h = s.by_head(like, s.rows, stacked=True)
+        self.paired_a = self.paired_h[:, :, :, 0]
         self.dreads = like.new_empty(groups, s.readers * s.rows, s.width)
-        self.dreads_h = self.dreads.view(s.batch, s.heads, s.readers, s.rows, s.width)
+        dreads_h = self.dreads.view(s.batch, s.heads, s.readers, s.rows, s.width)
+        self.dreads_a, self.dreads_q = dreads_h[:, :, 0], dreads_h[:, :, -1]
         self.dkeys = like.new_empty(groups, s.rows, s.width)
         self.dkeys_h = self.dkeys.view(s.batch, s.heads, s.rows, s.width)
         _, self.dots_h = s.by_head(like, s.values, stacked=True)
+        self.value_dots = self.dots_h[:, :, :, 0]
         _, self.pair_dots_h = s.by_head(like, s.rows, stacked=True)

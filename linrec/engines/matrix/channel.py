@@ -121,7 +121,9 @@ class ChannelLane:
             return rows(x, *span, self._batch[1] // x.shape[2])
 
         found = {name: cut(name) for name in self.NAMES}
-        write, erase = (x if x is None else x.to(self.dtype) for x in (found.pop("write"), found.pop("erase")))
+        write, erase = (
+            x if x is None else x.to(self.dtype) for x in (found.pop("write"), found.pop("erase"))
+        )
         k, v, g = (found[name] for name in "kvg")
         assert k is not None and v is not None and g is not None
         erased = None if erase is None else -erase
@@ -204,7 +206,9 @@ class ChannelLane:
 
     def _dot(self, x: Tensor, dx: Tensor) -> Tensor:
         """Inner products of the rows, ``[N, C, 1]``."""
-        return torch.mul(x, dx, out=self.memory.rows_first(f"dot {x.shape[2]}", dx, *dx.shape)).sum(-1, keepdim=True)
+        return torch.mul(x, dx, out=self.memory.rows_first(f"dot {x.shape[2]}", dx, *dx.shape)).sum(
+            -1, keepdim=True
+        )
 
 
 def _halves(span: Span) -> tuple[Span, Span]:

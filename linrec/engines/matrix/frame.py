@@ -61,7 +61,12 @@ class Frame(NamedTuple):
 
 
 def framed(
-    total: Tensor, falling: bool, rows: dict[str, Tensor | None], plan: Plan, memory: Memory, dtype: torch.dtype
+    total: Tensor,
+    falling: bool,
+    rows: dict[str, Tensor | None],
+    plan: Plan,
+    memory: Memory,
+    dtype: torch.dtype,
 ) -> Frame | None:
     """The chunk of q, k, a, b in the frame, or None where the decay of the chunk is too strong for it.
 
@@ -192,7 +197,9 @@ def adjoint(
         dv = s.systems.solve_transposed(dwritten[:, :size], asked[:, :size])
         if s.within is not None:
             dv = dwritten[:, size:].baddbmm_(s.within.mT, dv)
-    weighted = torch.bmm(asked, s.written.mT, out=memory.take("weighted", dout, *f.reads.shape[:2], f.writes.shape[1]))
+    weighted = torch.bmm(
+        asked, s.written.mT, out=memory.take("weighted", dout, *f.reads.shape[:2], f.writes.shape[1])
+    )
     for part in weighted.split(size, 2):
         if s.systems is not None:
             part[:, :size].tril_(-1)
