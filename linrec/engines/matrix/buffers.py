@@ -27,7 +27,7 @@ class Sizes(NamedTuple):
     values: int
 
     def by_group(self, like: Tensor, stacked: bool = True) -> tuple[Tensor, Tensor]:
-        """Memory ``[B H, J C, R V]`` and its view ``[B, H, R, J, C, V]``; without ``stacked`` J is 1, and not an axis."""
+        """Memory ``[B H, J C, R V]`` and its view ``[B, H, R, J, C, V]``; without ``stacked`` J is 1 and no axis."""
         readers = self.readers if stacked else 1
         memory = like.new_empty(self.batch * self.heads, readers * self.rows, self.repeat * self.values)
         parts = memory.view(self.batch, self.heads, readers, self.rows, self.repeat, self.values)
@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
         return memory.view(-1, memory.shape[3] * self.rows if stacked else self.rows, width), memory
 
     def pairs(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory ``[J, B H R, C, C]``, in which what belongs to one reader is contiguous, and ``[B, H, R, J, C, C]``."""
+        """Memory ``[J, B H R, C, C]``, where what one reader needs is contiguous, and ``[B, H, R, J, C, C]``."""
         memory = like.new_empty(self.readers, *self.of_heads, self.rows, self.rows)
         return memory.flatten(1, 3), memory.permute(1, 2, 3, 0, 4, 5)
 

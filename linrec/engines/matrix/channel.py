@@ -16,7 +16,7 @@ from linrec.engines.checks import readable
 from linrec.engines.decays import LOG2
 from linrec.engines.matrix import general
 from linrec.engines.matrix.frame import Frame, adjoint, framed, leave, output, solve
-from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, put_rows, rows
+from linrec.engines.matrix.plan import Memory, Plan, Span, Stack, Tensors, put_rows, rows
 from linrec.engines.scans import exact
 
 SMALLEST = 16  # tokens that are not halved further
@@ -155,7 +155,7 @@ class ChannelLane:
         grads: dict[str, Tensor],
     ) -> Tensor:
         """:meth:`backward` of a chunk in the frame."""
-        plan, memory, size = self.plan, self.memory, f.length
+        plan, memory = self.plan, self.memory
         entry, leaving = states
         s = solve(f, c.v, c.write, entry, plan, memory)
         at_end = torch.mul(leaving, dexit, out=memory.take("end", leaving, *leaving.shape)).sum(-1)
@@ -165,27 +165,27 @@ class ChannelLane:
         def leaves_frame(name: str, dx: Tensor, factor: Tensor) -> None:
             found[name] = torch.mul(dx, factor, out=memory.rows_first("d" + name, dx, *dx.shape))
 
-        leaves_frame("k", dwrites[:, -size:], f.down)
-        leaves_frame("q", dreads[:, -size:], f.up_q)
+        leaves_frame("k", dwrites.last, f.down)
+        leaves_frame("q", dreads.last, f.up_q)
         if f.predicts:
-            leaves_frame("a", dreads[:, :size], f.up_a)
+            leaves_frame("a", dreads.first, f.up_a)
         if f.general:
-            leaves_frame("b", dwrites[:, :size], f.down)
+            leaves_frame("b", dwrites.first, f.down)
         for name, grad in self._through_strengths(c, found).items():
             put_rows(grads[name], grad, *span)
         return dentry
 
-    def _decay_gradient(self, f: Frame, dreads: Tensor, dwrites: Tensor, at_end: Tensor) -> Tensor:
+    def _decay_gradient(self, f: Frame, dreads: Stack, dwrites: Stack, at_end: Tensor) -> Tensor:
         """Gradient of the log-decays ``[N, C, 1 or K]``: sums over all later rows of x dx of all that they scale."""
-        size, memory = f.length, self.memory
-        change = memory.take("change", dreads, len(dreads), size, dreads.shape[2]).zero_()
+        memory = self.memory
+        change = memory.take("change", dreads.last, *dreads.last.shape).zero_()
         seen = [self.plan.reads_now] if not f.predicts else [self.plan.predicts_now, self.plan.reads_now]
-        for x, dx, now in zip(f.reads.split(size, 1), dreads.split(size, 1), seen, strict=True):
+        for x, dx, now in zip(f.reads.blocks, dreads.blocks, seen, strict=True):
             if now:
                 change.addcmul_(x, dx)
             else:  # read the decay up to the token before; the first token read none
                 change[:, :-1].addcmul_(x[:, 1:], dx[:, 1:])
-        for x, dx in zip(f.writes.split(size, 1), dwrites.split(size, 1), strict=True):
+        for x, dx in zip(f.writes.blocks, dwrites.blocks, strict=True):
             change.addcmul_(x, dx, value=-1)
         change[:, -1] += at_end
         if f.down.shape[2] == 1:
