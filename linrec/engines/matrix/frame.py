@@ -75,7 +75,7 @@ def framed(
     size = total.shape[1]
     # A whole number of halvings: scaling by it is exact, so no later decay reaches an earlier row by rounding.
     halvings = total[:, size // 2 : size // 2 + 1].round()
-    if not _within_reach(total[:, :: max(size - 1, 1)] if falling else total, halvings):
+    if not (falling and _is_short(total[:, -1])) and not _within_reach(total, halvings):
         return None
     # Two to some power takes torch a third of the time of e to it on a CPU. Out of the frame it is within single
     # precision, too.
@@ -94,6 +94,11 @@ def framed(
     reads = _stacked("reads", ((rows["a"], up_a), (rows["q"], up_q)), memory)
     writes = _stacked("writes", ((rows["b"], down), (rows["k"], down)), memory)
     return Frame(reads, writes, up_q, up_a, down, enter.mT, up[:, -1:].mT)
+
+
+def _is_short(last: Tensor) -> bool:
+    """Whether a falling decay is within reach from whatever row; not where something is not a number."""
+    return bool(last.amin() >= 1 - REACH / LOG2)
 
 
 def _within_reach(total: Tensor, halvings: Tensor) -> bool:
