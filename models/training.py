@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from linrec.engines.products import wide_products
 from linrec.errors import ConfigError, LinrecError
 from linrec.models.corpus import ByteTokenizer, Corpus, Document, byte_tensor, token_stream
 from linrec.models.language_model import LanguageModel
@@ -148,6 +149,7 @@ def _train_mode(model: nn.Module, steps: int) -> Iterator[int]:
         model.eval()
 
 
+@wide_products()
 def train_step(
     model: LanguageModel, optimizer: torch.optim.Optimizer, batch: Tensor, config: TrainConfig, step: int
 ) -> float:
@@ -158,6 +160,7 @@ def train_step(
     return descend(model, optimizer, loss, config, step)
 
 
+@wide_products()
 def descend(
     model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, config: TrainConfig, step: int
 ) -> float:

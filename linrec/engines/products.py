@@ -8,21 +8,25 @@ products keep every digit: whether they do is tried out once, and only then are 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import torch
+from torch import Tensor
 
-EXACT = 1e-5  # of a sum of products: float32 stays far below, bfloat16 far above
+EXACT = 1e-5  # share of an error in a sum of products: float32 stays far below, bfloat16 far above
+TRIED = ((1, 256, 256, 256), (8, 64, 128, 128), (4, 32, 32, 64))  # batch, rows, inner, columns
 
 
 @contextmanager
 def wide_products() -> Iterator[None]:
     """Inside, float32 products of matrices on the CPU are as wide as they can be without a loss of digits.
 
-    The setting is torch's, and one for all threads; a product that another thread makes meanwhile is as exact. A
-    setting that the caller has chosen is left alone.
+    Also a decorator. For training loops of your own: the products of layers, and those of their backward pass, count as
+    well. The setting is torch's, and one for all threads; a product that another thread makes meanwhile is as exact. A
+    setting that the caller has chosen (``torch.backends.mkldnn.matmul.fp32_precision``) is left alone.
     """
     if torch.compiler.is_compiling() or not _exact_in_onednn() or _setting() != "none":
         yield
@@ -48,33 +52,40 @@ def small_products() -> Iterator[None]:
 
 
 def _setting() -> str:
-    return torch._C._get_fp32_precision_getter("mkldnn", "matmul")
+    return _onednn().matmul.fp32_precision
 
 
 def _set(precision: str) -> None:
-    torch._C._set_fp32_precision_setter("mkldnn", "matmul", precision)
+    _onednn().matmul.fp32_precision = precision
+
+
+def _onednn() -> Any:
+    """torch's settings of oneDNN, whose types do not know all of them."""
+    return torch.backends.mkldnn
 
 
 @cache
 def _exact_in_onednn() -> bool:
     """Whether oneDNN, allowed to round to bfloat16, does not: for products of several sizes and layouts."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch._C, "_set_fp32_precision_setter")):
+    if not (_onednn().is_available() and hasattr(_onednn(), "matmul")):
         return False
     before = _setting()
     _set("bf16")
     try:
-        return all(
-            _error(*shape) < EXACT for shape in ((1, 256, 256, 256), (8, 64, 128, 128), (4, 32, 32, 64))
-        )
+        return all(error_of(torch.bmm, *shape) < EXACT for shape in TRIED)
     finally:
         _set(before)
 
 
-def _error(batch: int, rows: int, inner: int, columns: int) -> float:
-    """The largest error of the entries of a product and of that of the transposed factors."""
+def error_of(
+    multiply: Callable[[Tensor, Tensor], Tensor], batch: int, rows: int, inner: int, columns: int
+) -> float:
+    """The largest error of the entries of a batched product, as a share of the sum of the sizes of its terms.
+
+    Of factors that float32 holds and bfloat16 does not, each as it is and transposed in memory.
+    """
     x = torch.linspace(0.5, 1.5, batch * rows * inner).sin_().view(batch, rows, inner)
     y = torch.linspace(0.5, 2.5, batch * inner * columns).cos_().view(batch, inner, columns)
-    exact = x.double() @ y.double()
-    scale = x.double().abs() @ y.double().abs()
-    found = (torch.bmm(x, y), torch.bmm(x.mT.contiguous().mT, y), torch.bmm(y.mT, x.mT).mT)
+    exact, scale = x.double() @ y.double(), x.double().abs() @ y.double().abs()
+    found = (multiply(x, y), multiply(x.mT.contiguous().mT, y), multiply(y.mT, x.mT).mT)
     return max(float(((product - exact).abs() / scale).max()) for product in found)

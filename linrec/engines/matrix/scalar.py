@@ -29,9 +29,6 @@ and the gradient of the decays needs no product of its own: everything is linear
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,8 +37,6 @@ from linrec.engines.matrix.buffers import Backward, Forward, Sizes
 from linrec.engines.matrix.numbers import Numbers, between, by_chunk, numbers, over_time
 from linrec.engines.matrix.plan import Plan, Span, Tensors, decay_gradient
 from linrec.engines.scans import exact
-
-Buffers = TypeVar("Buffers")
 
 
 class ScalarLane:
@@ -63,7 +58,8 @@ class ScalarLane:
         self.scale = torch.full((1,), plan.scale, dtype=dtype, device=v.device)
         skip = tensors["skip"]
         self.skip = None if skip is None else skip.to(dtype).view(heads, -1, 1, 1)
-        self.memory: dict[tuple[type, int], Forward | Backward] = {}
+        self.forwards: dict[int, Forward] = {}
+        self.backwards: dict[int, Backward] = {}
         self.turns: Tensor | None = None
         self.late: list[dict[str, Tensor]] = []
 
@@ -93,7 +89,7 @@ class ScalarLane:
     def _load(self, number: int, span: Span) -> tuple[Numbers, Forward, Tensor]:
         """The numbers of a chunk; its k and scaled q in memory, rows of k with those of q if both read; its v."""
         q, k, v = (self._cut(name, self.tensors[name])[number] for name in self.NAMES[:3])
-        w = self._memory(Forward, span)
+        w = self._forward(span)
         w.keys_h.copy_(k)
         if self.erases:
             w.reads_a.copy_(w.keys_h)
@@ -145,7 +141,7 @@ class ScalarLane:
     ) -> Tensor:
         """The gradient of the entry state; fills the chunk's rows of those of q, k, v. :meth:`numbers` has the rest."""
         row, w, v = self._load(number, span)
-        do, d, (entry, leaving) = self._cut("do", do)[number], self._memory(Backward, span), states
+        do, d, (entry, leaving) = self._cut("do", do)[number], self._backward(span), states
         if self.turns is None:  # two take turns
             self.turns = dexit.new_empty(2, *dexit.shape)
         dentry = self.turns[number % 2]
@@ -198,12 +194,19 @@ class ScalarLane:
         d.dreads.baddbmm_(paired, w.keys)
         d.dkeys.baddbmm_(paired.mT, w.reads)
 
-    def _memory(self, kind: Callable[[Sizes, Tensor], Buffers], span: Span) -> Buffers:
+    def _forward(self, span: Span) -> Forward:
         """Memory for chunks of this length."""
-        key = (kind, span[1] - span[0])
-        if key not in self.memory:
-            self.memory[key] = kind(self.sizes._replace(rows=key[1]), self.scale)
-        return self.memory[key]
+        length = span[1] - span[0]
+        if length not in self.forwards:
+            self.forwards[length] = Forward(self.sizes._replace(rows=length), self.scale)
+        return self.forwards[length]
+
+    def _backward(self, span: Span) -> Backward:
+        """The same for what the backward pass needs besides."""
+        length = span[1] - span[0]
+        if length not in self.backwards:
+            self.backwards[length] = Backward(self.sizes._replace(rows=length), self.scale)
+        return self.backwards[length]
 
     @property
     def _state_shape(self) -> tuple[int, int, int]:
