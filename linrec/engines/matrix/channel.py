@@ -161,7 +161,7 @@ class ChannelLane:
         """:meth:`backward` of a chunk in the frame."""
         plan, memory = self.plan, self.memory
         entry, leaving = states
-        s = solve(f, c.v, c.write, entry, plan, memory)
+        s = solve(f, c.v, c.write, entry, plan, memory, asks=False)
         at_end = torch.mul(leaving, dexit, out=memory.take("end", leaving, *leaving.shape)).sum(-1)
         dreads, dwrites, dv, dentry = adjoint(f, s, rows(do, *span), dexit, plan, memory)
         found = {"v": dv, "g": self._decay_gradient(f, dreads, dwrites, at_end)}

@@ -129,15 +129,23 @@ class Solved(NamedTuple):
     seen: Stack
 
 
-def solve(f: Frame, v: Tensor, write: Tensor | None, state: Tensor, plan: Plan, memory: Memory) -> Solved:
-    """What the chunk sees and writes; write v ``[N, C, V]``, the entry state ``[N, K, V]``."""
+def solve(
+    f: Frame, v: Tensor, write: Tensor | None, state: Tensor, plan: Plan, memory: Memory, asks: bool = True
+) -> Solved:
+    """What the chunk sees and writes; write v ``[N, C, V]``, the entry state ``[N, K, V]``.
+
+    Without ``asks`` what q sees is left out: the adjoint does without.
+    """
     count, size, _ = v.shape
     read, wrote = len(f.reads.blocks), len(f.writes.blocks)
     inner = torch.mul(state, f.enter, out=memory.take("inner", state, *state.shape))
     grams = memory.stack("grams", inner, read, count, size, wrote * size)
     torch.bmm(f.reads.whole, f.writes.whole.mT, out=grams.whole)
     seen = memory.stack("seen", inner, read, *v.shape)
-    torch.bmm(f.reads.whole, inner, out=seen.whole)
+    if asks:
+        torch.bmm(f.reads.whole, inner, out=seen.whole)
+    elif f.predicts:
+        torch.bmm(f.reads.first, inner, out=seen.first)
     scores = memory.take("scores", inner, *grams.last.shape).copy_(grams.last)
     _below(scores, _diagonal(plan))
     written = memory.stack("written", inner, wrote, *v.shape)
