@@ -113,6 +113,7 @@ def _run_batch(
     if moved:  # rows stand at different places of their mini-batches: shift each to its own
         x, before = {name: _shifted(t, state.place) for name, t in x.items()}, 0
         length = x["q"].shape[2]
+    apart = moved or lengths is not None  # whether some rows may end before others
     stop = before + length
     rows = (
         1
@@ -127,7 +128,8 @@ def _run_batch(
         o, memory = terms.block(part, at % terms.mini_batch, memory)
         outputs.append(o)
         if until == grid_end:
-            memory = _where(ends >= grid_end, terms.finished(memory), memory)
+            new = terms.finished(memory)
+            memory = _where(ends >= grid_end, new, memory) if apart else new
         at = until
     o = torch.cat(outputs, dim=2)
     if moved:
