@@ -23,7 +23,7 @@ PASSES = ("forward", "forward + backward")
 HEADS = {"B": 1, "H": 4, "HV": 4, "HQ": 4, "G": 2}
 WIDTHS = {"K": 64, "V": 64, "P": 64, "M": 64, "J": 32, "E": 64}  # of keys, values, memories, slots, angles
 CHANNELS = {"D": 64, "N": 64}  # of rules without heads: channels, and states a channel
-SHAPE = HEADS | WIDTHS | CHANNELS
+SHAPE: dict[str, Any] = HEADS | WIDTHS | CHANNELS
 
 
 def form_rows(lengths: Sequence[int], rounds: int, names: Iterable[str] = ()) -> Rows:

@@ -157,8 +157,8 @@ def _in_chunks(system: System, q: Tensor, longest: int, iterations: int) -> Tens
     for start in range(0, length, span):
         part = slice(start, start + span)
         x = (system.k[:, part], system.w[:, part], system.g[:, part, :, None], q[:, part])
-        *own, wanted = (_chunked(t, size) for t in x)
-        rows, gram = _rows(*own, gram)
+        k, w, g, wanted = (_chunked(t, size) for t in x)
+        rows, gram = _rows(k, w, g, gram)
         solution = _by_piece(rows, wanted.flatten(0, 2), iterations)
         found.append(solution.unflatten(0, wanted.shape[:3]).transpose(2, 3).flatten(1, 2))
     return torch.cat(found, dim=1)[:, :length]
