@@ -61,19 +61,25 @@ def settled_inputs(rule: Rule, length: int) -> dict[str, Tensor]:
 
 def form_table(rows: Rows) -> Table:
     """A line a rule: milliseconds of the chunkwise form, and how many times faster it is than the loop."""
+    from rich import box
     from rich.table import Table
 
     columns = list(dict.fromkeys((row["length"], row["pass"]) for row in rows))
-    of_rule: dict[str, dict[tuple[int, str], dict[str, Any]]] = {}
+    of_rule: dict[str, list[str]] = {}
     for row in rows:
-        of_rule.setdefault(row["case"], {})[row["length"], row["pass"]] = row
+        times = f"{row['ratio']:.1f}" if row["ratio"] < 10 else f"{row['ratio']:.0f}"
+        of_rule.setdefault(row["case"], []).append(f"{1e3 * row['seconds']:.2f} ({times})")
     shape = ", ".join(f"{name}={size}" for name, size in SHAPE.items())
-    made = Table(title=f"chunkwise form, milliseconds (times faster than the loop), {shape}")
+    made = Table(
+        box=box.SIMPLE,
+        pad_edge=False,
+        title=f"chunkwise form, milliseconds (times faster than the loop)\n{shape}",
+    )
     made.add_column("rule", no_wrap=True)
     for length, name in columns:
-        made.add_column(f"T={length}\n{name}", justify="right")
+        made.add_column(f"T={length}\n{name.removeprefix('forward ')}", justify="right", no_wrap=True)
     for rule, cells in of_rule.items():
-        made.add_row(rule, *(f"{1e3 * c['seconds']:.2f} ({c['ratio']:.1f})" for c in cells.values()))
+        made.add_row(rule, *cells)
     return made
 
 
