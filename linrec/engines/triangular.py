@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from linrec.engines.products import small_products
+
 LEAF = 16  # rows that a library solves as one: with more, digits are lost where keys are alike
 BLOCK = 32  # rows inverted as one, for the same reason; fewer would be more calls
 
@@ -74,6 +76,7 @@ class BlockSystems:
         )
         return *blocks, *self.memory.new_empty(2, number, size, size)
 
+    @small_products()
     def invert(self) -> None:
         """Turn the blocks on the diagonals of ``matrices``, filled with L (zero on and above the diagonal), into their
         inverses."""
@@ -82,6 +85,7 @@ class BlockSystems:
             torch.bmm(below, first, out=inner)
             below.copy_(torch.bmm(second, inner, out=product))
 
+    @small_products()
     def solve(self, right: Tensor, out: Tensor) -> Tensor:
         """X of (I - L) X = R ``[N, C, V]``, after :meth:`invert`; ``out`` may be R."""
         for inverse, (start, stop) in zip(self.inverses, self.bounds, strict=True):
@@ -89,6 +93,7 @@ class BlockSystems:
             self._substitute(inverse, right[:, start:stop], factor, out[:, :start], out[:, start:stop])
         return out
 
+    @small_products()
     def solve_transposed(self, right: Tensor, out: Tensor) -> Tensor:
         """X of (I - L)^T X = R."""
         for inverse, (start, stop) in reversed(list(zip(self.inverses, self.bounds, strict=True))):

@@ -13,225 +13,228 @@ import torch
 from torch import Tensor
 
 from linrec.engines.checks import readable
+from linrec.engines.decays import LOG2
 from linrec.engines.matrix import general
-from linrec.engines.matrix.frame import Frame, Solved, adjoint, framed, leave, solve
-from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, rows, sum_gradient
+from linrec.engines.matrix.frame import Frame, adjoint, framed, leave, output, solve
+from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, put_rows, rows
 from linrec.engines.scans import exact
 
-NAMES = ("q", "k", "v", "g", "a", "b", "write", "erase")
 SMALLEST = 16  # tokens that are not halved further
 BLOCK = 8  # rows of one block of a cumulative sum
 
-Gradients = tuple[dict[str, Tensor], Tensor]
-
 
 class Rows(NamedTuple):
-    """One chunk, heads first ``[N, C, .]``: the tensors q, k, v, g, a, b with strengths multiplied in; strengths."""
+    """One chunk, heads first ``[N, C, .]``: the tensors q, k, v, g, a, b, where a may be -erase k; the strengths."""
 
     tensors: dict[str, Tensor | None]
-    plain_v: Tensor
+    k: Tensor
+    v: Tensor
+    g: Tensor
     write: Tensor | None
-    erase: Tensor | None
+    erased: Tensor | None  # -erase
 
 
-def load(tensors: Tensors, span: Span, dtype: torch.dtype) -> Rows:
-    """Cut one chunk out of the arguments."""
-    value = tensors["v"]
-    assert value is not None
+class ChannelLane:
+    """See :class:`linrec.engines.matrix.scan.Lane`; states are ``[N, K, V]``, N = B HV."""
 
-    def cut(name: str) -> Tensor | None:
-        x = tensors[name]
-        if x is None:
-            return None
-        return rows(x if x.dim() == 4 else x[..., None], *span, value.shape[2] // x.shape[2]).to(dtype)
+    NAMES = ("q", "k", "v", "g", "a", "b", "write", "erase")
 
-    found = {name: cut(name) for name in NAMES}
-    write, erase = found.pop("write"), found.pop("erase")
-    v, k = found["v"], found["k"]
-    assert v is not None and k is not None
-    if erase is not None:
-        found["a"] = k * -erase
-    if write is not None:
-        found["v"] = v * write
-    return Rows(found, v, write, erase)
+    def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
+        self.plan, self.tensors, self.dtype, self.memory = plan, tensors, dtype, Memory()
+        g = tensors["g"]
+        assert g is not None
+        self.falling = bool(readable(g) and g.numel() and g.amax() <= 0)
 
+    def inner(self, state: Tensor) -> Tensor:
+        """``[N, K, V]``."""
+        return state.flatten(0, 1)
 
-def forward(
-    plan: Plan, memory: Memory, tensors: Tensors, span: Span, state: Tensor, new_state: Tensor
-) -> Tensor:
-    """See :class:`linrec.engines.matrix.scan.Lane`."""
-    c = load(tensors, span, state.dtype)
-    f = _framed(c, plan, memory)
-    if f is None:
-        if span[1] - span[0] > SMALLEST and readable(state):
-            first, second = halves(span)
+    def outer(self, state: Tensor) -> Tensor:
+        """``[B, HV, K, V]``."""
+        return state.unflatten(0, self._batch)
+
+    def numbers(self) -> dict[str, Tensor]:
+        """None: every chunk gives all of its own."""
+        return {}
+
+    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
+        """Fills ``new_state`` and the chunk's rows of the output."""
+        c = self._load(span)
+        f = self._framed(c)
+        if f is not None:
+            s = solve(f, c.v, c.write, state, self.plan, self.memory)
+            output(f, s, self.memory, o[:, span[0] : span[1]].transpose(1, 2))
+            leave(f, s, new_state)
+        elif span[1] - span[0] > SMALLEST and readable(state):
+            first, second = _halves(span)
             between = torch.empty_like(state)
-            o = forward(plan, memory, tensors, first, state, between).clone()
-            return torch.cat([o, forward(plan, memory, tensors, second, between, new_state)], dim=1)
-        exactly = general.chunk_of(c.tensors, plan)
-        return general.read_and_write(exactly, general.solve_chunk(exactly, state), state, new_state)
-    s = solve(f, _values(c), state, plan, memory)
-    leave(f, s, new_state)
-    return s.output
+            self.forward(number, first, state, between, o)
+            self.forward(number, second, between, new_state, o)
+        else:
+            exactly = self._exactly(c)
+            solved = general.solve_chunk(exactly, state)
+            put_rows(o, general.read_and_write(exactly, solved, state, new_state), *span)
 
-
-def backward(
-    plan: Plan,
-    memory: Memory,
-    tensors: Tensors,
-    span: Span,
-    states: tuple[Tensor, Tensor],
-    do: Tensor,
-    dexit: Tensor,
-) -> Gradients:
-    """See :class:`linrec.engines.matrix.scan.Lane`."""
-    c = load(tensors, span, do.dtype)
-    f = _framed(c, plan, memory)
-    if f is not None:
-        s = solve(f, _values(c), states[0], plan, memory)
-        grads, dentry = _gradients(f, s, states[1], do, dexit, plan, memory)
-    elif span[1] - span[0] > SMALLEST and readable(dexit):
-        return _by_halves(plan, memory, tensors, span, states, do, dexit)
-    else:
-        exactly = general.chunk_of(c.tensors, plan)
+    def backward(
+        self,
+        number: int,
+        span: Span,
+        states: tuple[Tensor, Tensor],
+        do: Tensor,
+        dexit: Tensor,
+        grads: dict[str, Tensor],
+    ) -> Tensor:
+        """The gradient of the entry state; fills the chunk's rows of ``grads``."""
+        c = self._load(span)
+        f = self._framed(c)
+        if f is not None:
+            return self._adjoint(f, c, span, states, do, dexit, grads)
+        if span[1] - span[0] > SMALLEST and readable(dexit):
+            first, second = _halves(span)
+            between = torch.empty_like(states[0])
+            # Only the state is wanted; these rows of the gradient are written over soon.
+            self.forward(number, first, states[0], between, grads["v"])
+            dbetween = self.backward(number, second, (between, states[1]), do, dexit, grads)
+            return self.backward(number, first, (states[0], between), do, dbetween, grads)
+        exactly = self._exactly(c)
         solved = general.solve_chunk(exactly, states[0])
-        grads, dentry = general.chunk_adjoint(exactly, solved, *states, do, dexit, plan)
-    return _strengths(c, grads), dentry
+        part = rows(do, *span).contiguous()  # an expanded gradient would be multiplied matrix by matrix
+        found, dentry = general.chunk_adjoint(exactly, solved, *states, part, dexit, self.plan)
+        for name, grad in self._through_strengths(c, found).items():
+            put_rows(grads[name], grad, *span)
+        return dentry
+
+    @property
+    def _batch(self) -> tuple[int, int]:
+        v = self.tensors["v"]
+        assert v is not None
+        return v.shape[0], v.shape[2]
+
+    def _load(self, span: Span) -> Rows:
+        """Cut one chunk out of the arguments."""
+
+        def cut(name: str) -> Tensor | None:
+            x = self.tensors[name]
+            if x is None:
+                return None
+            x = x if x.dim() == 4 else x[..., None]
+            return rows(x, *span, self._batch[1] // x.shape[2])
+
+        found = {name: cut(name) for name in self.NAMES}
+        write, erase = (x if x is None else x.to(self.dtype) for x in (found.pop("write"), found.pop("erase")))
+        k, v, g = (found[name] for name in "kvg")
+        assert k is not None and v is not None and g is not None
+        erased = None if erase is None else -erase
+        if erased is not None:
+            found["a"] = torch.mul(k, erased, out=self.memory.rows_first("a", erased, *k.shape))
+        return Rows(found, k, v, g, write, erased)
+
+    def _framed(self, c: Rows) -> Frame | None:
+        if not readable(c.g):
+            return None
+        total = self.memory.rows_first("total", exact(c.g[:1, :1]), *c.g.shape).copy_(c.g)
+        _sum_rows(total, 1 / LOG2, self.memory)
+        return framed(total, self.falling, c.tensors, self.plan, self.memory, self.dtype)
+
+    def _exactly(self, c: Rows) -> general.Chunk:
+        tensors = {name: None if x is None else x.to(self.dtype) for name, x in c.tensors.items()}
+        if c.write is not None:
+            tensors["v"] = c.v * c.write
+        return general.chunk_of(tensors, self.plan)
+
+    def _adjoint(
+        self,
+        f: Frame,
+        c: Rows,
+        span: Span,
+        states: tuple[Tensor, Tensor],
+        do: Tensor,
+        dexit: Tensor,
+        grads: dict[str, Tensor],
+    ) -> Tensor:
+        """:meth:`backward` of a chunk in the frame."""
+        plan, memory, size = self.plan, self.memory, f.length
+        entry, leaving = states
+        s = solve(f, c.v, c.write, entry, plan, memory)
+        at_end = torch.mul(leaving, dexit, out=memory.take("end", leaving, *leaving.shape)).sum(-1)
+        dreads, dwrites, dv, dentry = adjoint(f, s, rows(do, *span), dexit, plan, memory)
+        found = {"v": dv, "g": self._decay_gradient(f, dreads, dwrites, at_end)}
+
+        def leaves_frame(name: str, dx: Tensor, factor: Tensor) -> None:
+            found[name] = torch.mul(dx, factor, out=memory.rows_first("d" + name, dx, *dx.shape))
+
+        leaves_frame("k", dwrites[:, -size:], f.down)
+        leaves_frame("q", dreads[:, -size:], f.up_q)
+        if f.predicts:
+            leaves_frame("a", dreads[:, :size], f.up_a)
+        if f.general:
+            leaves_frame("b", dwrites[:, :size], f.down)
+        for name, grad in self._through_strengths(c, found).items():
+            put_rows(grads[name], grad, *span)
+        return dentry
+
+    def _decay_gradient(self, f: Frame, dreads: Tensor, dwrites: Tensor, at_end: Tensor) -> Tensor:
+        """Gradient of the log-decays ``[N, C, 1 or K]``: sums over all later rows of x dx of all that they scale."""
+        size, memory = f.length, self.memory
+        change = memory.take("change", dreads, len(dreads), size, dreads.shape[2]).zero_()
+        seen = [self.plan.reads_now] if not f.predicts else [self.plan.predicts_now, self.plan.reads_now]
+        for x, dx, now in zip(f.reads.split(size, 1), dreads.split(size, 1), seen, strict=True):
+            if now:
+                change.addcmul_(x, dx)
+            else:  # read the decay up to the token before; the first token read none
+                change[:, :-1].addcmul_(x[:, 1:], dx[:, 1:])
+        for x, dx in zip(f.writes.split(size, 1), dwrites.split(size, 1), strict=True):
+            change.addcmul_(x, dx, value=-1)
+        change[:, -1] += at_end
+        if f.down.shape[2] == 1:
+            change = change.sum(-1, keepdim=True)
+        total = memory.rows_first("dtotal", exact(change[:1, :1]), *change.shape).copy_(change)
+        return _sum_rows(total, 1.0, memory, later=True)
+
+    def _through_strengths(self, c: Rows, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+        """With the gradients of the strengths, and through them of k and v."""
+        if c.erased is not None:
+            da = grads.pop("a")
+            grads["erase"] = self._dot(c.k, da).neg_()
+            grads["k"].addcmul_(da, c.erased)
+        if c.write is not None:
+            grads["write"] = self._dot(c.v, grads["v"])
+            grads["v"].mul_(c.write)
+        return grads
+
+    def _dot(self, x: Tensor, dx: Tensor) -> Tensor:
+        """Inner products of the rows, ``[N, C, 1]``."""
+        return torch.mul(x, dx, out=self.memory.rows_first(f"dot {x.shape[2]}", dx, *dx.shape)).sum(-1, keepdim=True)
 
 
-def halves(span: Span) -> tuple[Span, Span]:
+def _halves(span: Span) -> tuple[Span, Span]:
     """Two spans that together are this one."""
     middle = (span[0] + span[1]) // 2
     return (span[0], middle), (middle, span[1])
 
 
-def _by_halves(
-    plan: Plan,
-    memory: Memory,
-    tensors: Tensors,
-    span: Span,
-    states: tuple[Tensor, Tensor],
-    do: Tensor,
-    dexit: Tensor,
-) -> Gradients:
-    """The gradients of a chunk from those of its halves; the state between them is computed again."""
-    first, second = halves(span)
-    size = first[1] - first[0]
-    between = torch.empty_like(states[0])
-    forward(plan, memory, tensors, first, states[0], between)
-    late, dbetween = backward(plan, memory, tensors, second, (between, states[1]), do[:, size:], dexit)
-    late = {name: x.clone() for name, x in late.items()}  # the other half uses the same memory
-    early, dentry = backward(plan, memory, tensors, first, (states[0], between), do[:, :size], dbetween)
-    return {name: torch.cat([early[name], late[name]], dim=1) for name in late}, dentry
+def _sum_rows(x: Tensor, factor: float, memory: Memory, later: bool = False) -> Tensor:
+    """``factor`` times the sums over all rows up to each, or with ``later`` from each, in place: ``[N, C, .]``.
 
-
-def _values(c: Rows) -> Tensor:
-    v = c.tensors["v"]
-    assert v is not None
-    return v
-
-
-def _framed(c: Rows, plan: Plan, memory: Memory) -> Frame | None:
-    g, k = c.tensors["g"], c.tensors["k"]
-    assert g is not None and k is not None
-    if not readable(g):
-        return None
-    total = memory.take("total", exact(g[:1, :1]), *g.shape).copy_(g)
-    return framed(_summed(total, memory), c.tensors, plan, memory, k.dtype)
-
-
-def _summed(x: Tensor, memory: Memory, later: bool = False) -> Tensor:
-    """Sums over all rows up to each, or with ``later`` from each, in place: ``[N, C, .]``, contiguous.
-
-    A product with ones is faster than ``cumsum``; in blocks, whose sums are summed in turn, it is the less work.
+    A product with ones is faster than ``cumsum``; in blocks, whose sums are summed in turn, it is the less work. Rows
+    are first in memory.
     """
-    (batch, size, width), block = x.shape, BLOCK if x.shape[1] % BLOCK == 0 else x.shape[1]
-    parts = x.view(-1, block, width)
-    within = torch.bmm(_ones(parts, 0, later, memory), parts, out=memory.take("within", x, *parts.shape))
-    if block == size:
-        return within
-    blocks = within.view(batch, -1, block, width)
-    ends = blocks[:, :, 0 if later else -1]
-    others = torch.bmm(_ones(ends, 1, later, memory), ends)
-    return torch.add(blocks, others[:, :, None], out=x.view(blocks.shape)).view(x.shape)
+    batch, size, width = x.shape
+    block = BLOCK if size % BLOCK == 0 else size
+    parts = x.transpose(0, 1).view(-1, block, batch * width)
+    ones = _summing(parts, 0, factor, later, memory).expand(len(parts), block, block)
+    within = torch.bmm(ones, parts, out=memory.take("within sums", parts, *parts.shape))
+    ends = within[:, 0 if later else -1]
+    others = torch.mm(_summing(ends[None], 1, 1.0, later, memory), ends)
+    torch.add(within, others[:, None], out=parts)
+    return x
 
 
-def _ones(x: Tensor, skip: int, later: bool, memory: Memory) -> Tensor:
-    """One where a row of the product with x sums a row of x; with ``skip`` 1 not the row itself."""
+def _summing(x: Tensor, skip: int, factor: float, later: bool, memory: Memory) -> Tensor:
+    """``factor`` where a row of the product with x sums a row of x; with ``skip`` 1 not the row itself."""
     size = x.shape[1]
-    name = f"ones {size} {skip} {later}"
+    name = f"summing {size} {skip} {factor} {later}"
     if name not in memory:
-        ones = x.new_ones(size, size)
+        ones = x.new_full((size, size), factor)
         memory[name] = ones.triu(skip) if later else ones.tril(-skip)
-    return memory[name].expand(x.shape[0], size, size)
-
-
-def _gradients(
-    f: Frame, s: Solved, leaving: Tensor, do: Tensor, dexit: Tensor, plan: Plan, memory: Memory
-) -> Gradients:
-    """Gradients of a chunk's tensors and of its entry state, out of the frame."""
-    size = f.length
-    at_end = torch.mul(leaving, dexit, out=memory.take("end", leaving, *leaving.shape)).sum(-1)
-    dreads, dwrites, dv, dentry = adjoint(f, s, do, dexit, plan, memory)
-    dg = _decay_gradient(f, dreads, dwrites, at_end, plan, memory)
-    grads = {"q": dreads[:, -size:].mul_(f.up_q).mul_(plan.scale), "v": dv, "g": dg}
-    grads["k"] = dwrites[:, -size:].mul_(f.down)
-    if f.predicts:
-        grads["a"] = dreads[:, :size].mul_(f.up_a)
-    if f.general:
-        grads["b"] = dwrites[:, :size].mul_(f.down)
-    return grads, dentry
-
-
-def _decay_gradient(
-    f: Frame, dreads: Tensor, dwrites: Tensor, at_end: Tensor, plan: Plan, memory: Memory
-) -> Tensor:
-    """Gradient of the log-decays ``[N, C, 1 or K]``: sums over all later rows of x dx, as in the module's head."""
-    size, narrow = f.length, f.down.shape[2] == 1
-
-    def blocks(x: Tensor, dx: Tensor, name: str) -> tuple[Tensor, ...]:
-        both = torch.mul(x, dx, out=memory.take(name, x, *x.shape))
-        return (both.sum(-1, keepdim=True) if narrow else both).split(size, dim=1)
-
-    written = blocks(f.writes, dwrites, "written dwritten")
-    seen = (plan.predicts_now, plan.reads_now)[-1 if not f.predicts else 0 :]
-    readers = zip(blocks(f.reads, dreads, "read dread"), seen, strict=True)
-    at_end = at_end.sum(-1, keepdim=True) if narrow else at_end
-    change = sum_gradient(exact(sum(written[1:], written[0])), readers, at_end)
-    return _summed(change.contiguous(), memory, later=True).to(f.down.dtype)
-
-
-def _strengths(c: Rows, grads: dict[str, Tensor]) -> dict[str, Tensor]:
-    """With the gradients of the strengths, and through them of k and v."""
-    if c.erase is not None:
-        k, da = c.tensors["k"], grads.pop("a")
-        assert k is not None
-        grads["erase"] = (k * da).sum(-1, keepdim=True).neg_()
-        grads["k"].addcmul_(da, c.erase, value=-1)
-    if c.write is not None:
-        grads["write"] = (c.plain_v * grads["v"]).sum(-1, keepdim=True)
-        grads["v"] = grads["v"] * c.write
-    return grads
-
-
-class ChannelLane:
-    """See :class:`linrec.engines.matrix.scan.Lane`."""
-
-    NAMES = NAMES
-
-    def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
-        self.plan, self.tensors, self.memory = plan, tensors, Memory()
-
-    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor) -> Tensor:
-        """The chunk's output ``[N, C, V]``; fills ``new_state``."""
-        return forward(self.plan, self.memory, self.tensors, span, state, new_state)
-
-    def backward(
-        self, number: int, span: Span, states: tuple[Tensor, Tensor], do: Tensor, dexit: Tensor
-    ) -> Gradients:
-        """Gradients of the chunk's tensors and of its entry state."""
-        return backward(self.plan, self.memory, self.tensors, span, states, do, dexit)
-
-    def numbers(self) -> dict[str, Tensor]:
-        """None: every chunk gives all of its own."""
-        return {}
+    return memory[name]

@@ -44,6 +44,11 @@ class Memory(dict[str, Tensor]):
             self[name] = like.new_empty(shape, dtype=dtype or like.dtype)
         return self[name]
 
+    def rows_first(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor ``[N, C, D]`` in whose memory rows come first, as in arguments ``[1, T, N, D]``."""
+        count, size, width = shape
+        return self.take(name, like, size, count, width, dtype=dtype).transpose(0, 1)
+
     def systems(self, like: Tensor, count: int, size: int) -> BlockSystems:
         """Triangular systems of this size; what they hold is left over from the chunk before."""
         if self._systems is None or self._systems.size != size:

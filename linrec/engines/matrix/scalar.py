@@ -7,17 +7,18 @@
     o = scale (e^{G_q} (q S) + (q k^T * D_q) x) + skip v
     S' = e^{G_C} S + k^T (e^{G_C - G} x),   D_ij = e^{G_i - G_j}
 
-Decays and strengths are numbers a row, so they scale the results of products and never a copy of an argument; what a
-chunk needs is written into memory that the next chunk uses again. The adjoint is
+Decays and strengths are numbers a row, so they scale the results of products and never a copy of an argument. The rows
+of k and of q read together, R = [k; q]: one product with the state, one with k^T. What a chunk needs is written into
+memory that the next chunk uses again (:mod:`linrec.engines.matrix.buffers`). The adjoint is
 
 .. code-block:: text
 
     dx = (scale q k^T * D_q)^T do + e^{G_C - G} (k dS'),   dr = (I + L)^-T dx,   dv = write dr + skip do
     dwrite = v . dr,   dskip = sum of v . do
-    y = -erase dr,   N = scale (do x^T) * D_q,   M = (y x^T) * D_a below the diagonal
-    dq = scale e^{G_q} (do S^T) + N k,   dk = e^{G_C - G} (x dS'^T) + N^T q + e^{G_a} (y S^T) + (M + M^T) k
+    Y = [-erase e^{G_a} dr; scale e^{G_q} do],   M = [-erase (dr x^T) * D_a; scale (do x^T) * D_q]
+    dR = Y S^T + M k,   dk = dR_k + (e^{G_C - G} x) dS'^T + M^T R,   dq = dR_q
     derase = -dr . (e^{G_a} (k S)) - rows of (k k^T * D_a) * (dr x^T)
-    dS = e^{G_C} dS' + q^T (scale e^{G_q} do) + k^T (e^{G_a} y)
+    dS = e^{G_C} dS' + R^T Y
 
 and the gradient of the decays needs no product of its own: everything is linear in what it scales, so
 
@@ -28,211 +29,221 @@ and the gradient of the decays needs no product of its own: everything is linear
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.matrix.buffers import Backward, Forward, Sizes
 from linrec.engines.matrix.numbers import Numbers, between, by_chunk, numbers, over_time
-from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, decay_gradient, rows
+from linrec.engines.matrix.plan import Plan, Span, Tensors, decay_gradient
 from linrec.engines.scans import exact
-from linrec.engines.triangular import BlockSystems
 
-
-class Chunk(NamedTuple):
-    """Heads first: q, k ``[N, C, K]``, v ``[N, C, V]``; ``repeat`` neighbouring rows of N share q and k."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    repeat: int
-    row: Numbers
-
-
-class Solved(NamedTuple):
-    """What forward and adjoint share: scale (q k^T * D_q), D_q; k k^T * D_a, D_a, I + L, e^{G_a} (k S); x."""
-
-    scores: Tensor
-    decay_q: Tensor
-    gram: Tensor | None
-    decay_a: Tensor | None
-    systems: BlockSystems | None
-    seen: Tensor | None
-    written: Tensor
+Buffers = TypeVar("Buffers")
 
 
 class ScalarLane:
-    """See :class:`linrec.engines.matrix.scan.Lane`."""
+    """See :class:`linrec.engines.matrix.scan.Lane`; states are ``[B H, K, R V]``."""
 
     NAMES = ("q", "k", "v", "g", "write", "erase", "skip")
 
     def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
-        v = tensors["v"]
-        assert v is not None
+        q, k, v = (tensors[name] for name in self.NAMES[:3])
+        assert q is not None and k is not None and v is not None
         self.plan = plan = plan._replace(chunk=min(plan.chunk, max(v.shape[1], 1)))
         self.tensors, self.dtype = tensors, dtype
-        self.memory = Memory()
+        batch, _, heads, width = k.shape
+        self.erases = tensors["erase"] is not None
+        readers = 2 if self.erases else 1
+        self.sizes = Sizes(batch, heads, v.shape[2] // heads, readers, plan.chunk, width, v.shape[3])
+        self.q, self.k, self.v = q.transpose(1, 2), k.transpose(1, 2), self._by_head(v)
         self.rows = numbers(plan, tensors, dtype)
+        self.scale = torch.full((1,), plan.scale, dtype=dtype, device=v.device)
         skip = tensors["skip"]
-        self.skip = None if skip is None else skip.to(dtype).repeat(v.shape[0])[:, None, None]
+        self.skip = None if skip is None else skip.to(dtype).view(heads, -1, 1, 1)
+        self.memory: dict[tuple[type, int], Forward | Backward] = {}
+        self.turns: Tensor | None = None
         self.late: list[dict[str, Tensor]] = []
 
-    def load(self, number: int, span: Span) -> Chunk:
-        """Cut one chunk out of the arguments."""
-        q, k, v = (self.tensors[name] for name in self.NAMES[:3])
-        assert q is not None and k is not None and v is not None
-        repeat = v.shape[2] // k.shape[2]
-        q, k, v = (rows(x, *span, v.shape[2] // x.shape[2]).to(self.dtype) for x in (q, k, v))
-        return Chunk(q, k, v, repeat, self.rows[number])
+    def inner(self, state: Tensor) -> Tensor:
+        """``[B H, K, R V]``."""
+        s = self.sizes
+        heads = state.view(s.batch * s.heads, s.repeat, s.width, s.values)
+        return heads.transpose(1, 2).reshape(-1, s.width, s.repeat * s.values)
 
-    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor) -> Tensor:
-        """The chunk's output ``[N, C, V]``; fills ``new_state``."""
-        c, memory = self.load(number, span), self.memory
-        s = self.solve(c, state)
-        o = torch.bmm(c.q, state, out=memory.take("output", c.v, *c.v.shape))
-        o.mul_(c.row.at_q).baddbmm_(s.scores, s.written)
+    def outer(self, state: Tensor) -> Tensor:
+        """``[B, HV, K, V]``."""
+        s = self.sizes
+        groups = state.view(s.batch, s.heads, s.width, s.repeat, s.values)
+        return groups.transpose(2, 3).flatten(1, 2)
+
+    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
+        """Fills ``new_state`` and the chunk's rows of the output."""
+        row, w = self.rows[number], self._memory(Forward, span)
+        v = _rows(self.v, span).to(self.dtype)
+        self._solve(w, row, span, v, state)
+        torch.bmm(w.scores, w.written, out=w.product)
+        out = torch.add(w.product_h, w.seen_h[:, :, :, -1], out=_rows(self._by_head(o), span))
         if self.skip is not None:
-            o.addcmul_(c.v, self.skip)
-        kept = torch.mul(s.written, c.row.to_end, out=memory.take("kept", c.v, *c.v.shape))
-        torch.mul(state, c.row.whole, out=new_state).baddbmm_(c.k.mT, kept)
-        return o
+            out.addcmul_(v, self.skip)
+        torch.mul(w.written_h, row.to_end, out=w.kept_h)
+        self._decayed(state, row.whole, new_state).baddbmm_(w.keys.mT, w.kept)
 
-    def solve(self, c: Chunk, state: Tensor) -> Solved:
-        """The scores of the chunk and what it writes."""
-        row, memory, plan = c.row, self.memory, self.plan
-        decay_q = between("q", row, plan.reads_now, memory)
-        scores = _scores(c.q, c.k, decay_q, "scores", c.repeat, memory)
-        if plan.scale != 1:
-            scores.mul_(plan.scale)
-        right = memory.take("right", c.v, *c.v.shape)
+    def _solve(self, w: Forward, row: Numbers, span: Span, v: Tensor, state: Tensor) -> None:
+        """What the chunk sees in the state, its scores, and what it writes."""
+        plan = self.plan
+        w.keys_h.copy_(_rows(self.k, span))
+        torch.mul(_rows(self.q, span), self.scale, out=w.reads_h[:, :, -1])
+        decay_q = between("q", row, plan.reads_now, w.decay_h[:, :, :, -1])
+        if row.erased is not None:
+            w.reads_h[:, :, 0].copy_(w.keys_h)
+            decay_a = w.decay_h[:, :, :, 0]
+            if plan.reads_now == plan.predicts_now:
+                decay_a.copy_(decay_q).tril_(-1)
+            else:
+                between("a", row, False, decay_a)
+        torch.bmm(w.reads, w.keys.mT, out=w.grams)
+        torch.mul(w.grams_h, w.decay_h, out=w.weights_h)
+        torch.bmm(w.reads, state, out=w.seen)
+        w.seen_h.mul_(row.at)
         if row.write is None:
-            right.copy_(c.v)
+            w.right_h.copy_(v)
         else:
-            torch.mul(c.v, row.write, out=right)
-        if row.erase is None:
-            return Solved(scores, decay_q, None, None, None, None, right)
-        same = plan.reads_now and plan.predicts_now
-        decay_a = decay_q if same else between("a", row, False, memory)
-        gram = _scores(c.k, c.k, decay_a, "gram", c.repeat, memory)
-        seen = torch.bmm(c.k, state, out=memory.take("seen", c.v, *c.v.shape)).mul_(row.at_a)
-        right.addcmul_(seen, row.erase, value=-1)
-        systems = self._systems(gram, row.erase)
-        written = systems.solve(right, memory.take("written", c.v, *c.v.shape))
-        return Solved(scores, decay_q, gram, decay_a, systems, seen, written)
-
-    def _systems(self, gram: Tensor, erase: Tensor) -> BlockSystems:
-        """I + erase gram; only what is below the diagonal of ``gram`` counts."""
-        systems = self.memory.systems(gram, *gram.shape[:2])
-        torch.mul(gram, -erase, out=systems.matrices).tril_(-1)
-        systems.invert()
-        return systems
+            torch.mul(v, row.write, out=w.right_h)
+        if row.erased is not None:
+            w.right_h.addcmul_(w.seen_h[:, :, :, 0], row.erased)
+            torch.mul(w.weights_h[:, :, :, 0], row.erased, out=w.matrices_h)
+            w.systems.invert()
+            w.systems.solve(w.right, w.written)
 
     def backward(
-        self, number: int, span: Span, states: tuple[Tensor, Tensor], do: Tensor, dexit: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients of the chunk's q, k, v and of its entry state; those of its numbers wait for :meth:`numbers`."""
-        c, memory, plan = self.load(number, span), self.memory, self.plan
-        row, entry = c.row, states[0]
-        s = self.solve(c, entry)
-        dx = torch.bmm(c.k, dexit, out=memory.take("dx", c.v, *c.v.shape))
-        dx.mul_(row.to_end).baddbmm_(s.scores.mT, do)
-        asked = torch.mul(do, row.at_q, out=memory.take("asked", c.v, *c.v.shape))
-        dentry = memory.take(f"dentry {number % 2}", entry, *entry.shape)
-        torch.mul(dexit, row.whole, out=dentry).baddbmm_(c.q.mT, asked)
-        dq = torch.bmm(asked, entry.mT, out=memory.take("dq", c.q, *c.q.shape))
-        dk = torch.bmm(s.written, dexit.mT, out=memory.take("dk", c.k, *c.k.shape)).mul_(row.to_end)
-        paired = torch.bmm(do, s.written.mT, out=memory.take("paired", s.scores, *s.scores.shape))
+        self,
+        number: int,
+        span: Span,
+        states: tuple[Tensor, Tensor],
+        do: Tensor,
+        dexit: Tensor,
+        grads: dict[str, Tensor],
+    ) -> Tensor:
+        """The gradient of the entry state; fills the chunk's rows of those of q, k, v. :meth:`numbers` has the rest."""
+        row, w, d = self.rows[number], self._memory(Forward, span), self._memory(Backward, span)
+        v, do = _rows(self.v, span).to(self.dtype), _rows(self._by_head(do), span)
+        entry, leaving = states
+        if self.turns is None:  # two take turns
+            self.turns = dexit.new_empty(2, *dexit.shape)
+        dentry = self.turns[number % 2]
+        self._solve(w, row, span, v, entry)
+        self._through_written(w, d, row, do, dexit)
         late = {
-            "at_end": self._dot(states[1].flatten(1)[:, None], dexit.flatten(1)[:, None]),
-            "read": self._dot(c.q, dq) + self._dot(s.scores, paired),
+            "readers": _dot(d.outer_h, w.seen_h, d.dots_h) + _dot(w.weights_h, d.paired_h, d.pair_dots_h),
+            "write": _dot(v, d.dright_h, d.dots_h[:, :, :, 0]),
+            "at_end": torch.mul(leaving, dexit, out=dentry).view(-1, *self._state_shape).sum((1, 3)),
         }
-        paired.mul_(s.decay_q)
-        if plan.scale != 1:
-            paired.mul_(plan.scale)
-        dright = dx
-        symmetric: Tensor | None = None
-        if row.erase is not None:
-            dright, symmetric = self._erased(c, s, dx, late)
-            y = torch.mul(dright, -row.erase * row.at_a, out=dx)
-            dk.baddbmm_(y, entry.mT)
-            dentry.baddbmm_(c.k.mT, y)
-        grads = self._through_scores(c, dq, dk, paired, symmetric)
-        late["write"] = self._dot(c.v, dright)
-        grads["v"] = dright if row.write is None else dright.mul_(row.write)
+        dv = _rows(self._by_head(grads["v"]), span)
+        if row.write is None:
+            dv.copy_(d.dright_h)
+        else:
+            torch.mul(d.dright_h, row.write, out=dv)
         if self.skip is not None:
-            late["skip"] = self._dot(do, c.v)
-            grads["v"].addcmul_(do, self.skip)
+            late["skip"] = _dot(do, v, d.dots_h[:, :, :, 0])
+            dv.addcmul_(do, self.skip)
         self.late.append(late)
-        return grads, dentry
+        self._through_reads(w, d, row, entry, dexit)
+        torch.mul(d.dreads_h[:, :, -1], self.plan.scale, out=_rows(grads["q"].transpose(1, 2), span))
+        dk = _rows(grads["k"].transpose(1, 2), span)
+        if self.erases:
+            torch.add(d.dkeys_h, d.dreads_h[:, :, 0], out=dk)
+        else:
+            dk.copy_(d.dkeys_h)
+        return self._decayed(dexit, row.whole, dentry).baddbmm_(w.reads.mT, d.pulls)
 
-    def _erased(self, c: Chunk, s: Solved, dx: Tensor, late: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """dr and M + M^T, and the gradient of the strengths that erase."""
-        memory, erase = self.memory, c.row.erase
-        assert erase is not None and s.systems is not None and s.gram is not None
-        assert s.decay_a is not None and s.seen is not None
-        dright = s.systems.solve_transposed(dx, memory.take("dright", c.v, *c.v.shape))
-        paired = torch.bmm(dright, s.written.mT, out=memory.take("paired_a", s.gram, *s.gram.shape)).tril_(-1)
-        late["erase"] = -(self._dot(dright, s.seen) + self._dot(s.gram, paired))
-        weighted = paired.mul_(s.decay_a).mul_(-erase)
-        return dright, torch.add(
-            weighted, weighted.mT, out=memory.take("symmetric", weighted, *weighted.shape)
-        )
+    def _through_written(self, w: Forward, d: Backward, row: Numbers, do: Tensor, dexit: Tensor) -> None:
+        """dr, and what meets the scores."""
+        d.outer_h[:, :, :, -1].copy_(do)
+        torch.bmm(w.keys, dexit, out=d.left)
+        torch.mul(d.left_h, row.to_end, out=d.dx_h)
+        d.dx.baddbmm_(w.scores.mT, d.outer[:, -w.keys.shape[1] :])
+        if self.erases:
+            w.systems.solve_transposed(d.dx, d.dright)
+        torch.bmm(d.outer, w.written.mT, out=d.paired)
 
-    def _through_scores(
-        self, c: Chunk, dq: Tensor, dk: Tensor, paired: Tensor, symmetric: Tensor | None
-    ) -> dict[str, Tensor]:
-        """dq + N k and dk + N^T q + (M + M^T) k, summed over value heads that share q and k."""
-        q, k = c.q, c.k
-        if c.repeat > 1:
-            dq, dk, paired = (x.unflatten(0, (-1, c.repeat)).sum(1) for x in (dq, dk, paired))
-            q, k = q[:: c.repeat], k[:: c.repeat]
-            symmetric = None if symmetric is None else symmetric.unflatten(0, (-1, c.repeat)).sum(1)
-        dq.baddbmm_(paired, k)
-        dk.baddbmm_(paired.mT, q)
-        if symmetric is not None:
-            dk.baddbmm_(symmetric, k)
-        return {"q": dq, "k": dk}
+    def _through_reads(self, w: Forward, d: Backward, row: Numbers, entry: Tensor, dexit: Tensor) -> None:
+        """Y, dR and what of dk comes through what was written."""
+        torch.mul(d.outer_h, row.pull, out=d.pulls_h)
+        torch.bmm(d.pulls, entry.mT, out=d.dreads)
+        torch.mul(w.written_h, row.to_end, out=w.kept_h)
+        torch.bmm(w.kept, dexit.mT, out=d.dkeys)
+        d.paired_h.mul_(w.decay_h)
+        if row.erased is not None:
+            d.paired_h[:, :, :, 0].mul_(row.erased)
+        paired = d.paired
+        if self.sizes.repeat > 1:
+            paired = paired.unflatten(0, (-1, self.sizes.repeat)).sum(1)
+        d.dreads.baddbmm_(paired, w.keys)
+        d.dkeys.baddbmm_(paired.mT, w.reads)
 
-    def _dot(self, x: Tensor, y: Tensor) -> Tensor:
-        """Inner products of the rows, ``[N, C, 1]``."""
-        product = torch.mul(x, y, out=self.memory.take(f"product {y.shape[1:]}", y, *y.shape))
-        return product.sum(-1, keepdim=True)
+    def _memory(self, kind: Callable[[Sizes, Tensor], Buffers], span: Span) -> Buffers:
+        """Memory for chunks of this length."""
+        key = (kind, span[1] - span[0])
+        if key not in self.memory:
+            self.memory[key] = kind(self.sizes._replace(rows=key[1]), self.scale)
+        return self.memory[key]
+
+    @property
+    def _state_shape(self) -> tuple[int, int, int]:
+        return self.sizes.width, self.sizes.repeat, self.sizes.values
+
+    def _decayed(self, state: Tensor, whole: Tensor, out: Tensor) -> Tensor:
+        shape = (-1, *self._state_shape)
+        torch.mul(state.view(shape), whole, out=out.view(shape))
+        return out
+
+    def _by_head(self, x: Tensor) -> Tensor:
+        """``[B, T, HV, V] -> [B, H, R, T, V]``."""
+        return x.unflatten(2, (self.sizes.heads, -1)).permute(0, 2, 3, 1, 4)
 
     def numbers(self) -> dict[str, Tensor]:
         """Gradients of log-decays and strengths ``[B, T, HV]``, once every chunk has been through :meth:`backward`."""
-        v, plan = self.tensors["v"], self.plan
-        assert v is not None
         if not self.late:
             return {}
-        found = {name: _joined([x[name] for x in reversed(self.late)]) for name in self.late[0]}
-        at_end = found.pop("at_end")[:, 0]
-        write, erase = (by_chunk(self.tensors[name], plan.chunk) for name in ("write", "erase"))
-        wrote = exact(found["write"] if write is None else found["write"] * write.flatten(0, 1))
-        readers = [(exact(found.pop("read")), plan.reads_now)]
+        heads, chunk = self.sizes.heads, self.plan.chunk
+        found = {name: self._joined(name) for name in self.late[0]}
+        write, erase = (by_chunk(self.tensors[name], heads, chunk) for name in ("write", "erase"))
+        at_end, readers = found.pop("at_end"), exact(found.pop("readers"))
+        wrote = exact(found["write"] if write is None else found["write"] * write)
+        through = [(readers[..., -1, :, :], self.plan.reads_now)]
         if erase is not None:
-            erased = exact(found["erase"] * erase.flatten(0, 1))
-            readers.append((erased, plan.predicts_now))
+            found["erase"] = -readers[..., 0, :, :]
+            erased = found["erase"] * erase
+            through.append((erased, self.plan.predicts_now))
             wrote = wrote + erased
-        found["g"] = decay_gradient(wrote, readers, at_end).to(self.dtype)
-        chunks = len(self.late)
-        grads = {name: over_time(x.unflatten(0, (chunks, -1)), *v.shape[:2]) for name, x in found.items()}
+        found["g"] = _decay_gradient(wrote, through, at_end).to(self.dtype)
+        grads = {name: over_time(x, self.v.shape[-2]) for name, x in found.items()}
         if "skip" in grads:
             grads["skip"] = grads["skip"].sum((0, 1))
         return grads
 
-
-def _scores(x: Tensor, y: Tensor, decay: Tensor, name: str, repeat: int, memory: Memory) -> Tensor:
-    """(x y^T) * decay ``[N, C, C]``; heads that share x and y share the product."""
-    out = memory.take(name, x, *decay.shape)
-    if repeat == 1:
-        return torch.bmm(x, y.mT, out=out).mul_(decay)
-    shared = torch.bmm(x[::repeat], y[::repeat].mT)[:, None]
-    torch.mul(shared, decay.unflatten(0, (-1, repeat)), out=out.unflatten(0, (-1, repeat)))
-    return out
+    def _joined(self, name: str) -> Tensor:
+        """The rows of all chunks, first to last ``[chunks, ...]``, those of the last filled up with zeros."""
+        parts = [late[name] for late in reversed(self.late)]
+        if name == "at_end":
+            return torch.stack(parts).view(len(parts), *self.sizes.of_heads, 1)
+        missing = self.plan.chunk - parts[-1].shape[-2]
+        return torch.stack([*parts[:-1], F.pad(parts[-1], (0, 0, 0, missing))])
 
 
-def _joined(parts: list[Tensor]) -> Tensor:
-    """The numbers ``[N, C, 1]`` of all chunks as ``[chunks N, C, 1]``, the last filled up with zeros."""
-    size = parts[0].shape[1]
-    return torch.cat([F.pad(x, (0, 0, 0, size - x.shape[1])) for x in parts])
+def _rows(x: Tensor, span: Span) -> Tensor:
+    return x.narrow(-2, span[0], span[1] - span[0])
+
+
+def _dot(x: Tensor, y: Tensor, memory: Tensor) -> Tensor:
+    """Inner products of the rows, ``[..., C, 1]``."""
+    return torch.mul(x, y, out=memory).sum(-1, keepdim=True)
+
+
+def _decay_gradient(wrote: Tensor, readers: list[tuple[Tensor, bool]], at_end: Tensor) -> Tensor:
+    """See :func:`decay_gradient`; ``[..., C, 1]``."""
+    flat = [(x.flatten(0, -3), now) for x, now in readers]
+    return decay_gradient(wrote.flatten(0, -3), flat, at_end.flatten(0, -2)).view(wrote.shape)

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from linrec.engines.matrix.plan import Plan, Span, Tensors, chunk_bounds, put_rows, rows
+from linrec.engines.matrix.plan import Plan, Span, Tensors, chunk_bounds
 from linrec.engines.memory import fresh
+from linrec.engines.products import wide_products
 
 Plain = Callable[..., tuple[Tensor, Tensor]]
 
@@ -22,22 +23,35 @@ Plain = Callable[..., tuple[Tensor, Tensor]]
 class Lane(Protocol):
     """One way to compute chunks, for one pass over a sequence: :mod:`linrec.engines.matrix.scalar` or ``channel``.
 
-    ``tensors`` are named by ``NAMES``; chunk ``number`` is their tokens ``span``; states are ``[N, K, V]``, N = B HV.
+    ``tensors`` are named by ``NAMES``; chunk ``number`` is their tokens ``span``.
     """
 
     NAMES: ClassVar[tuple[str, ...]]
 
     def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype): ...
 
-    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor) -> Tensor:
-        """The chunk's output ``[N, C, V]``; fills ``new_state``, which is not ``state``."""
+    def inner(self, state: Tensor) -> Tensor:
+        """A state ``[B, HV, K, V]`` in the layout of this lane."""
+
+    def outer(self, state: Tensor) -> Tensor:
+        """The inverse of :meth:`inner`."""
+
+    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
+        """Fills ``new_state``, which is not ``state``, and the chunk's rows of the output ``[B, T, HV, V]``."""
 
     def backward(
-        self, number: int, span: Span, states: tuple[Tensor, Tensor], do: Tensor, dexit: Tensor
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        """Gradients by name ``[N, C, .]`` and that of the entry state, from those of the output and the exit state.
+        self,
+        number: int,
+        span: Span,
+        states: tuple[Tensor, Tensor],
+        do: Tensor,
+        dexit: Tensor,
+        grads: dict[str, Tensor],
+    ) -> Tensor:
+        """The gradient of the entry state, from those of the output ``[B, T, HV, V]`` and of the exit state.
 
-        ``states`` are the entry and the exit state. Called from the last chunk to the first.
+        Fills the chunk's rows of ``grads``. ``states`` are the entry and the exit state. Called from the last chunk to
+        the first.
         """
 
     def numbers(self) -> dict[str, Tensor]:
@@ -52,6 +66,7 @@ class ChunkScan(torch.autograd.Function):
     """
 
     @staticmethod
+    @wide_products()
     def forward(
         ctx: Any, lane: type[Lane], plan: Plan, plain: Plain, state: Tensor, *values: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -61,20 +76,21 @@ class ChunkScan(torch.autograd.Function):
         o = fresh(v, v.shape, state.dtype)
         keep = any(ctx.needs_input_grad)
         chunks = chunk_bounds(v.shape[1], plan.chunk)
-        entry = state.flatten(0, 1)
+        work = lane(plan, tensors, state.dtype)
+        entry = work.inner(state)
         # Where nothing is kept two take turns.
         states = fresh(state, (len(chunks) if keep else 2, *entry.shape), state.dtype)
-        work = lane(plan, tensors, state.dtype)
         for number, span in enumerate(chunks):
             leaving = states[number if keep else number % 2]
-            put_rows(o, work.forward(number, span, entry, leaving), *span)
+            work.forward(number, span, entry, leaving, o)
             entry = leaving
         if keep:
             ctx.lane, ctx.plan, ctx.plain = lane, plan, plain
             ctx.save_for_backward(state, *values, states)
-        return o, entry.unflatten(0, state.shape[:2]).clone()
+        return o, work.outer(entry).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
+    @wide_products()
     def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Any, ...]:
         state, *values, states = ctx.saved_tensors
         names = ctx.lane.NAMES
@@ -82,19 +98,15 @@ class ChunkScan(torch.autograd.Function):
             return (None, None, None, *_through(ctx.plain, (state, *values), (do, dlast)))
         tensors = dict(zip(names, values, strict=True))
         grads = {name: fresh(x, x.shape, x.dtype) for name, x in tensors.items() if x is not None}
-        do = do.contiguous()  # an expanded gradient (of a sum, say) would be multiplied matrix by matrix
-        work, dstate = ctx.lane(ctx.plan, tensors, state.dtype), dlast.flatten(0, 1)
-        chunks = chunk_bounds(do.shape[1], ctx.plan.chunk)
-        entries = (state.flatten(0, 1), *states.unbind(0))
-        for number, span in reversed(list(enumerate(chunks))):
+        work = ctx.lane(ctx.plan, tensors, state.dtype)
+        entries, dstate = (work.inner(state), *states.unbind(0)), work.inner(dlast)
+        for number, span in reversed(list(enumerate(chunk_bounds(do.shape[1], ctx.plan.chunk)))):
             around = entries[number], entries[number + 1]
-            found, dstate = work.backward(number, span, around, rows(do, *span), dstate)
-            for name, part in found.items():
-                put_rows(grads[name], part, *span)
+            dstate = work.backward(number, span, around, do, dstate, grads)
         for name, whole in work.numbers().items():
             if name in grads:
                 grads[name].copy_(whole)
-        return (None, None, None, dstate.unflatten(0, state.shape[:2]), *(grads.get(name) for name in names))
+        return (None, None, None, work.outer(dstate), *(grads.get(name) for name in names))
 
 
 def _through(
