@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from linrec.evals.bench.measure import Work, gradients, side_by_side
-from linrec.rule import RULES, Rule
+from linrec.rule import Rule
+from linrec.rules import RULES
 from linrec.testing import example_inputs
 
 if TYPE_CHECKING:
