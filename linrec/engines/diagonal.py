@@ -151,8 +151,8 @@ def scan_batch(
     length = next(iter(terms.tokens.values())).shape[1]
     constant = terms.parallel == "convolution" and length > 0
     if constant and terms.gain is not None and call.form in ("parallel", "chunkwise"):
-        chunk = length if call.form == "parallel" else call.chunk_size or RESPONSE
-        o, h = _responses(terms, h, lengths, call.scale, chunk)
+        each = length if call.form == "parallel" else call.chunk_size or RESPONSE
+        o, h = _responses(terms, h, lengths, call.scale, each)
     elif constant and call.form == "parallel":
         o, h = _convolution(terms, h, lengths, call.scale)
     else:
@@ -251,6 +251,7 @@ def _responses(
     """Constant decay and gain: a chunk's output is one FFT product with the output's response, beside what its entry
     state becomes; no state within a chunk is formed. Powers and response are those of every chunk."""
     x = terms.tokens["x"]
+    assert terms.gain is not None
     decay, _ = terms.expand({"x": x[:, :1]})
     ladder = scans.ladder(decay[0, 0], min(chunk, x.shape[1]) + 1)
     response = ladder[:-1] * terms.gain
