@@ -268,10 +268,9 @@ def _responses(
         return o, (ladder[count] if real is None else ladder.index_select(0, real)) * h + written
 
     outputs = []
-    for start in range(0, x.shape[1], chunk):
-        part = x[:, start : start + chunk]
-        real = None if lengths is None else (lengths - start).clamp(0, part.shape[1])
-        now = partial(one, part, real, start > 0 or not terms.fresh)
+    for number, part in enumerate(x.split(chunk, dim=1)):
+        real = None if lengths is None else (lengths - number * chunk).clamp(0, part.shape[1])
+        now = partial(one, part, real, number > 0 or not terms.fresh)
         o, h = _recomputed(now, h) if chunk < x.shape[1] else now(h)
         outputs.append(o)
     return torch.cat(outputs, dim=1), h
