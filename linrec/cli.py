@@ -341,6 +341,7 @@ def bench(
     """Time the rules against transformers and softmax attention, after checking that the results agree."""
     from rich.console import Console
 
+    from linrec.evals.bench.forms import form_table
     from linrec.evals.bench.run import remarks, run_bench, table, write
 
     console = Console()
@@ -357,6 +358,8 @@ def bench(
         report = run_bench(names, quick=quick, rounds=rounds, threads=threads)
     if report["rows"]:
         console.print(table(report))
+    if "forms" in report:
+        console.print(form_table(report["forms"]))
     for line in remarks(report):
         console.print(line, highlight=False)
     for path in write(report, out) if out else ():

@@ -1,10 +1,9 @@
-"""What a rule's speed is held against besides peers: the machine, its own length, precision, memory and forms."""
+"""What a rule's speed is held against besides peers: the machine, its own length, precision and memory."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +11,7 @@ from torch import Tensor
 
 from linrec import rules
 from linrec.evals.bench.cases import delta_inputs
-from linrec.evals.bench.measure import Work, gradients, interleaved, matrix_peak, peak_memory
-from linrec.rule import RULES, Rule
-from linrec.testing import example_inputs
+from linrec.evals.bench.measure import gradients, interleaved, matrix_peak, peak_memory
 
 CHUNK = 64
 
@@ -97,23 +94,3 @@ def _extra_memory(length: int, heads: int, width: int) -> str:
     # gradients() holds the output, its gradient and the gradients of the inputs.
     peak = peak_memory(lambda: gradients(lambda *x: rules.gated_delta_net(*x).o, inputs))
     return f"{max(peak - 2 * outputs - given, 0)} {given}"
-
-
-def form_ratios(lengths: tuple[int, ...], rounds: int) -> list[dict[str, Any]]:
-    """Time of the recurrent form (the plain loop over tokens) over that of the chunkwise form, every rule."""
-    both = [rule for rule in RULES.values() if not {"chunkwise", "recurrent"} & set(rule.reasons)]
-    return [
-        {"rule": rule.name, **{str(length): _form_ratio(rule, length, rounds) for length in lengths}}
-        for rule in both
-    ]
-
-
-def _form_ratio(rule: Rule, length: int, rounds: int) -> float:
-    inputs = {
-        name: x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
-        for name, x in example_inputs(rule, T=length).items()
-    }
-    works: dict[str, Work] = {form: partial(rule.form(form), **inputs) for form in ("chunkwise", "recurrent")}
-    with torch.no_grad():
-        times = interleaved(works, rounds)
-    return times["recurrent"] / times["chunkwise"]

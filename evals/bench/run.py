@@ -13,6 +13,8 @@ from torch import Tensor
 from linrec.errors import BenchmarkError, UnknownNameError
 from linrec.evals.bench import decode, properties
 from linrec.evals.bench.cases import CASES, Case, delta_inputs
+from linrec.evals.bench.forms import LENGTHS as FORM_LENGTHS
+from linrec.evals.bench.forms import form_remarks, form_rows
 from linrec.evals.bench.measure import AGREE, Work, gradients, interleaved, side_by_side
 from linrec.evals.bench.peers import plain_softmax, softmax
 from linrec.evals.run import versions, write_json
@@ -53,7 +55,7 @@ def run_bench(
         "length": lambda: properties.length_ratio(length, heads, width, 2),
         "precision": lambda: properties.precision_ratio(length, heads, width, rounds),
         "memory": lambda: properties.extra_memory(length, heads, width),
-        "forms": lambda: properties.form_ratios((128, 256), 2 if quick else 3),
+        "forms": lambda: form_rows(FORM_LENGTHS[: 1 if quick else None], 2 if quick else 3),
         "curves": lambda: curves(LENGTHS[:2] if quick else LENGTHS, heads, width, 2),
     }
     return report | {name: extra() for name, extra in extras.items() if name in wanted}
@@ -150,15 +152,7 @@ def remarks(report: Report) -> list[str]:
             f"forward + backward holds at most {found['ratio']:.2f} times the inputs "
             f"({found['extra_bytes'] / 1e6:.0f} MB) beyond inputs, outputs and gradients"
         )
-    if rows := report.get("forms"):
-        lengths = [n for n in rows[0] if n != "rule"]
-        for length in lengths:
-            slow = [f"{r['rule']} {r[length]:.2f}" for r in rows if r[length] < 1]
-            slower = f"; slower: {', '.join(slow)}" if slow else ""
-            lines.append(
-                f"T={length}: chunkwise beats the loop in {len(rows) - len(slow)} of {len(rows)} rules{slower}"
-            )
-    return lines
+    return lines + form_remarks(report.get("forms", []))
 
 
 def write(report: Report, folder: Path) -> list[Path]:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.checks import readable, transformed
 from linrec.engines.matrix import MatrixTerms
 from linrec.engines.program import Run
 
@@ -26,14 +27,26 @@ class LevelState(NamedTuple):
     seen: Tensor
 
 
+class _Entry(NamedTuple):
+    """What a chunk meets, as its first token sees it: memory ``[B, n, HV, K, V]`` of the levels place ``[n]``, seen
+    ``[B]``; left: tokens to come."""
+
+    memory: Tensor
+    place: Tensor
+    seen: Tensor
+    left: int
+
+
 def fenwick(run: Run, terms: MatrixTerms, weights: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
     """o_t = sum_l weights_tl (S_t^(l))^T q_t for any matrix recurrence; weights ``[B, T, HV, L]``."""
 
-    def step(x: dict[str, Tensor], held: LevelState) -> tuple[Tensor, LevelState]:
+    def step(x: dict[str, Tensor], met: _Entry) -> tuple[Tensor, _Entry]:
         factors = x.pop("weights")
-        return _one_chunk(run, replace(terms, **x), factors, held)  # type: ignore[arg-type]
+        return _one_chunk(run, replace(terms, **x), factors, met)  # type: ignore[arg-type]
 
-    return run.chunks(step, terms.over_time() | {"weights": weights}, state)
+    entry = _entry(state, weights.shape[1])
+    o, last = run.chunks(step, terms.over_time() | {"weights": weights}, entry)
+    return o, LevelState(last.memory, last.seen)
 
 
 def empty_levels(v: Tensor, levels: int, width: int, rows: int) -> LevelState:
@@ -48,51 +61,88 @@ def level(t: Tensor, j: Tensor, levels: int) -> Tensor:
     return torch.frexp((t ^ j).to(wide)).exponent.long().clamp(max=levels - 1)
 
 
-def _one_chunk(run: Run, terms: MatrixTerms, weights: Tensor, state: LevelState) -> tuple[Tensor, LevelState]:
-    """One engine call gives the attention matrix (values: unit vectors) and what becomes of every stored level."""
+def _entry(state: LevelState, length: int) -> _Entry:
+    """The state's levels, as its last token sees them, merged to those that the next token sees."""
+    levels, reader = state.memory.shape[1], state.seen[:, None]
+    place = torch.arange(levels, device=reader.device)
+    merge = _as_seen(reader, _token_of(reader - 1, place), place, levels, place, state.memory.dtype)
+    merge = merge * (_in_use(reader - 1, place, levels) | (place == 0))[..., None].to(merge.dtype)
+    kept = _place(reader, levels)
+    memory = torch.einsum("blm,blhkv->bmhkv", merge[..., kept], state.memory)
+    return _Entry(memory, kept, state.seen, length)
+
+
+def _one_chunk(run: Run, terms: MatrixTerms, weights: Tensor, met: _Entry) -> tuple[Tensor, _Entry]:
+    """One engine call gives the chunk as linear maps of its values and of the state before it.
+
+    What is handed on are the levels that the next token sees, which are few: all that are smaller than a chunk have
+    merged where chunks begin at multiples of their length. After the last chunk: as the last token sees them, all.
+    """
     length, levels = weights.shape[1], weights.shape[3]
-    at = state.seen[:, None] + torch.arange(length, device=weights.device)
-    place = torch.arange(levels, device=weights.device)
-    last = at[:, :1] - 1
-    of_level = (last >> place) << place  # a token of each stored bucket
-    held = state.memory * _in_use(last, place)[..., None, None, None].to(state.memory.dtype)
-    maps, stored, columns, carried = _linear_maps(run, terms, held)
+    at = met.seen[:, None] + torch.arange(length, device=weights.device)
+    of_level = _token_of(at[:, :1], met.place)
+    maps = _linear_maps(run, terms)
     now = level(at[:, :, None], at[:, None, :], levels)
     then = level(at[:, :, None], of_level[:, None, :], levels)
-    then[..., -1] = levels - 1
-    o = torch.einsum("bihj,bjhv->bihv", maps * _pick(weights, now), terms.v)
-    o = o + (_pick(weights, then)[..., None] * stored).sum(-2)
-    dtype = o.dtype
-    own = F.one_hot(now[:, -1], levels).to(dtype)
-    merge = F.one_hot(then[:, -1], levels).to(dtype)
-    memory = torch.einsum("bhkj,bjl,bjhv->blhkv", columns, own, terms.v)
+    then = torch.where(met.place == levels - 1, levels - 1, then)
+    o = torch.einsum("bihj,bjhv->bihv", maps.read_values * _pick(weights, now), terms.v)
+    o = o + torch.einsum("bihl,bihk,blhkv->bihv", _pick(weights, then), maps.read_state, met.memory)
+    ends = length == met.left
+    reader = at[:, -1:] if ends else at[:, -1:] + 1
+    place = torch.arange(levels, device=at.device) if ends else _place(reader, levels)
+    own = F.one_hot(level(reader, at, levels), levels).to(o.dtype)[..., place]
+    merge = _as_seen(reader, of_level, met.place, levels, place, o.dtype)
+    memory = torch.einsum("bhkj,bjl,bjhv->blhkv", maps.write_values, own, terms.v)
+    carried = maps.write_state[:, None] @ met.memory
     memory = memory + torch.einsum("blm,blhkv->bmhkv", merge, carried)
-    return o, LevelState(memory, state.seen + length)
+    return o, _Entry(memory, place, met.seen + length, met.left - length)
 
 
-def _in_use(last: Tensor, place: Tensor) -> Tensor:
-    """Which levels hold a bucket after the token ``last``; the others are zero, and stay out of derivatives."""
-    bits = last >> (place - 1).clamp(min=0)
-    top = place == place.shape[0] - 1
-    return torch.where(top, bits != 0, bits % 2 == 1) | (place == 0)
+def _token_of(reader: Tensor, place: Tensor) -> Tensor:
+    """A token of each bucket ``[B, n]`` that ``reader`` ``[B, 1]`` sees at the levels ``place``."""
+    return (reader >> place) << place
 
 
-def _linear_maps(run: Run, terms: MatrixTerms, memory: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The chunk as linear maps of its values and of the stored levels.
+def _in_use(reader: Tensor, place: Tensor, levels: int) -> Tensor:
+    """At which levels ``[B, n]`` the token ``reader`` ``[B, 1]`` sees others."""
+    bits = reader >> (place - 1).clamp(min=0)
+    return torch.where(place == levels - 1, bits != 0, (bits % 2 == 1) & (place > 0))
 
-    Output from values ``[B, C, HV, C]`` and from levels ``[B, C, HV, L, V]``, exit state from values
-    ``[B, HV, K, C]`` and from levels ``[B, L, HV, K, V]``.
-    """
-    batch, length, heads, width = terms.v.shape
-    levels = memory.shape[1]
-    units = torch.eye(length, dtype=terms.v.dtype, device=terms.v.device)[:, None].expand(
-        batch, -1, heads, -1
-    )
-    stacked = memory.permute(0, 2, 3, 1, 4).flatten(3)
-    v = F.pad(units, (0, levels * width))
-    o, state = run.matrix(replace(terms, v=v), F.pad(stacked, (length, 0)))
-    carried = state[..., length:].unflatten(-1, (levels, width)).permute(0, 3, 1, 2, 4)
-    return o[..., :length], o[..., length:].unflatten(-1, (levels, width)), state[..., :length], carried
+
+def _place(reader: Tensor, levels: int) -> Tensor:
+    """Those that are in use in some row; where values cannot be looked at, all."""
+    place = torch.arange(levels, device=reader.device)
+    if reader.is_cpu and readable(reader) and not transformed(reader):
+        place = _in_use(reader, place, levels).any(0).nonzero()[:, 0]
+    return place
+
+
+def _as_seen(
+    reader: Tensor, tokens: Tensor, place: Tensor, levels: int, kept: Tensor, dtype: torch.dtype
+) -> Tensor:
+    """One where ``reader`` sees the bucket of the ``tokens``, so far at level ``place``, at the level ``kept``."""
+    then = torch.where(place == levels - 1, levels - 1, level(reader, tokens, levels))
+    return F.one_hot(then, levels).to(dtype)[..., kept]
+
+
+class _Maps(NamedTuple):
+    """A chunk as linear maps: the output from values ``[B, C, HV, C]`` and from a state ``[B, C, HV, K]``, the exit
+    state from values ``[B, HV, K, C]`` and from a state ``[B, HV, K, K]``."""
+
+    read_values: Tensor
+    read_state: Tensor
+    write_values: Tensor
+    write_state: Tensor
+
+
+def _linear_maps(run: Run, terms: MatrixTerms) -> _Maps:
+    """Unit vectors as values, and beside them as entry state."""
+    (batch, length, heads, _), width = terms.v.shape, terms.k.shape[3]
+    units = torch.eye(length, length + width, dtype=terms.v.dtype, device=terms.v.device)
+    rows = torch.eye(width, dtype=units.dtype, device=units.device)
+    entry = F.pad(rows, (length, 0)).expand(batch, heads, -1, -1)
+    o, state = run.matrix(replace(terms, v=units[:, None].expand(batch, -1, heads, -1)), entry)
+    return _Maps(o[..., :length], o[..., length:], state[..., :length], state[..., length:])
 
 
 def _pick(weights: Tensor, index: Tensor) -> Tensor:

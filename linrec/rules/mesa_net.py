@@ -40,9 +40,9 @@ def mesa_net(
         o_t = S_t^T (H_t + Diag(lam))^-1 (scale q_t)
 
     q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0, beta ``[B, T, HV]`` >= 0, lam
-    ``[HV, K]`` > 0, not decayed. The parallel and chunkwise forms take ``iterations`` conjugate-gradient steps (K of
-    them are exact but for rounding), the recurrent form and step solve directly. The state is a
-    ``MesaState(memory, gram)``; default scale 1. First derivatives only.
+    ``[HV, K]`` > 0, not decayed. The parallel and chunkwise forms take at most ``iterations`` conjugate-gradient steps
+    (K of them are exact but for rounding; on a CPU no more than bring every residual below rounding), the recurrent
+    form and step solve directly. The state is a ``MesaState(memory, gram)``; default scale 1. First derivatives only.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: MesaState) -> tuple[Tensor, MesaState]:
@@ -52,9 +52,8 @@ def mesa_net(
         if run.call.form in ("recurrent", "step"):
             return run.chunks(_token_of(lam), x, state)
         system = System(x["k"], x["w"], x["g"], lam, state.gram)
-        solution = solve(run, system, x["q"], iterations)
+        solution, gram = solve(run, system, x["q"], iterations)
         o, memory = run.matrix(MatrixTerms(solution, x["w"], x["v"], x["g"]), state.memory)
-        _, gram = run.matrix(MatrixTerms(solution, x["w"], x["k"], x["g"]), state.gram)
         return o, MesaState(memory, gram)
 
     def empty(rows: int) -> MesaState:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.fastweight import FASTWEIGHT, RowTerms
-from linrec.engines.fastweight.dual import norm_loss_gradient, normed
+from linrec.engines.fastweight.norm_loss import norm_loss_gradient, normed
 from linrec.errors import ShapeError
 from linrec.rule import Key, Query, rule
 
@@ -43,7 +43,7 @@ def ttt_terms(
         tuple(torch.cat([w, b[:, None]], dim=1) for w, b in maps),
         token.shape[0],
         lambda z, k, v: norm_loss_gradient(z, v - k, weight, bias),
-        lambda q, z: q + weight * normed(z)[0] + bias,
+        lambda q, z: q + weight * normed(z) + bias,
         True,
         token,
         lr,

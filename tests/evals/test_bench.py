@@ -8,6 +8,7 @@ import pytest
 
 from linrec.errors import BenchmarkError, UnknownNameError
 from linrec.evals.bench.cases import CASES
+from linrec.evals.bench.forms import form_remarks, form_rows, form_table
 from linrec.evals.bench.measure import interleaved
 from linrec.evals.bench.properties import chunk_flops
 from linrec.evals.bench.run import case_rows, remarks, run_bench, table, write
@@ -55,3 +56,19 @@ def test_measures():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 40e6 <= int(done.stdout) < 60e6
+
+
+def test_forms_of_a_rule_side_by_side():
+    rows = form_rows((5, 9), 2, ["gated_delta_net", "titans", "slstm"])  # slstm has one form only
+    assert [(r["case"], r["length"]) for r in rows[::2]] == [
+        ("gated_delta_net", 5),
+        ("gated_delta_net", 9),
+        ("titans", 5),
+        ("titans", 9),
+    ]
+    assert all(r["seconds"] > 0 and r["peer_seconds"] > 0 and r["difference"] < 1e-5 for r in rows)
+    assert form_table(rows).row_count == 2
+    rows = [{**row, "ratio": 0.5 if row["case"] == "titans" else 2.0} for row in rows]
+    assert (
+        form_remarks(rows)[0] == "T=5, forward: chunkwise beats the loop in 1 of 2 rules; slower: titans 0.50"
+    )

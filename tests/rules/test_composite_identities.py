@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from linrec import rules
+from linrec.engines.fenwick import LevelState
 from linrec.errors import BackendError, DtypeError, ShapeError
 from linrec.rules.feature_maps import FEATURE_MAPS, performer, rfa, squares, taylor2
 from linrec.state import map_tensors, named_tensors
@@ -385,6 +386,26 @@ def test_equal_level_weights_give_the_rule_below(form, levels):
     close(out.state.memory.sum(1), want.state)
     del x["beta"], gated["beta"]
     close(rules.log_linear_attention.form(form)(**x).o, rules.gla(**gated).o)
+
+
+@pytest.mark.parametrize("chunk", [1, 16, 64])
+@pytest.mark.parametrize("levels", [1, 3, 9])
+@pytest.mark.parametrize("name", ["log_linear_attention", "log_linear_gated_delta"])
+def test_rows_at_different_places_merge_their_levels_by_themselves(name, levels, chunk):
+    """Row 0 goes on after 3 tokens, row 1 after 24: what the next token sees at which level differs."""
+    rule = rules.get_rule(name)
+    x = inputs_of(rule, T=70, L=levels)
+    alone = []
+    for row, before in enumerate((3, 24)):
+        mine = {n: t[row : row + 1] for n, t in x.items()}
+        state = rule.recurrent(**{n: t[:, :before].flip(1) for n, t in mine.items()}).state
+        alone.append((state, LOOPS[name](**mine, state=state)))
+    state = LevelState(*(torch.cat(parts) for parts in zip(*(state for state, _ in alone), strict=True)))
+    o, last = rule.chunkwise(**x, state=state, chunk_size=chunk)
+    for row, (_, (want, after)) in enumerate(alone):
+        close(o[row : row + 1], want)
+        close(last.memory[row : row + 1], after[0])
+        assert last.seen[row] == (3, 24)[row] + 70
 
 
 def test_level_weights_belong_to_the_query_and_its_buckets():

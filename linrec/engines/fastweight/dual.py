@@ -11,7 +11,6 @@ ones. With x_j the inputs and d_j the output gradients of one map at token j, we
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -38,7 +37,7 @@ class Rows(NamedTuple):
 
 @dataclass(frozen=True)
 class DualTerms(FastTerms):
-    """``gradient(z, k, v)``: of the loss by the network's output z; ``read(q, z)``: the rule's output."""
+    """``gradient(z, k, v)``: of the loss by the network's output z; ``read(q, z)``: the rule's output, pointwise."""
 
     gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
     read: Callable[[Tensor, Tensor], Tensor]
@@ -47,6 +46,10 @@ class DualTerms(FastTerms):
     def rows(self, x: dict[str, Tensor], first: int) -> Rows:
         """The block's coefficients."""
         raise NotImplementedError
+
+    def output(self, q: Tensor, y: Tensor) -> Tensor:
+        """See FastTerms."""
+        return self.read(q, y)
 
     def block(self, x: dict[str, Tensor], first: int, memory: FastState) -> tuple[Tensor, FastState]:
         """See FastTerms."""
@@ -71,7 +74,7 @@ class DualTerms(FastTerms):
             rows.keep[..., None, None] * m - (rows.gather[..., None] * xs).mT @ d
             for m, xs, d in zip(memory.momentum, inputs, deltas, strict=True)
         )
-        return self.read(x["q"], y), memory._replace(now=now, momentum=momentum)
+        return y, memory._replace(now=now, momentum=momentum)
 
     def _with_ones(self, x: Tensor) -> Tensor:
         return F.pad(x, (0, 1), value=1.0) if self.bias else x
@@ -86,7 +89,7 @@ class DualTerms(FastTerms):
         deltas = [self.gradient(y, x["k"], x["v"])]
         for w, z in zip(weights[:0:-1], hidden[-2::-1], strict=True):
             back = deltas[0] @ w.mT
-            deltas.insert(0, (back[..., :-1] if self.bias else back) * gelu_slope(z))
+            deltas.insert(0, through_gelu(back[..., :-1] if self.bias else back, z))
         return inputs, deltas
 
 
@@ -163,22 +166,6 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-def gelu_slope(x: Tensor) -> Tensor:
-    """Its derivative."""
-    c = math.sqrt(2 / math.pi)
-    t = torch.tanh(c * (x + 0.044715 * x**3))
-    return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * x * x)
-
-
-def normed(z: Tensor, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """z without mean at unit variance, and what it was divided by."""
-    centred = z - z.mean(-1, keepdim=True)
-    deviation = (centred.square().mean(-1, keepdim=True) + eps).sqrt()
-    return centred / deviation, deviation
-
-
-def norm_loss_gradient(z: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """d/dz of |LN(z) - target|^2 / 2."""
-    x, deviation = normed(z)
-    back = (weight * x + bias - target) * weight
-    return (back - back.mean(-1, keepdim=True) - x * (back * x).mean(-1, keepdim=True)) / deviation
+def through_gelu(back: Tensor, z: Tensor) -> Tensor:
+    """The gradient of z from that of gelu(z)."""
+    return torch.ops.aten.gelu_backward(back, z, approximate="tanh")

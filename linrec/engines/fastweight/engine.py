@@ -53,11 +53,15 @@ class FastTerms(Terms):
         return {"q": self.q, "k": self.k, "v": self.v, **self.gates()}
 
     def block(self, x: dict[str, Tensor], first: int, memory: FastState) -> tuple[Tensor, FastState]:
-        """Outputs ``[B, H, n, V]`` of tokens ``first ..`` of a mini-batch, and the memory after them.
+        """What tokens ``first ..`` of a mini-batch read ``[B, H, n, V]``, and the memory after them.
 
         ``x`` holds the tensors heads first; the memory here holds whole weights, not differences.
         """
         raise NotImplementedError
+
+    def output(self, q: Tensor, read: Tensor) -> Tensor:
+        """The output, pointwise in time, from what the blocks read."""
+        return read
 
     def finished(self, memory: FastState) -> FastState:
         """The memory after a mini-batch's last token."""
@@ -113,6 +117,7 @@ def _run_batch(
     if moved:  # rows stand at different places of their mini-batches: shift each to its own
         x, before = {name: _shifted(t, state.place) for name, t in x.items()}, 0
         length = x["q"].shape[2]
+    apart = moved or lengths is not None  # whether some rows may end before others
     stop = before + length
     rows = (
         1
@@ -127,9 +132,10 @@ def _run_batch(
         o, memory = terms.block(part, at % terms.mini_batch, memory)
         outputs.append(o)
         if until == grid_end:
-            memory = _where(ends >= grid_end, terms.finished(memory), memory)
+            new = terms.finished(memory)
+            memory = _where(ends >= grid_end, new, memory) if apart else new
         at = until
-    o = torch.cat(outputs, dim=2)
+    o = terms.output(x["q"], torch.cat(outputs, dim=2))
     if moved:
         o = _shifted_back(o, state.place, terms.q.shape[1])
     return o.transpose(1, 2), _differences(memory, terms.weights, ends % terms.mini_batch)
