@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from linrec.engines.selective import Selective
 
 CACHED = 2**20  # numbers of one expanded tensor that stay in cache; a chunk is as long as that allows
+RESPONSE = 64  # tokens of a chunk whose output is a convolution
 LOG2_E = 1 / math.log(2)
 
 Tokens = Mapping[str, Tensor]
@@ -47,7 +49,7 @@ class DiagonalTerms(Terms):
     read see the last two axes of the state the other way round, because long rows are quicker.
     ``parallel`` is the algorithm of the parallel form; "convolution" is for a decay that is constant in time,
     and ``gain`` ``[*channels]`` then says that the input is gain * x_t with tokens["x"] ``[B, T, *channels[:-1]]`` and
-    that ``read`` is linear in h alone: the convolution is one of tokens["x"] with the output's response.
+    that ``read`` is linear in h alone: parallel and chunkwise convolve tokens["x"] with the output's response.
     ``selective`` describes the outer products behind expand and read, where they have that structure.
     Tokens may be in lower precision than the rest; expand and read see them in accumulator precision.
     ``fresh`` is set by the engine where the call starts from the empty state.
@@ -147,7 +149,11 @@ def scan_batch(
     h = torch.complex(*state.unbind(-1)) if terms.complex else state
     h = h.mT if terms.transposed else h
     length = next(iter(terms.tokens.values())).shape[1]
-    if call.form == "parallel" and terms.parallel == "convolution" and length:
+    constant = terms.parallel == "convolution" and length > 0
+    if constant and terms.gain is not None and call.form in ("parallel", "chunkwise"):
+        each = length if call.form == "parallel" else call.chunk_size or RESPONSE
+        o, h = _responses(terms, h, lengths, call.scale, each)
+    elif constant and call.form == "parallel":
         o, h = _convolution(terms, h, lengths, call.scale)
     else:
         chunk = {"recurrent": 1, "step": 1, "parallel": max(length, 1)}.get(call.form)
@@ -231,23 +237,43 @@ def _convolution(
     terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Constant decay: the response to an input is a power of it, and the whole sequence one FFT product."""
-    tokens = terms.tokens
-    length = next(iter(tokens.values())).shape[1]
-    decay, _ = terms.expand({name: x[:, :1] for name, x in tokens.items()})
-    steps = torch.arange(length + 1, device=decay.device)
-    ladder = scans.powers(decay[0, 0], steps)
+    decay, x = terms.expand(terms.tokens)
+    ladder = scans.ladder(decay[0, 0], x.shape[1] + 1)
     entry = ladder[-1] if lengths is None else ladder.index_select(0, lengths)
-    x = tokens["x"] if terms.gain is not None else terms.expand(tokens)[1]
     at_end = x if lengths is None else _right_aligned(x, lengths)
-    if terms.gain is not None:
-        response = ladder[:-1] * terms.gain
-        o = scans.convolve(terms.read(tokens, response), x)
-        if not terms.fresh:
-            o = o + terms.read(tokens, ladder[1:] * h[:, None])
-        written = torch.einsum("t...n,bt...->b...n", response.flip(0), at_end.to(response.dtype))
-        return scale * o, entry * h + written
-    o = terms.read(tokens, scale * (ladder[1:] * h[:, None] + scans.convolve(ladder[:-1], x)))
+    o = terms.read(terms.tokens, scale * (ladder[1:] * h[:, None] + scans.convolve(ladder[:-1], x)))
     return o, entry * h + (ladder[:-1].flip(0) * at_end).sum(1)
+
+
+def _responses(
+    terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, scale: float, chunk: int
+) -> tuple[Tensor, Tensor]:
+    """Constant decay and gain: a chunk's output is one FFT product with the output's response, beside what its entry
+    state becomes; no state within a chunk is formed. Powers and response are those of every chunk."""
+    x = terms.tokens["x"]
+    assert terms.gain is not None
+    decay, _ = terms.expand({"x": x[:, :1]})
+    ladder = scans.ladder(decay[0, 0], min(chunk, x.shape[1]) + 1)
+    response = ladder[:-1] * terms.gain
+    seen = terms.read(terms.tokens, scale * response)
+    backwards = response.flip(0).movedim(0, -2).contiguous()
+
+    def one(part: Tensor, real: Tensor | None, held: bool, h: Tensor) -> tuple[Tensor, Tensor]:
+        count = part.shape[1]
+        o = scans.convolve(seen[:count], part)
+        if held:
+            o = o + terms.read(terms.tokens, scale * ladder[1 : count + 1] * h[:, None])
+        at_end = (part if real is None else _right_aligned(part, real)).to(response.dtype)
+        written = torch.einsum("...tn,bt...->b...n", backwards[..., -count:, :], at_end)
+        return o, (ladder[count] if real is None else ladder.index_select(0, real)) * h + written
+
+    outputs = []
+    for number, part in enumerate(x.split(chunk, dim=1)):
+        real = None if lengths is None else (lengths - number * chunk).clamp(0, part.shape[1])
+        now = partial(one, part, real, number > 0 or not terms.fresh)
+        o, h = _recomputed(now, h) if chunk < x.shape[1] else now(h)
+        outputs.append(o)
+    return torch.cat(outputs, dim=1), h
 
 
 def _right_aligned(x: Tensor, lengths: Tensor) -> Tensor:

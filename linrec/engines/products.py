@@ -63,7 +63,9 @@ def _exact_in_onednn() -> bool:
     before = _setting()
     _set("bf16")
     try:
-        return all(_error(*shape) < EXACT for shape in ((1, 256, 256, 256), (8, 64, 128, 128), (4, 32, 32, 64)))
+        return all(
+            _error(*shape) < EXACT for shape in ((1, 256, 256, 256), (8, 64, 128, 128), (4, 32, 32, 64))
+        )
     finally:
         _set(before)
 

@@ -6,6 +6,8 @@ None divides by a decay: ``cumsum(x / A) * A`` overflows as soon as a product of
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -48,13 +50,21 @@ def quadratic(g: Tensor, x: Tensor, start: Tensor) -> Tensor:
     return (weights * x[:, None]).sum(2) + total.to(x.dtype).exp() * start[:, None]
 
 
-def powers(log_a: Tensor, exponents: Tensor) -> Tensor:
-    """a^n for each n of ``exponents`` ``[...]`` and each a = e^{log_a} ``[*S]``: ``[..., *S]``, in log_a's dtype.
+def ladder(log_a: Tensor, count: int) -> Tensor:
+    """a^0, a^1, ..., a^(count - 1) of each a = e^{log_a} ``[*S]``: ``[count, *S]``, in log_a's dtype.
 
-    The phase n * angle is formed in double precision: in single precision it would be lost after some thousand steps.
+    Products of two powers of few, so that few exponentials are taken. All in double precision: in single precision the
+    phase n * angle would be lost after some thousand steps.
     """
-    n = exact(exponents.to(log_a.real.dtype)).reshape(*exponents.shape, *[1] * log_a.dim())
-    return (n * exact(log_a)).exp().to(log_a.dtype)
+    few = max(math.isqrt(count), 1)
+
+    def powers(exponents: Tensor) -> Tensor:
+        n = exact(exponents.to(log_a.real.dtype)).reshape(-1, *[1] * log_a.dim())
+        return (n * exact(log_a)).exp()
+
+    low = powers(torch.arange(few, device=log_a.device))
+    high = powers(torch.arange(0, count, few, device=log_a.device))
+    return (high[:, None] * low).flatten(0, 1)[:count].to(log_a.dtype)
 
 
 def convolve(kernel: Tensor, x: Tensor) -> Tensor:

@@ -43,8 +43,8 @@ def s4d(
 
     x ``[B, T, D]``, dt ``[D]`` > 0, A = A_re + i A_im ``[D, N]`` with A_re < 0, one of each conjugate pair,
     C = C_re + i C_im ``[D, N]`` (B = 1 is absorbed in C), D ``[D]`` or None. State ``[B, D, N, 2]``, real and
-    imaginary part; default scale 1. The parallel form is one FFT convolution with the kernel 2 Re sum C Bbar Abar^l.
-    Raises UnknownNameError for another discretization.
+    imaginary part; default scale 1. The parallel form is one FFT convolution with the kernel 2 Re sum C Bbar Abar^l,
+    the chunkwise form one a chunk. Raises UnknownNameError for another discretization.
     """
     log_decay, gain = discretized(torch.complex(A_re, A_im), dt[:, None], discretization, "s4d")
     C = torch.complex(C_re, C_im)

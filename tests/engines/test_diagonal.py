@@ -66,8 +66,14 @@ def test_convolution_and_powers(dtype):
 def test_powers_keep_the_phase():
     """After thousands of steps the phase is still that of the rounded angle."""
     log_a = torch.complex(torch.tensor([-1e-5]), torch.tensor([2.5]))
-    got = scans.powers(log_a, torch.tensor([5000]))
-    assert relative_error_complex(got.to(torch.complex128), (5000 * log_a.to(torch.complex128)).exp()) < 2e-7
+    for count in (1, 2, 7, 5001):
+        steps = torch.arange(count)[:, None]
+        got = scans.ladder(log_a, count)
+        assert got.shape == (count, 1) and got.dtype == log_a.dtype
+        assert (
+            relative_error_complex(got.to(torch.complex128), (steps * log_a.to(torch.complex128)).exp())
+            < 2e-7
+        )
 
 
 def test_stabiliser_is_the_recursion():

@@ -27,7 +27,7 @@ class Sizes(NamedTuple):
     values: int
 
     def by_group(self, like: Tensor, stacked: bool = True) -> tuple[Tensor, Tensor]:
-        """Memory ``[B H, J C, R V]`` and its view ``[B, H, R, J, C, V]``; without ``stacked`` J is 1, and not an axis."""
+        """Memory ``[B H, J C, R V]`` and its view ``[B, H, R, J, C, V]``; without ``stacked`` J is 1 and no axis."""
         readers = self.readers if stacked else 1
         memory = like.new_empty(self.batch * self.heads, readers * self.rows, self.repeat * self.values)
         parts = memory.view(self.batch, self.heads, readers, self.rows, self.repeat, self.values)
@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
         return memory.view(-1, memory.shape[3] * self.rows if stacked else self.rows, width), memory
 
     def pairs(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Memory ``[J, B H R, C, C]``, in which what belongs to one reader is contiguous, and ``[B, H, R, J, C, C]``."""
+        """Memory ``[J, B H R, C, C]``, where what one reader needs is contiguous, and ``[B, H, R, J, C, C]``."""
         memory = like.new_empty(self.readers, *self.of_heads, self.rows, self.rows)
         return memory.flatten(1, 3), memory.permute(1, 2, 3, 0, 4, 5)
 
@@ -60,12 +60,16 @@ class Forward:
         self.reads = like.new_empty(groups, s.readers * s.rows, s.width)
         self.keys_h = self.keys.view(s.batch, s.heads, s.rows, s.width)
         self.reads_h = self.reads.view(s.batch, s.heads, s.readers, s.rows, s.width)
+        self.reads_a, self.reads_q = self.reads_h[:, :, 0], self.reads_h[:, :, -1]
         self.grams = like.new_empty(groups, s.readers * s.rows, s.rows)
         self.grams_h = self.grams.view(s.batch, s.heads, 1, s.readers, s.rows, s.rows)
         _, self.decay_h = s.pairs(like)
         weights, self.weights_h = s.pairs(like)
         self.scores = weights[-1]
+        self.decay_a, self.decay_q = self.decay_h[:, :, :, 0], self.decay_h[:, :, :, -1]
+        self.gram_h = self.weights_h[:, :, :, 0]
         self.seen, self.seen_h = s.by_group(like)
+        self.seen_a, self.seen_q = self.seen_h[:, :, :, 0], self.seen_h[:, :, :, -1]
         self.kept, self.kept_h = s.by_group(like, stacked=False)
         self.right, self.right_h = s.by_head(like, s.values)
         self.product, self.product_h = s.by_head(like, s.values)
@@ -82,6 +86,7 @@ class Backward:
     def __init__(self, s: Sizes, like: Tensor):
         groups = s.batch * s.heads
         self.outer, self.outer_h = s.by_head(like, s.values, stacked=True)
+        self.asked, self.asked_h = self.outer[:, -s.rows :], self.outer_h[:, :, :, -1]
         self.left, self.left_h = s.by_group(like, stacked=False)
         self.dx, self.dx_h = s.by_head(like, s.values)
         self.dright, self.dright_h = self.dx, self.dx_h
@@ -89,9 +94,12 @@ class Backward:
             self.dright, self.dright_h = self.outer[:, : s.rows], self.outer_h[:, :, :, 0]
         self.pulls, self.pulls_h = s.by_group(like)
         self.paired, self.paired_h = s.by_head(like, s.rows, stacked=True)
+        self.paired_a = self.paired_h[:, :, :, 0]
         self.dreads = like.new_empty(groups, s.readers * s.rows, s.width)
-        self.dreads_h = self.dreads.view(s.batch, s.heads, s.readers, s.rows, s.width)
+        dreads_h = self.dreads.view(s.batch, s.heads, s.readers, s.rows, s.width)
+        self.dreads_a, self.dreads_q = dreads_h[:, :, 0], dreads_h[:, :, -1]
         self.dkeys = like.new_empty(groups, s.rows, s.width)
         self.dkeys_h = self.dkeys.view(s.batch, s.heads, s.rows, s.width)
         _, self.dots_h = s.by_head(like, s.values, stacked=True)
+        self.value_dots = self.dots_h[:, :, :, 0]
         _, self.pair_dots_h = s.by_head(like, s.rows, stacked=True)

@@ -16,7 +16,7 @@ from linrec.engines.checks import readable
 from linrec.engines.decays import LOG2, REACH
 from linrec.engines.matrix import general
 from linrec.engines.matrix.frame import Frame, adjoint, framed, leave, output, solve
-from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, put_rows, rows
+from linrec.engines.matrix.plan import Memory, Plan, Span, Stack, Tensors, put_rows, rows
 from linrec.engines.scans import exact
 
 SMALLEST = 16  # tokens that are not halved further
@@ -48,6 +48,11 @@ class ChannelLane:
         self.falling = bool(known and g.amax() <= 0)
         # A decay that is the same at every token and too strong for the shortest pieces: no piece would have a frame.
         self.steep = bool(known and g.stride(1) == 0 and -g[:, :1].amin() * (SMALLEST // 2 + 1) > REACH)
+        self.precise = exact(g[:0])
+        batch, heads = self._batch
+        whole = {name: x if x.dim() == 4 else x[..., None] for name, x in tensors.items() if x is not None}
+        views = {name: x[0].transpose(0, 1) for name, x in whole.items() if batch == 1}
+        self.heads_first = {name: x for name, x in views.items() if len(x) == heads}
 
     def inner(self, state: Tensor) -> Tensor:
         """``[N, K, V]``."""
@@ -104,8 +109,7 @@ class ChannelLane:
         solved = general.solve_chunk(exactly, states[0])
         part = rows(do, *span).contiguous()  # an expanded gradient would be multiplied matrix by matrix
         found, dentry = general.chunk_adjoint(exactly, solved, *states, part, dexit, self.plan)
-        for name, grad in self._through_strengths(c, found).items():
-            put_rows(grads[name], grad, *span)
+        self._put(c, span, found, {}, grads)
         return dentry
 
     def _halved(self, span: Span) -> bool:
@@ -123,13 +127,15 @@ class ChannelLane:
 
         def cut(name: str) -> Tensor | None:
             x = self.tensors[name]
-            if x is None:
-                return None
+            if x is None or name in self.heads_first:
+                return None if x is None else self.heads_first[name].narrow(1, span[0], span[1] - span[0])
             x = x if x.dim() == 4 else x[..., None]
             return rows(x, *span, self._batch[1] // x.shape[2])
 
         found = {name: cut(name) for name in self.NAMES}
-        write, erase = (x if x is None else x.to(self.dtype) for x in (found.pop("write"), found.pop("erase")))
+        write, erase = (
+            x if x is None else x.to(self.dtype) for x in (found.pop("write"), found.pop("erase"))
+        )
         k, v, g = (found[name] for name in "kvg")
         assert k is not None and v is not None and g is not None
         erased = None if erase is None else -erase
@@ -140,7 +146,7 @@ class ChannelLane:
     def _framed(self, c: Rows) -> Frame | None:
         if self.steep or not readable(c.g):
             return None
-        total = self.memory.rows_first("total", exact(c.g[:1, :1]), *c.g.shape).copy_(c.g)
+        total = self.memory.rows_first("total", self.precise, *c.g.shape).copy_(c.g)
         _sum_rows(total, 1 / LOG2, self.memory)
         return framed(total, self.falling, c.tensors, self.plan, self.memory, self.dtype)
 
@@ -161,58 +167,77 @@ class ChannelLane:
         grads: dict[str, Tensor],
     ) -> Tensor:
         """:meth:`backward` of a chunk in the frame."""
-        plan, memory, size = self.plan, self.memory, f.length
+        plan, memory = self.plan, self.memory
         entry, leaving = states
         s = solve(f, c.v, c.write, entry, plan, memory)
         at_end = torch.mul(leaving, dexit, out=memory.take("end", leaving, *leaving.shape)).sum(-1)
         dreads, dwrites, dv, dentry = adjoint(f, s, rows(do, *span), dexit, plan, memory)
         found = {"v": dv, "g": self._decay_gradient(f, dreads, dwrites, at_end)}
+        places = {name: self._place(grads[name], span) for name in ("q", "k", "v")}
 
         def leaves_frame(name: str, dx: Tensor, factor: Tensor) -> None:
-            found[name] = torch.mul(dx, factor, out=memory.rows_first("d" + name, dx, *dx.shape))
+            place = places.get(name)
+            out = memory.rows_first("d" + name, dx, *dx.shape) if place is None else place
+            found[name] = torch.mul(dx, factor, out=out)
 
-        leaves_frame("k", dwrites[:, -size:], f.down)
-        leaves_frame("q", dreads[:, -size:], f.up_q)
+        leaves_frame("k", dwrites.last, f.down)
+        leaves_frame("q", dreads.last, f.up_q)
         if f.predicts:
-            leaves_frame("a", dreads[:, :size], f.up_a)
+            leaves_frame("a", dreads.first, f.up_a)
         if f.general:
-            leaves_frame("b", dwrites[:, :size], f.down)
-        for name, grad in self._through_strengths(c, found).items():
-            put_rows(grads[name], grad, *span)
+            leaves_frame("b", dwrites.first, f.down)
+        self._put(c, span, found, places, grads)
         return dentry
 
-    def _decay_gradient(self, f: Frame, dreads: Tensor, dwrites: Tensor, at_end: Tensor) -> Tensor:
+    def _place(self, grad: Tensor, span: Span) -> Tensor | None:
+        """The rows of a gradient as ``[N, C, .]``, where what is computed can be written there at once."""
+        fits = grad.shape[0] == 1 and grad.shape[2] == self._batch[1] and grad.dtype == self.dtype
+        return rows(grad, *span) if fits else None
+
+    def _decay_gradient(self, f: Frame, dreads: Stack, dwrites: Stack, at_end: Tensor) -> Tensor:
         """Gradient of the log-decays ``[N, C, 1 or K]``: sums over all later rows of x dx of all that they scale."""
-        size, memory = f.length, self.memory
-        change = memory.take("change", dreads, len(dreads), size, dreads.shape[2]).zero_()
+        memory = self.memory
+        change = memory.take("change", dreads.last, *dreads.last.shape).zero_()
         seen = [self.plan.reads_now] if not f.predicts else [self.plan.predicts_now, self.plan.reads_now]
-        for x, dx, now in zip(f.reads.split(size, 1), dreads.split(size, 1), seen, strict=True):
+        for x, dx, now in zip(f.reads.blocks, dreads.blocks, seen, strict=True):
             if now:
                 change.addcmul_(x, dx)
             else:  # read the decay up to the token before; the first token read none
                 change[:, :-1].addcmul_(x[:, 1:], dx[:, 1:])
-        for x, dx in zip(f.writes.split(size, 1), dwrites.split(size, 1), strict=True):
+        for x, dx in zip(f.writes.blocks, dwrites.blocks, strict=True):
             change.addcmul_(x, dx, value=-1)
         change[:, -1] += at_end
         if f.down.shape[2] == 1:
             change = change.sum(-1, keepdim=True)
-        total = memory.rows_first("dtotal", exact(change[:1, :1]), *change.shape).copy_(change)
+        total = memory.rows_first("dtotal", self.precise, *change.shape).copy_(change)
         return _sum_rows(total, 1.0, memory, later=True)
 
-    def _through_strengths(self, c: Rows, grads: dict[str, Tensor]) -> dict[str, Tensor]:
-        """With the gradients of the strengths, and through them of k and v."""
+    def _put(
+        self,
+        c: Rows,
+        span: Span,
+        found: dict[str, Tensor],
+        places: dict[str, Tensor | None],
+        grads: dict[str, Tensor],
+    ) -> None:
+        """Puts what was found in its place, with the gradients of the strengths, and through them of k and v."""
         if c.erased is not None:
-            da = grads.pop("a")
-            grads["erase"] = self._dot(c.k, da).neg_()
-            grads["k"].addcmul_(da, c.erased)
+            da = found.pop("a")
+            found["erase"] = self._dot(c.k, da).neg_()
+            found["k"].addcmul_(da, c.erased)
         if c.write is not None:
-            grads["write"] = self._dot(c.v, grads["v"])
-            grads["v"].mul_(c.write)
-        return grads
+            dv, place = found["v"], places.get("v")
+            found["write"] = self._dot(c.v, dv)
+            found["v"] = torch.mul(dv, c.write, out=dv if place is None else place)
+        for name, grad in found.items():
+            if grad is not places.get(name):
+                put_rows(grads[name], grad, *span)
 
     def _dot(self, x: Tensor, dx: Tensor) -> Tensor:
         """Inner products of the rows, ``[N, C, 1]``."""
-        return torch.mul(x, dx, out=self.memory.rows_first(f"dot {x.shape[2]}", dx, *dx.shape)).sum(-1, keepdim=True)
+        return torch.mul(x, dx, out=self.memory.rows_first(f"dot {x.shape[2]}", dx, *dx.shape)).sum(
+            -1, keepdim=True
+        )
 
 
 def _halves(span: Span) -> tuple[Span, Span]:

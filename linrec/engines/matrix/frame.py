@@ -30,38 +30,42 @@ import torch
 from torch import Tensor
 
 from linrec.engines.decays import LOG2, REACH
-from linrec.engines.matrix.plan import Memory, Plan
+from linrec.engines.matrix.plan import Memory, Plan, Stack
 from linrec.engines.triangular import BlockSystems
 
 
 class Frame(NamedTuple):
     """One chunk in the frame; ``[N, C, .]``, N = B HV. ``up`` = scale e^{G_q - m}, e^{G_a - m}, ``down`` = e^{m - G}.
 
-    ``reads`` ``[N, (2) C, K]`` is R, ``writes`` ``[N, (2) C, K]`` W.
+    ``reads`` is R, whose first block are rows a where there are two; ``writes`` is W, with rows b.
     """
 
-    reads: Tensor
-    writes: Tensor
+    reads: Stack
+    writes: Stack
     up_q: Tensor
     up_a: Tensor
     down: Tensor
     enter: Tensor  # e^m as rows of the state, [N, 1 or K, 1]
     leave: Tensor  # e^{G_C - m}
-    length: int
 
     @property
     def predicts(self) -> bool:
         """Whether the chunk has rows a."""
-        return self.reads.shape[1] > self.length
+        return self.reads.double
 
     @property
     def general(self) -> bool:
         """Whether predictions are written with rows of their own, b."""
-        return self.writes.shape[1] > self.length
+        return self.writes.double
 
 
 def framed(
-    total: Tensor, falling: bool, rows: dict[str, Tensor | None], plan: Plan, memory: Memory, dtype: torch.dtype
+    total: Tensor,
+    falling: bool,
+    rows: dict[str, Tensor | None],
+    plan: Plan,
+    memory: Memory,
+    dtype: torch.dtype,
 ) -> Frame | None:
     """The chunk of q, k, a, b in the frame, or None where the decay of the chunk is too strong for it.
 
@@ -71,7 +75,7 @@ def framed(
     size = total.shape[1]
     # A whole number of halvings: scaling by it is exact, so no later decay reaches an earlier row by rounding.
     halvings = total[:, size // 2 : size // 2 + 1].round()
-    if not _within_reach(total[:, :: max(size - 1, 1)] if falling else total, halvings):
+    if not (falling and _is_short(total[:, -1])) and not _within_reach(total, halvings):
         return None
     # Two to some power takes torch a third of the time of e to it on a CPU. Out of the frame it is within single
     # precision, too.
@@ -89,7 +93,12 @@ def framed(
         up_q = torch.mul(up_q, plan.scale, out=memory.rows_first("scaled", up, *up.shape))
     reads = _stacked("reads", ((rows["a"], up_a), (rows["q"], up_q)), memory)
     writes = _stacked("writes", ((rows["b"], down), (rows["k"], down)), memory)
-    return Frame(reads, writes, up_q, up_a, down, enter.mT, up[:, -1:].mT, size)
+    return Frame(reads, writes, up_q, up_a, down, enter.mT, up[:, -1:].mT)
+
+
+def _is_short(last: Tensor) -> bool:
+    """Whether a falling decay is within reach from whatever row; not where something is not a number."""
+    return bool(last.amin() >= 1 - REACH / LOG2)
 
 
 def _within_reach(total: Tensor, halvings: Tensor) -> bool:
@@ -99,56 +108,65 @@ def _within_reach(total: Tensor, halvings: Tensor) -> bool:
     return bool(reach <= REACH / LOG2)
 
 
-def _stacked(name: str, parts: tuple[tuple[Tensor | None, Tensor], ...], memory: Memory) -> Tensor:
+def _stacked(name: str, parts: tuple[tuple[Tensor | None, Tensor], ...], memory: Memory) -> Stack:
     """The products of those that there are, one below the other."""
     present = [(x, factor) for x, factor in parts if x is not None]
     x, factor = present[0]
-    batch, size, width = x.shape
-    out = memory.take(name, factor, batch, len(present) * size, width)
-    for number, (x, factor) in enumerate(present):
-        torch.mul(x, factor, out=out[:, number * size : (number + 1) * size])
-    return out
+    stack = memory.stack(name, factor, len(present), *x.shape)
+    for (x, factor), out in zip(present, stack.blocks, strict=True):
+        torch.mul(x, factor, out=out)
+    return stack
 
 
 class Solved(NamedTuple):
-    """M_q ``[N, C, (2) C]``, M_ak where there are b, I - M_a, X ``[N, (2) C, V]``, S~, R S~."""
+    """M_q ``[N, C, (2) C]``, M_ak where there are b, I - M_a, X, S~, R S~."""
 
     scores: Tensor
     within: Tensor | None
     systems: BlockSystems | None
-    written: Tensor
+    written: Stack
     state: Tensor
-    seen: Tensor
+    seen: Stack
 
 
 def solve(f: Frame, v: Tensor, write: Tensor | None, state: Tensor, plan: Plan, memory: Memory) -> Solved:
     """What the chunk sees and writes; write v ``[N, C, V]``, the entry state ``[N, K, V]``."""
-    size, count = f.length, len(state)
-    read, wrote = f.reads.shape[1], f.writes.shape[1]
+    count, size, _ = v.shape
+    read, wrote = len(f.reads.blocks), len(f.writes.blocks)
     inner = torch.mul(state, f.enter, out=memory.take("inner", state, *state.shape))
-    grams = torch.bmm(f.reads, f.writes.mT, out=memory.take("grams", inner, count, read, wrote))
-    seen = torch.bmm(f.reads, inner, out=memory.take("seen", inner, count, read, v.shape[2]))
-    scores = memory.take("scores", inner, count, size, wrote)
-    for part, out in zip(grams[:, -size:].split(size, 2), scores.split(size, 2), strict=True):
-        out.copy_(part).tril_(_diagonal(plan))
-    written = memory.take("written", inner, count, wrote, v.shape[2])
+    grams = memory.stack("grams", inner, read, count, size, wrote * size)
+    torch.bmm(f.reads.whole, f.writes.whole.mT, out=grams.whole)
+    seen = memory.stack("seen", inner, read, *v.shape)
+    torch.bmm(f.reads.whole, inner, out=seen.whole)
+    scores = memory.take("scores", inner, *grams.last.shape).copy_(grams.last)
+    _below(scores, _diagonal(plan))
+    written = memory.stack("written", inner, wrote, *v.shape)
     systems = within = None
-    values = written[:, -size:]
     if not f.predicts or f.general:
-        _strengthened(v, write, values)
+        _strengthened(v, write, written.last)
     if f.predicts:
         systems, right = memory.systems(inner, count, size), memory.take("right", inner, *v.shape)
-        systems.matrices.copy_(grams[:, :size, :size]).tril_(-1)
+        systems.matrices.copy_(grams.first[:, :, :size]).tril_(-1)
         systems.invert()
         if f.general:
-            within = memory.take("within", inner, count, size, size).copy_(grams[:, :size, size:]).tril_(-1)
-            torch.baddbmm(seen[:, :size], within, values, out=right)
+            within = memory.take("within", inner, count, size, size).copy_(grams.first[:, :, size:]).tril_(-1)
+            torch.baddbmm(seen.first, within, written.last, out=right)
         elif write is None:
-            torch.add(seen[:, :size], v, out=right)
+            torch.add(seen.first, v, out=right)
         else:
-            torch.addcmul(seen[:, :size], v, write, out=right)
-        systems.solve(right, written[:, :size])
+            torch.addcmul(seen.first, v, write, out=right)
+        systems.solve(right, written.first)
     return Solved(scores, within, systems, written, inner, seen)
+
+
+def _below(scores: Tensor, diagonal: int) -> None:
+    """Keeps of each block ``[N, C, C]`` what is up to the diagonal."""
+    size = scores.shape[1]
+    if scores.shape[2] == size:
+        scores.tril_(diagonal)
+    else:
+        for part in scores.split(size, 2):
+            part.tril_(diagonal)
 
 
 def _strengthened(v: Tensor, write: Tensor | None, out: Tensor) -> None:
@@ -165,40 +183,40 @@ def _diagonal(plan: Plan) -> int:
 
 def output(f: Frame, s: Solved, memory: Memory, out: Tensor) -> None:
     """The output in ``[B, HV, C, V]``."""
-    product = torch.bmm(s.scores, s.written, out=memory.take("product", s.seen, len(s.seen), *out.shape[2:]))
-    torch.add(product.view(out.shape), s.seen[:, -f.length :].unflatten(0, out.shape[:2]), out=out)
+    product = torch.bmm(s.scores, s.written.whole, out=memory.take("product", s.state, *s.seen.last.shape))
+    torch.add(product.view(out.shape), s.seen.last.unflatten(0, out.shape[:2]), out=out)
 
 
 def leave(f: Frame, s: Solved, new_state: Tensor) -> None:
     """The exit state; S~ is overwritten."""
-    torch.mul(s.state.baddbmm_(f.writes.mT, s.written), f.leave, out=new_state)
+    torch.mul(s.state.baddbmm_(f.writes.whole.mT, s.written.whole), f.leave, out=new_state)
 
 
 def adjoint(
     f: Frame, s: Solved, do: Tensor, dexit: Tensor, plan: Plan, memory: Memory
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Stack, Stack, Tensor, Tensor]:
     """dR, dW, that of what v writes, and of the entry state, from those of the output and of the exit state.
 
     The last is memory: that of the exit state, where it came from the chunk behind, is overwritten.
     """
-    size, count, width = f.length, *do.shape[::2]
-    asked = memory.take("asked", s.seen, count, f.reads.shape[1], width)
-    asked[:, -size:] = do
+    read, wrote = len(f.reads.blocks), len(f.writes.blocks)
+    asked = memory.stack("asked", s.state, read, *do.shape)
+    asked.last.copy_(do)
     dout = torch.mul(dexit, f.leave, out=memory.take("dout", dexit, *dexit.shape))
-    dwritten = torch.bmm(f.writes, dout, out=memory.take("dwritten", dout, count, f.writes.shape[1], width))
-    dwritten.baddbmm_(s.scores.mT, asked[:, -size:])
-    dv = dwritten
+    dwritten = memory.stack("dwritten", dout, wrote, *do.shape)
+    torch.bmm(f.writes.whole, dout, out=dwritten.whole).baddbmm_(s.scores.mT, asked.last)
+    dv = dwritten.last
     if s.systems is not None:
-        dv = s.systems.solve_transposed(dwritten[:, :size], asked[:, :size])
+        dv = s.systems.solve_transposed(dwritten.first, asked.first)
         if s.within is not None:
-            dv = dwritten[:, size:].baddbmm_(s.within.mT, dv)
-    weighted = torch.bmm(asked, s.written.mT, out=memory.take("weighted", dout, *f.reads.shape[:2], f.writes.shape[1]))
-    for part in weighted.split(size, 2):
-        if s.systems is not None:
-            part[:, :size].tril_(-1)
-        part[:, -size:].tril_(_diagonal(plan))
-    dreads = torch.bmm(asked, s.state.mT, out=memory.take("dreads", f.reads, *f.reads.shape))
-    dreads.baddbmm_(weighted, f.writes)
-    dwrites = torch.bmm(s.written, dout.mT, out=memory.take("dwrites", f.writes, *f.writes.shape))
-    dwrites.baddbmm_(weighted.mT, f.reads)
-    return dreads, dwrites, dv, dout.baddbmm_(f.reads.mT, asked).mul_(f.enter)
+            dv = dwritten.last.baddbmm_(s.within.mT, dv)
+    weighted = memory.stack("weighted", dout, read, *s.scores.shape)
+    torch.bmm(asked.whole, s.written.whole.mT, out=weighted.whole)
+    if s.systems is not None:
+        _below(weighted.first, -1)
+    _below(weighted.last, _diagonal(plan))
+    dreads = memory.stack("dreads", dout, read, *f.reads.last.shape)
+    torch.bmm(asked.whole, s.state.mT, out=dreads.whole).baddbmm_(weighted.whole, f.writes.whole)
+    dwrites = memory.stack("dwrites", dout, wrote, *f.writes.last.shape)
+    torch.bmm(s.written.whole, dout.mT, out=dwrites.whole).baddbmm_(weighted.whole.mT, f.reads.whole)
+    return dreads, dwrites, dv, dout.baddbmm_(f.reads.whole.mT, asked.whole).mul_(f.enter)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from linrec.engines.checks import readable
 from linrec.engines.decays import LOG2, REACH
-from linrec.engines.matrix.plan import Memory, Plan, Tensors
+from linrec.engines.matrix.plan import Plan, Tensors
 from linrec.engines.scans import exact
 
 TIME = -2
@@ -54,29 +54,35 @@ def numbers(plan: Plan, tensors: Tensors, dtype: torch.dtype) -> list[Numbers]:
     g = v.new_zeros(v.shape[:3], dtype=dtype) if g is None else g
     g, write, erase = (by_chunk(x, k.shape[2], plan.chunk) for x in (g, tensors["write"], tensors["erase"]))
     assert g is not None
-    total = exact(g).cumsum(TIME)
-    before = F.pad(total[..., :-1, :], (0, 0, 1, 0))  # by shifting: total - g would lose digits
-    last = total[..., -1:, :]
-    middle = plan.chunk // 2
+    total = exact(g).contiguous().cumsum(TIME)
+    in_halvings = total / LOG2  # two to some power takes torch a third of the time of e to it on a CPU
+    last, middle = in_halvings[..., -1:, :], plan.chunk // 2
     # A whole number of halvings: scaling by it is exact, so no later decay reaches an earlier row by rounding.
-    halvings = total[..., middle : middle + 1, :].div(LOG2).round()
-    near = _within_reach(total, before, halvings * LOG2)
-    seen = [(total if now else before) for now in (plan.reads_now, plan.predicts_now)]
-    at_q, at_a = (x.exp() for x in seen)
+    halvings = in_halvings[..., middle : middle + 1, :].round()
+    near, down = _within_reach(in_halvings, halvings), torch.exp2(halvings)
+    at_row = in_halvings.exp2()
+    # What is seen of the token before: by shifting, total - g would lose digits.
+    at = {True: at_row, False: F.pad(at_row[..., :-1, :], (0, 0, 1, 0), value=1.0)}
+    sums = {True: total, False: F.pad(total[..., :-1, :], (0, 0, 1, 0))}
+    at_q, at_a = at[plan.reads_now], at[plan.predicts_now]
+    up_q = at_q / down
+    up_a = up_q if at_a is at_q else at_a / down
     erased = None if erase is None else exact(-erase)
     rows = (
         _readers(at_q, None if erased is None else at_a),
         _readers(at_q, None if erased is None else at_a * erased),
-        (last - total).exp(),
-        *(x * torch.exp2(-halvings) for x in (at_q, at_a)),
-        torch.exp2(halvings) / total.exp(),
+        torch.exp2(last - in_halvings),
+        up_q,
+        up_a,
+        down / at_row,
         write,
         erased,
     )
     cut = (_cut(None if x is None else x.to(dtype), length, len(near)) for x in rows)
-    sums = zip(*(_cut(x, length, len(near)) for x in (total, *seen)), strict=True)
-    whole = last.exp().to(dtype).flatten(1, 2).transpose(2, 3).unbind(0)
-    return [Numbers._make(every) for every in zip(sums, whole, *cut, near, strict=True)]
+    seen = (total, sums[plan.reads_now], sums[plan.predicts_now])
+    totals = zip(*(_cut(x, length, len(near)) for x in seen), strict=True)
+    whole = last.exp2().to(dtype).flatten(1, 2).transpose(2, 3).unbind(0)
+    return [Numbers._make(every) for every in zip(totals, whole, *cut, near, strict=True)]
 
 
 def by_chunk(x: Tensor | None, heads: int, chunk: int) -> Tensor | None:
@@ -96,11 +102,13 @@ def _readers(at_q: Tensor, at_a: Tensor | None) -> Tensor:
     return torch.stack([at_q] if at_a is None else [at_a, at_q], dim=TIME - 1)
 
 
-def _within_reach(total: Tensor, before: Tensor, middle: Tensor) -> list[bool]:
+def _within_reach(total: Tensor, halvings: Tensor) -> list[bool]:
+    """Of each chunk, whether no factor of a decay between two of its rows overflows."""
     if not readable(total):
         return [False] * total.shape[0]
-    reach = torch.maximum(torch.maximum(before, total) - middle, middle - total).flatten(1).amax(1)
-    return (reach <= REACH).tolist()  # False also where it is not a number
+    low, high = torch.aminmax((total - halvings).flatten(1), dim=1)
+    reach = torch.stack([-low, high, -halvings.flatten(1).amin(1)]).amax(0)
+    return (reach <= REACH / LOG2).tolist()  # False also where it is not a number
 
 
 def _cut(x: Tensor | None, length: int, chunks: int) -> list[Tensor] | list[None]:

@@ -33,10 +33,42 @@ class Plan(NamedTuple):
         return self.predict == "decayed"
 
 
+class Stack(NamedTuple):
+    """``[N, (2) C, D]``: one block of rows, which is then first and last, or one below the other."""
+
+    whole: Tensor
+    first: Tensor
+    last: Tensor
+
+    @property
+    def double(self) -> bool:
+        """Whether there are two blocks."""
+        return self.first is not self.last
+
+    @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The one, or both."""
+        return (self.first, self.last) if self.double else (self.last,)
+
+
 class Memory(dict[str, Tensor]):
     """Tensors by name that every chunk of the same length uses again."""
 
     _systems: BlockSystems | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stacks: dict[str, Stack] = {}
+
+    def stack(self, name: str, like: Tensor, blocks: int, *shape: int) -> Stack:
+        """Blocks ``[N, C, D]`` of this shape, one below the other, and their views."""
+        count, size, width = shape
+        known = self._stacks.get(name)
+        if known is None or known.last.shape != shape:
+            whole = like.new_empty(count, blocks * size, width)
+            last = whole[:, -size:]
+            known = self._stacks[name] = Stack(whole, whole[:, :size] if blocks > 1 else last, last)
+        return known
 
     def take(self, name: str, like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of this shape; its values are left over from the chunk before."""
@@ -58,6 +90,8 @@ class Memory(dict[str, Tensor]):
 
 def rows(x: Tensor, start: int, stop: int, repeat: int = 1) -> Tensor:
     """``[B, T, H, D]`` -> ``[B H repeat, C, D]``; a view for a batch of one where heads are not shared, or all one."""
+    if repeat == 1 and x.shape[0] == 1:
+        return x[0, start:stop].transpose(0, 1)
     part = x[:, start:stop].transpose(1, 2)
     if repeat > 1 and part.shape[:2] == (1, 1):
         return part[0].expand(repeat, -1, -1)
@@ -71,6 +105,9 @@ def put_rows(target: Tensor, part: Tensor, start: int, stop: int) -> None:
     if target.dim() == 3:
         target = target[..., None]
     batch, _, heads, width = target.shape
+    if batch == 1 and heads == len(part):
+        target[0, start:stop].transpose(0, 1).copy_(part)
+        return
     part = part.view(batch, heads, -1, stop - start, width)
     target[:, start:stop] = (part[:, :, 0] if part.shape[2] == 1 else part.sum(2)).transpose(1, 2)
 

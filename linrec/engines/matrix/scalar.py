@@ -53,12 +53,12 @@ class ScalarLane:
         q, k, v = (tensors[name] for name in self.NAMES[:3])
         assert q is not None and k is not None and v is not None
         self.plan = plan = plan._replace(chunk=min(plan.chunk, max(v.shape[1], 1)))
-        self.tensors, self.dtype = tensors, dtype
+        self.tensors, self.dtype, self.length = tensors, dtype, v.shape[1]
         batch, _, heads, width = k.shape
         self.erases = tensors["erase"] is not None
         readers = 2 if self.erases else 1
         self.sizes = Sizes(batch, heads, v.shape[2] // heads, readers, plan.chunk, width, v.shape[3])
-        self.q, self.k, self.v = q.transpose(1, 2), k.transpose(1, 2), self._by_head(v)
+        self.cuts: dict[str, tuple[Tensor, ...]] = {}
         self.rows = numbers(plan, tensors, dtype)
         self.scale = torch.full((1,), plan.scale, dtype=dtype, device=v.device)
         skip = tensors["skip"]
@@ -81,29 +81,45 @@ class ScalarLane:
 
     def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
         """Fills ``new_state`` and the chunk's rows of the output."""
-        row, w = self.rows[number], self._memory(Forward, span)
-        v = _rows(self.v, span).to(self.dtype)
-        self._solve(w, row, span, v, state)
+        row, w, v = self._load(number, span)
+        self._solve(w, row, v, state)
         torch.bmm(w.scores, w.written, out=w.product)
-        out = torch.add(w.product_h, w.seen_h[:, :, :, -1], out=_rows(self._by_head(o), span))
+        out = torch.add(w.product_h, w.seen_q, out=self._cut("o", o)[number])
         if self.skip is not None:
             out.addcmul_(v, self.skip)
         torch.mul(w.written_h, row.to_end, out=w.kept_h)
         self._decayed(state, row.whole, new_state).baddbmm_(w.keys.mT, w.kept)
 
-    def _solve(self, w: Forward, row: Numbers, span: Span, v: Tensor, state: Tensor) -> None:
+    def _load(self, number: int, span: Span) -> tuple[Numbers, Forward, Tensor]:
+        """The numbers of a chunk; its k and scaled q in memory, rows of k with those of q if both read; its v."""
+        q, k, v = (self._cut(name, self.tensors[name])[number] for name in self.NAMES[:3])
+        w = self._memory(Forward, span)
+        w.keys_h.copy_(k)
+        if self.erases:
+            w.reads_a.copy_(w.keys_h)
+        torch.mul(q, self.scale, out=w.reads_q)
+        return self.rows[number], w, v.to(self.dtype)
+
+    def _cut(self, name: str, x: Tensor | None) -> tuple[Tensor, ...]:
+        """The chunks of a tensor, heads first: ``[B, H, C, K]``, or ``[B, H, R, C, V]`` of value heads."""
+        if name not in self.cuts:
+            assert x is not None
+            by_head = (
+                x.transpose(1, 2)
+                if name[-1] in "qk"
+                else x.unflatten(2, (self.sizes.heads, -1)).permute(0, 2, 3, 1, 4)
+            )
+            self.cuts[name] = by_head.split(self.plan.chunk, -2)
+        return self.cuts[name]
+
+    def _solve(self, w: Forward, row: Numbers, v: Tensor, state: Tensor) -> None:
         """What the chunk sees in the state, its scores, and what it writes."""
         plan = self.plan
-        w.keys_h.copy_(_rows(self.k, span))
-        torch.mul(_rows(self.q, span), self.scale, out=w.reads_h[:, :, -1])
-        decay_q = between("q", row, plan.reads_now, w.decay_h[:, :, :, -1])
-        if row.erased is not None:
-            w.reads_h[:, :, 0].copy_(w.keys_h)
-            decay_a = w.decay_h[:, :, :, 0]
-            if plan.reads_now == plan.predicts_now:
-                decay_a.copy_(decay_q).tril_(-1)
-            else:
-                between("a", row, False, decay_a)
+        between("q", row, plan.reads_now, w.decay_q)
+        if self.erases and plan.reads_now == plan.predicts_now:
+            w.decay_a.copy_(w.decay_q).tril_(-1)
+        elif self.erases:
+            between("a", row, False, w.decay_a)
         torch.bmm(w.reads, w.keys.mT, out=w.grams)
         torch.mul(w.grams_h, w.decay_h, out=w.weights_h)
         torch.bmm(w.reads, state, out=w.seen)
@@ -113,8 +129,8 @@ class ScalarLane:
         else:
             torch.mul(v, row.write, out=w.right_h)
         if row.erased is not None:
-            w.right_h.addcmul_(w.seen_h[:, :, :, 0], row.erased)
-            torch.mul(w.weights_h[:, :, :, 0], row.erased, out=w.matrices_h)
+            w.right_h.addcmul_(w.seen_a, row.erased)
+            torch.mul(w.gram_h, row.erased, out=w.matrices_h)
             w.systems.invert()
             w.systems.solve(w.right, w.written)
 
@@ -128,43 +144,41 @@ class ScalarLane:
         grads: dict[str, Tensor],
     ) -> Tensor:
         """The gradient of the entry state; fills the chunk's rows of those of q, k, v. :meth:`numbers` has the rest."""
-        row, w, d = self.rows[number], self._memory(Forward, span), self._memory(Backward, span)
-        v, do = _rows(self.v, span).to(self.dtype), _rows(self._by_head(do), span)
-        entry, leaving = states
+        row, w, v = self._load(number, span)
+        do, d, (entry, leaving) = self._cut("do", do)[number], self._memory(Backward, span), states
         if self.turns is None:  # two take turns
             self.turns = dexit.new_empty(2, *dexit.shape)
         dentry = self.turns[number % 2]
-        self._solve(w, row, span, v, entry)
+        self._solve(w, row, v, entry)
         self._through_written(w, d, row, do, dexit)
         late = {
             "readers": _dot(d.outer_h, w.seen_h, d.dots_h) + _dot(w.weights_h, d.paired_h, d.pair_dots_h),
-            "write": _dot(v, d.dright_h, d.dots_h[:, :, :, 0]),
+            "write": _dot(v, d.dright_h, d.value_dots),
             "at_end": torch.mul(leaving, dexit, out=dentry).view(-1, *self._state_shape).sum((1, 3)),
         }
-        dv = _rows(self._by_head(grads["v"]), span)
+        dq, dk, dv = (self._cut("d" + name, grads[name])[number] for name in self.NAMES[:3])
         if row.write is None:
             dv.copy_(d.dright_h)
         else:
             torch.mul(d.dright_h, row.write, out=dv)
         if self.skip is not None:
-            late["skip"] = _dot(do, v, d.dots_h[:, :, :, 0])
+            late["skip"] = _dot(do, v, d.value_dots)
             dv.addcmul_(do, self.skip)
         self.late.append(late)
         self._through_reads(w, d, row, entry, dexit)
-        torch.mul(d.dreads_h[:, :, -1], self.plan.scale, out=_rows(grads["q"].transpose(1, 2), span))
-        dk = _rows(grads["k"].transpose(1, 2), span)
+        torch.mul(d.dreads_q, self.plan.scale, out=dq)
         if self.erases:
-            torch.add(d.dkeys_h, d.dreads_h[:, :, 0], out=dk)
+            torch.add(d.dkeys_h, d.dreads_a, out=dk)
         else:
             dk.copy_(d.dkeys_h)
         return self._decayed(dexit, row.whole, dentry).baddbmm_(w.reads.mT, d.pulls)
 
     def _through_written(self, w: Forward, d: Backward, row: Numbers, do: Tensor, dexit: Tensor) -> None:
         """dr, and what meets the scores."""
-        d.outer_h[:, :, :, -1].copy_(do)
+        d.asked_h.copy_(do)
         torch.bmm(w.keys, dexit, out=d.left)
         torch.mul(d.left_h, row.to_end, out=d.dx_h)
-        d.dx.baddbmm_(w.scores.mT, d.outer[:, -w.keys.shape[1] :])
+        d.dx.baddbmm_(w.scores.mT, d.asked)
         if self.erases:
             w.systems.solve_transposed(d.dx, d.dright)
         torch.bmm(d.outer, w.written.mT, out=d.paired)
@@ -177,7 +191,7 @@ class ScalarLane:
         torch.bmm(w.kept, dexit.mT, out=d.dkeys)
         d.paired_h.mul_(w.decay_h)
         if row.erased is not None:
-            d.paired_h[:, :, :, 0].mul_(row.erased)
+            d.paired_a.mul_(row.erased)
         paired = d.paired
         if self.sizes.repeat > 1:
             paired = paired.unflatten(0, (-1, self.sizes.repeat)).sum(1)
@@ -200,10 +214,6 @@ class ScalarLane:
         torch.mul(state.view(shape), whole, out=out.view(shape))
         return out
 
-    def _by_head(self, x: Tensor) -> Tensor:
-        """``[B, T, HV, V] -> [B, H, R, T, V]``."""
-        return x.unflatten(2, (self.sizes.heads, -1)).permute(0, 2, 3, 1, 4)
-
     def numbers(self) -> dict[str, Tensor]:
         """Gradients of log-decays and strengths ``[B, T, HV]``, once every chunk has been through :meth:`backward`."""
         if not self.late:
@@ -220,7 +230,7 @@ class ScalarLane:
             through.append((erased, self.plan.predicts_now))
             wrote = wrote + erased
         found["g"] = _decay_gradient(wrote, through, at_end).to(self.dtype)
-        grads = {name: over_time(x, self.v.shape[-2]) for name, x in found.items()}
+        grads = {name: over_time(x, self.length) for name, x in found.items()}
         if "skip" in grads:
             grads["skip"] = grads["skip"].sum((0, 1))
         return grads
@@ -232,10 +242,6 @@ class ScalarLane:
             return torch.stack(parts).view(len(parts), *self.sizes.of_heads, 1)
         missing = self.plan.chunk - parts[-1].shape[-2]
         return torch.stack([*parts[:-1], F.pad(parts[-1], (0, 0, 0, missing))])
-
-
-def _rows(x: Tensor, span: Span) -> Tensor:
-    return x.narrow(-2, span[0], span[1] - span[0])
 
 
 def _dot(x: Tensor, y: Tensor, memory: Tensor) -> Tensor:
