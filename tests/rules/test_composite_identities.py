@@ -318,6 +318,21 @@ def test_abc_is_gated_slot_attention_with_its_own_decay():
     close(rules.abc(**x).o, out.o)
 
 
+@pytest.mark.parametrize("strongest", [-1.0, -4.6, -7.0, -800.0])
+def test_rwkv5_with_channels_that_forget_at_once(strongest):
+    """Constant decays too strong for any frame beside one that hardly decays: forward and gradients."""
+    x = inputs_of(rules.rwkv5)
+    x["g"] = torch.linspace(-1e-3, strongest, x["g"].numel(), dtype=torch.float64).view_as(x["g"])
+    leaves = [t.requires_grad_() for t in x.values()]
+    want = LOOPS["rwkv5"](*leaves)[0]
+    for length in (None, 10, 40):
+        got = rules.rwkv5(*leaves, chunk_size=length).o
+        close(got, want, 1e-11)
+        pairs = zip(*(torch.autograd.grad(o.square().sum(), leaves) for o in (got, want)), strict=True)
+        want = LOOPS["rwkv5"](*leaves)[0]
+        assert all(relative_error(a, b) < 1e-10 for a, b in pairs)
+
+
 # MesaNet -----------------------------------------------------------------------------------------
 
 

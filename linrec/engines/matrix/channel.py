@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from linrec.engines.checks import readable
-from linrec.engines.decays import LOG2
+from linrec.engines.decays import LOG2, REACH
 from linrec.engines.matrix import general
 from linrec.engines.matrix.frame import Frame, adjoint, framed, leave, output, solve
 from linrec.engines.matrix.plan import Memory, Plan, Span, Stack, Tensors, put_rows, rows
@@ -43,7 +43,11 @@ class ChannelLane:
         self.plan, self.tensors, self.dtype, self.memory = plan, tensors, dtype, Memory()
         g = tensors["g"]
         assert g is not None
-        self.falling = bool(readable(g) and g.numel() and g.amax() <= 0)
+        self.looks = readable(g)
+        known = self.looks and g.numel() > 0
+        self.falling = bool(known and g.amax() <= 0)
+        # A decay that is the same at every token and too strong for the shortest pieces: no piece would have a frame.
+        self.steep = bool(known and g.stride(1) == 0 and -g[:, :1].amin() * (SMALLEST // 2 + 1) > REACH)
         self.precise = exact(g[:0])
         batch, heads = self._batch
         whole = {name: x if x.dim() == 4 else x[..., None] for name, x in tensors.items() if x is not None}
@@ -70,7 +74,7 @@ class ChannelLane:
             s = solve(f, c.v, c.write, state, self.plan, self.memory)
             output(f, s, self.memory, o[:, span[0] : span[1]].transpose(1, 2))
             leave(f, s, new_state)
-        elif span[1] - span[0] > SMALLEST and readable(state):
+        elif self._halved(span):
             first, second = _halves(span)
             between = torch.empty_like(state)
             self.forward(number, first, state, between, o)
@@ -94,7 +98,7 @@ class ChannelLane:
         f = self._framed(c)
         if f is not None:
             return self._adjoint(f, c, span, states, do, dexit, grads)
-        if span[1] - span[0] > SMALLEST and readable(dexit):
+        if self._halved(span):
             first, second = _halves(span)
             between = torch.empty_like(states[0])
             # Only the state is wanted; these rows of the gradient are written over soon.
@@ -107,6 +111,10 @@ class ChannelLane:
         found, dentry = general.chunk_adjoint(exactly, solved, *states, part, dexit, self.plan)
         self._put(c, span, found, {}, grads)
         return dentry
+
+    def _halved(self, span: Span) -> bool:
+        """Whether a chunk without a frame is cut in two, whose halves may have one."""
+        return self.looks and not self.steep and span[1] - span[0] > SMALLEST
 
     @property
     def _batch(self) -> tuple[int, int]:
@@ -136,7 +144,7 @@ class ChannelLane:
         return Rows(found, k, v, g, write, erased)
 
     def _framed(self, c: Rows) -> Frame | None:
-        if not readable(c.g):
+        if self.steep or not readable(c.g):
             return None
         total = self.memory.rows_first("total", self.precise, *c.g.shape).copy_(c.g)
         _sum_rows(total, 1 / LOG2, self.memory)
