@@ -39,6 +39,9 @@ from linrec.engines.matrix.plan import Plan, Span, Tensors, decay_gradient
 from linrec.engines.scans import exact
 
 
+OF_VALUES = ("v", "o", "dv", "do")
+
+
 class ScalarLane:
     """See :class:`linrec.engines.matrix.scan.Lane`; states are ``[B H, K, R V]``."""
 
@@ -100,12 +103,9 @@ class ScalarLane:
         """The chunks of a tensor, heads first: ``[B, H, C, K]``, or ``[B, H, R, C, V]`` of value heads."""
         if name not in self.cuts:
             assert x is not None
-            by_head = (
-                x.transpose(1, 2)
-                if name[-1] in "qk"
-                else x.unflatten(2, (self.sizes.heads, -1)).permute(0, 2, 3, 1, 4)
-            )
-            self.cuts[name] = by_head.split(self.plan.chunk, -2)
+            if name in OF_VALUES:
+                x = x.unflatten(2, (self.sizes.heads, -1))
+            self.cuts[name] = x.movedim(1, -2).split(self.plan.chunk, -2)
         return self.cuts[name]
 
     def _solve(self, w: Forward, row: Numbers, v: Tensor, state: Tensor) -> None:
