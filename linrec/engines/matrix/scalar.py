@@ -38,7 +38,6 @@ from linrec.engines.matrix.numbers import Numbers, between, by_chunk, numbers, o
 from linrec.engines.matrix.plan import Plan, Span, Tensors, decay_gradient
 from linrec.engines.scans import exact
 
-
 OF_VALUES = ("v", "o", "dv", "do")
 
 
