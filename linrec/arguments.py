@@ -24,6 +24,7 @@ DOMAINS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "positive": ("finite and > 0", lambda x: torch.isfinite(x) & (x > 0)),
     "negative": ("finite and < 0", lambda x: torch.isfinite(x) & (x < 0)),
 }
+PLAIN = (Tensor, torch.nn.Parameter)
 TOKEN_DRAWS = ("normal", "unit")
 
 
@@ -55,7 +56,7 @@ def signature(args: Mapping[str, Arg], values: Mapping[str, Any]) -> Hashable | 
     for name in args:
         x = values.get(name)
         if x is not None:
-            if type(x) not in (Tensor, torch.nn.Parameter):
+            if type(x) not in PLAIN:
                 return None
             key += (name, x.shape, x.dtype, x.device)
     return tuple(key)

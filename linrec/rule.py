@@ -205,13 +205,19 @@ class Rule:
 
     def _run(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> Output:
         terms, call, state, dtype, had_time = self._bind(form, args, kwargs)
-        with _full_precision(terms.leading.device.type):
-            o, state = self.engine.run(terms, state, call, self.name)
-            if terms.finish is not None:
-                o = terms.finish(o)
-        if o.dtype != dtype:
+        device = terms.leading.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # engines choose their own dtypes
+                o, state = self._compute(terms, state, call)
+        else:
+            o, state = self._compute(terms, state, call)
+        if o.dtype is not dtype:
             o = o.to(dtype)
         return Output(o if had_time else drop_time(o), state)
+
+    def _compute(self, terms: Any, state: State, call: Call) -> tuple[Tensor, State]:
+        o, state = self.engine.run(terms, state, call, self.name)
+        return (o if terms.finish is None else terms.finish(o)), state
 
     def _bind(
         self, form: str | None, args: tuple, kwargs: dict[str, Any]
@@ -238,7 +244,10 @@ class Rule:
         return terms, call, options.get("state"), dtype, had_time
 
     def _named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        values = {**dict(zip(self._positions, args, strict=False)), **kwargs}
+        values = dict(zip(self._positions, args, strict=False))
+        if not kwargs and 0 < len(args) == len(self._positions):
+            return values
+        values.update(kwargs)
         complete = len(values) == len(args) + len(kwargs) and self._needed <= values.keys()
         if complete and values.keys() <= self._lower_signature.parameters.keys():
             return values
@@ -383,13 +392,6 @@ def _annotations(hint: Any) -> tuple[Any, ...]:
     if hasattr(hint, "__metadata__"):
         return hint.__metadata__
     return tuple(m for part in typing.get_args(hint) for m in _annotations(part))
-
-
-def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast would run the accumulators in half precision; the engines choose their own dtypes."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
 
 
 def check_backend(call: Call, who: str, reason: str) -> None:

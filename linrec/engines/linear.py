@@ -12,6 +12,7 @@ from torch import Tensor
 from linrec.engines.checks import only_values
 
 WORTH = 1 << 20  # multiply-adds from which oneDNN's time to set up, some ten microseconds, is won back
+WIDE = (torch.float32, torch.float64)
 PARTS = 32  # at most; more than one is enough, and a thread reads at least one
 
 
@@ -22,17 +23,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     memory, and may not use the widest instructions of the processor for several. So one row is a batched product of
     parts of the weight, which it reads at the speed of memory; several go through oneDNN, in float32.
     """
-    if not torch.is_grad_enabled() and x.dtype == weight.dtype and x.shape[-1:] == weight.shape[1:]:
-        one = 0 < x.numel() == x.shape[-1]
-        parts = _parts(weight.shape[0]) if one else 1
-        if parts > 1 and x.dtype in (torch.float32, torch.float64) and _plain(x, weight):
+    if x.dtype in WIDE and x.dtype == weight.dtype and x.shape[-1:] == weight.shape[1:] and _plain(x, weight):
+        parts = _parts(weight.shape[0]) if 0 < x.numel() == x.shape[-1] else 1
+        if parts > 1:
             return _one_row(x, weight, bias, parts)
-        if (
-            x.dtype == torch.float32
-            and x.numel() * weight.shape[0] >= WORTH
-            and _plain(x, weight)
-            and _onednn()
-        ):
+        if x.dtype == torch.float32 and x.numel() * weight.shape[0] >= WORTH and _onednn():
             return torch.ops.mkldnn._linear_pointwise.default(x.contiguous(), weight, bias, "none", [], "")
     return F.linear(x, weight, bias)
 
@@ -40,13 +35,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
     width = x.shape[-1]
     rows = weight.view(parts, -1, width)
-    column = x.reshape(1, width).T.expand(
-        parts, width, 1
-    )  # by its strides a column: MKL then takes the fast way
-    if bias is None:
-        y = torch.bmm(rows, column)
-    else:
-        y = torch.baddbmm(bias.view(parts, -1, 1), rows, column)
+    # A column by its strides too, or MKL would not take the fast way.
+    column = x.reshape(1, width).T.expand(parts, width, 1)
+    y = torch.bmm(rows, column) if bias is None else torch.baddbmm(bias.view(parts, -1, 1), rows, column)
     return y.view(*x.shape[:-1], -1)
 
 

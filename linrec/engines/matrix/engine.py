@@ -46,9 +46,10 @@ class MatrixEngine:
     def run(self, terms: MatrixTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
         """Output ``[B, T, HV, V]``, in accumulator precision where more is computed with it, and the final state."""
         rows = terms.segments(call)
-        state = None if state is None else _checked(state, terms, rows, who)
-        if state is not None and _decodes(terms, call):
-            return scan_tokens(terms, state, call.scale)
+        if state is not None:
+            state = _checked(state, terms, rows, who)
+            if _decodes(terms, call):
+                return scan_tokens(terms, state, call.scale)
         tensors = (*terms.over_time().values(), *(() if state is None else (state,)))
         if chosen_backend(call, who, *tensors, unfit=gpu.unfit(terms)) == "triton":
             o, last = gpu.scan_packed(terms, state, call)
@@ -124,7 +125,8 @@ def _checked(state: Tensor, terms: MatrixTerms, rows: int, who: str) -> Tensor:
         raise DtypeError(f"{who}: state must be floating point, got {state.dtype}")
     if state.device != terms.v.device:
         raise DeviceError(f"{who}: state is on {state.device}, but the inputs are on {terms.v.device}")
-    return state.to(terms.accumulator)
+    wanted = terms.accumulator
+    return state if state.dtype is wanted else state.to(wanted)
 
 
 MATRIX = MatrixEngine()
