@@ -53,12 +53,11 @@ def signature(args: Mapping[str, Arg], values: Mapping[str, Any]) -> Hashable | 
     if torch.compiler.is_compiling():
         return None
     key: list[Hashable] = []
-    for name in args:
-        x = values.get(name)
-        if x is not None:
-            if type(x) not in PLAIN:
-                return None
+    for name, x in values.items():
+        if type(x) in PLAIN:
             key += (name, x.shape, x.dtype, x.device)
+        elif x is not None and name in args:
+            return None
     return tuple(key)
 
 

@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     memory, and may not use the widest instructions of the processor for several. So one row is a batched product of
     parts of the weight, which it reads at the speed of memory; several go through oneDNN, in float32.
     """
-    if x.dtype in WIDE and x.dtype == weight.dtype and x.shape[-1:] == weight.shape[1:] and _plain(x, weight):
+    if x.dtype is weight.dtype and x.dtype in WIDE and x.shape[-1] == weight.shape[1] and _plain(x, weight):
         parts = _parts(weight.shape[0]) if 0 < x.numel() == x.shape[-1] else 1
         if parts > 1:
             return _one_row(x, weight, bias, parts)
@@ -33,12 +33,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
-    width = x.shape[-1]
+    shape, width = x.shape, weight.shape[1]
     rows = weight.view(parts, -1, width)
     # A column by its strides too, or MKL would not take the fast way.
-    column = x.reshape(1, width).T.expand(parts, width, 1)
+    column = (x if 2 <= len(shape) <= 3 else x.reshape(1, width)).mT.expand(parts, width, 1)
     y = torch.bmm(rows, column) if bias is None else torch.baddbmm(bias.view(parts, -1, 1), rows, column)
-    return y.view(*x.shape[:-1], -1)
+    return y.view(*shape[:-1], -1)
 
 
 @cache

@@ -46,10 +46,9 @@ class MatrixEngine:
     def run(self, terms: MatrixTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
         """Output ``[B, T, HV, V]``, in accumulator precision where more is computed with it, and the final state."""
         rows = terms.segments(call)
-        if state is not None:
-            state = _checked(state, terms, rows, who)
-            if _decodes(terms, call):
-                return scan_tokens(terms, state, call.scale)
+        state = None if state is None else _checked(state, terms, rows, who)
+        if state is not None and _decodes(terms, call):
+            return scan_tokens(terms, state, call.scale)
         tensors = (*terms.over_time().values(), *(() if state is None else (state,)))
         if chosen_backend(call, who, *tensors, unfit=gpu.unfit(terms)) == "triton":
             o, last = gpu.scan_packed(terms, state, call)
@@ -67,8 +66,8 @@ class MatrixEngine:
 
 def _decodes(terms: MatrixTerms, call: Call) -> bool:
     """One token on a CPU, where choosing and packing would take as long as the arithmetic."""
-    one = terms.v.shape[1] == 1 and call.form in ONE_BY_ONE and call.bounds is None
-    return one and terms.v.is_cpu and call.backend != "triton"
+    one = call.form in ONE_BY_ONE and call.bounds is None and call.backend != "triton"
+    return one and terms.v.is_cpu and terms.v.shape[1] == 1
 
 
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -114,9 +113,11 @@ def _by_channel(terms: MatrixTerms) -> MatrixTerms:
 
 
 def _checked(state: Tensor, terms: MatrixTerms, rows: int, who: str) -> Tensor:
-    shape = terms.state_shape(rows)  # no empty state is made to compare with: decoding would fill one a token
+    shape, wanted = terms.state_shape(rows), terms.accumulator  # no empty state is made to compare with
     if not isinstance(state, Tensor):
         raise DtypeError(f"{who}: state must be a tensor {list(shape)}, got {type(state).__name__}")
+    if state.shape == shape and state.dtype is wanted and state.device == terms.v.device:
+        return state
     if state.shape != shape:
         raise ShapeError(
             f"{who}: state must be [B or segments, HV, K, V] = {list(shape)}, got {list(state.shape)}"
@@ -125,8 +126,7 @@ def _checked(state: Tensor, terms: MatrixTerms, rows: int, who: str) -> Tensor:
         raise DtypeError(f"{who}: state must be floating point, got {state.dtype}")
     if state.device != terms.v.device:
         raise DeviceError(f"{who}: state is on {state.device}, but the inputs are on {terms.v.device}")
-    wanted = terms.accumulator
-    return state if state.dtype is wanted else state.to(wanted)
+    return state.to(wanted)
 
 
 MATRIX = MatrixEngine()

@@ -54,27 +54,29 @@ def to_rows(terms: MatrixTerms) -> Rows:
     t, dtype = terms, terms.accumulator
     batch, length, heads, _ = t.v.shape
 
-    def rows(x: Tensor | None) -> Tensor | None:
-        if x is None:
-            return None
+    def rows(x: Tensor) -> Tensor:
         if x.dtype is not dtype:
             x = x.to(dtype)
         shape = x.shape
-        own_heads = shape[2] == heads
-        if length == 1 and own_heads:  # one call does it
-            return x.reshape(batch * heads, 1, shape[3] if len(shape) == 4 else 1)
-        if batch == length == shape[2] == 1 and len(shape) == 4:
-            return x[0].expand(heads, 1, -1)
-        x = (x if len(shape) == 4 else x[..., None]).transpose(1, 2)
-        if own_heads:
+        if length == 1 and shape[2] == heads:  # one call does it
+            return x.reshape(batch * heads, 1, 1 if len(shape) == 3 else shape[3])
+        if len(shape) == 3:
+            return x.transpose(1, 2).flatten(0, 1)[..., None]
+        if batch == length == shape[2] == 1:
+            return x.squeeze(0).expand(heads, 1, -1)
+        x = x.transpose(1, 2)
+        if shape[2] == heads:
             return x.flatten(0, 1)
         return x[:, :, None].expand(-1, -1, heads // shape[2], -1, -1).flatten(0, 2)
 
-    bonus, write = t.bonus, rows(t.write)
+    write, erase, bonus = t.write, t.erase, t.bonus
+    same = erase is write
+    write = None if write is None else rows(write)
+    erase = write if same else None if erase is None else rows(erase)
     if bonus is not None:
         bonus = bonus.to(dtype).expand(batch, -1, -1).flatten(0, 1)[:, None]
-    erase = write if t.erase is t.write else rows(t.erase)
-    return Rows(rows(t.q), rows(t.k), rows(t.v), rows(t.g), rows(t.a), rows(t.b), write, erase, bonus)  # type: ignore[arg-type]
+    g, a, b = [None if x is None else rows(x) for x in (t.g, t.a, t.b)]
+    return Rows(rows(t.q), rows(t.k), rows(t.v), g, a, b, write, erase, bonus)
 
 
 def one_token(
