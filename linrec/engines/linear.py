@@ -33,12 +33,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
-    shape, width = x.shape, weight.shape[1]
+    width = weight.shape[1]
     rows = weight.view(parts, -1, width)
-    # A column by its strides too, or MKL would not take the fast way.
-    column = (x if 2 <= len(shape) <= 3 else x.reshape(1, width)).mT.expand(parts, width, 1)
+    column = x.contiguous().as_strided(
+        (parts, width, 1), (0, 1, width)
+    )  # with other strides MKL takes a slow way
     y = torch.bmm(rows, column) if bias is None else torch.baddbmm(bias.view(parts, -1, 1), rows, column)
-    return y.view(*shape[:-1], -1)
+    return y.view(*x.shape[:-1], -1)
 
 
 @cache
