@@ -24,6 +24,7 @@ DOMAINS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "positive": ("finite and > 0", lambda x: torch.isfinite(x) & (x > 0)),
     "negative": ("finite and < 0", lambda x: torch.isfinite(x) & (x < 0)),
 }
+PLAIN = (Tensor, torch.nn.Parameter)
 TOKEN_DRAWS = ("normal", "unit")
 
 
@@ -52,12 +53,11 @@ def signature(args: Mapping[str, Arg], values: Mapping[str, Any]) -> Hashable | 
     if torch.compiler.is_compiling():
         return None
     key: list[Hashable] = []
-    for name in args:
-        x = values.get(name)
-        if x is not None:
-            if type(x) not in (Tensor, torch.nn.Parameter):
-                return None
+    for name, x in values.items():
+        if type(x) in PLAIN:
             key += (name, x.shape, x.dtype, x.device)
+        elif x is not None and name in args:
+            return None
     return tuple(key)
 
 

@@ -64,9 +64,10 @@ class Output(NamedTuple):
     state: State
 
 
-@dataclass(frozen=True)
+@dataclass
 class Terms:
-    """A rule's inputs lowered to an engine; each engine defines its own fields.
+    """A rule's inputs lowered to an engine; each engine defines its own fields. Nobody changes one; that they could
+    be changed makes them faster to make, and decoding makes one a token.
 
     ``finish`` maps the engine's output (in accumulator precision) to the rule's; pointwise in time.
     """
@@ -200,22 +201,27 @@ class Rule:
 
     def init_state(self, *args: Any, **kwargs: Any) -> State:
         """The empty state from which a call with these arguments starts."""
-        terms, call, *_ = self._bind("recurrent", args, kwargs)
-        return self.engine.init_state(terms, terms.segments(call))
+        terms, known = self._bind("recurrent", args, kwargs)
+        return self.engine.init_state(terms, terms.segments(known.call))
 
     def _run(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> Output:
-        terms, call, state, dtype, had_time = self._bind(form, args, kwargs)
-        with _full_precision(terms.leading.device.type):
-            o, state = self.engine.run(terms, state, call, self.name)
-            if terms.finish is not None:
-                o = terms.finish(o)
-        if o.dtype != dtype:
-            o = o.to(dtype)
-        return Output(o if had_time else drop_time(o), state)
+        state = kwargs.pop("state", None)
+        terms, known = self._bind(form, args, kwargs)
+        device = terms.leading.device.type
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):  # engines choose their own dtypes
+                o, state = self._compute(terms, state, known.call)
+        else:
+            o, state = self._compute(terms, state, known.call)
+        if o.dtype is not known.dtype:
+            o = o.to(known.dtype)
+        return Output(o if known.had_time else drop_time(o), state)
 
-    def _bind(
-        self, form: str | None, args: tuple, kwargs: dict[str, Any]
-    ) -> tuple[Any, Call, State, torch.dtype, bool]:
+    def _compute(self, terms: Any, state: State, call: Call) -> tuple[Tensor, State]:
+        o, state = self.engine.run(terms, state, call, self.name)
+        return (o if terms.finish is None else terms.finish(o)), state
+
+    def _bind(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, _Known]:
         options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
         values = self._named(args, kwargs)
         key = self._key(form, options, values)
@@ -223,22 +229,24 @@ class Rule:
         if known is not None:
             if not known.had_time:
                 gain_time(self.arguments, values, self.name)
-            terms = self.lower(**_cast(values, known.casts))
-            return terms, known.call, options.get("state"), known.dtype, known.had_time
+            return self.lower(**_cast(values, known.casts)), known
         had_time = gain_time(self.arguments, values, self.name) if form == "step" else True
         dims = check_arguments(self.arguments, values, self.name, validating())
         dtype = next(values[name].dtype for name, arg in self.arguments.items() if arg.carries_tokens)
         casts = self._casts(values, dtype)
         terms = self.lower(**_cast(values, casts))
-        call = self._call(form, options, dims, terms)
+        known = _Known(self._call(form, options, dims, terms), dtype, had_time, casts)
         if key is not None:
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
-            self._known[key] = _Known(call, dtype, had_time, casts)
-        return terms, call, options.get("state"), dtype, had_time
+            self._known[key] = known
+        return terms, known
 
     def _named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        values = {**dict(zip(self._positions, args, strict=False)), **kwargs}
+        values = dict(zip(self._positions, args, strict=False))
+        if not kwargs and 0 < len(args) == len(self._positions):
+            return values
+        values.update(kwargs)
         complete = len(values) == len(args) + len(kwargs) and self._needed <= values.keys()
         if complete and values.keys() <= self._lower_signature.parameters.keys():
             return values
@@ -249,12 +257,13 @@ class Rule:
 
     def _key(self, form: str | None, options: dict[str, Any], values: dict[str, Any]) -> Hashable | None:
         """All that binding looks at: what was found for one token holds for the next. None: look again."""
-        scale, chunk = options.get("scale"), options.get("chunk_size")
-        plain = (scale is None or type(scale) is float) and (chunk is None or type(chunk) is int)
-        if validating() or not plain or options.get("cu_seqlens") is not None:
+        if _validation or options.get("cu_seqlens") is not None:
             return None
-        shapes = signature(self.arguments, values)
-        return None if shapes is None else (form, scale, chunk, options.get("backend"), shapes)
+        scale, chunk = options.get("scale"), options.get("chunk_size")
+        if (scale is None or type(scale) is float) and (chunk is None or type(chunk) is int):
+            shapes = signature(self.arguments, values)
+            return None if shapes is None else (form, scale, chunk, options.get("backend"), shapes)
+        return None
 
     def _casts(self, values: dict[str, Any], dtype: torch.dtype) -> list[tuple[str, torch.dtype]]:
         """Lowering happens in accumulator precision: rounding beta * v to bfloat16 first would cost accuracy.
@@ -383,13 +392,6 @@ def _annotations(hint: Any) -> tuple[Any, ...]:
     if hasattr(hint, "__metadata__"):
         return hint.__metadata__
     return tuple(m for part in typing.get_args(hint) for m in _annotations(part))
-
-
-def _full_precision(device: str) -> contextlib.AbstractContextManager[Any]:
-    """Autocast would run the accumulators in half precision; the engines choose their own dtypes."""
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        return torch.autocast(device, enabled=False)
-    return contextlib.nullcontext()
 
 
 def check_backend(call: Call, who: str, reason: str) -> None:

@@ -29,8 +29,8 @@ def chosen_backend(call: Call, who: str, *tensors: Tensor, unfit: str | None = N
 
 def prefers_triton(backend: str, *tensors: Tensor) -> bool:
     """Whether Triton is asked for, or chosen by "auto" because the tensors are on a GPU and it can run."""
-    on_gpu = tensors[0].device.type == "cuda"
-    return backend == "triton" or (backend == "auto" and on_gpu and why_not_triton(*tensors) is None)
+    automatic = backend == "auto" and tensors[0].is_cuda
+    return backend == "triton" or (automatic and why_not_triton(*tensors) is None)
 
 
 def why_not_triton(*tensors: Tensor) -> str | None:

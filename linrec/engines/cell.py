@@ -14,7 +14,7 @@ from linrec.rule import Call, Terms, check_backend
 from linrec.state import State, named_tensors, replace_tensors
 
 
-@dataclass(frozen=True)
+@dataclass
 class CellTerms(Terms):
     """``tokens`` ``[B, T, ...]``; ``cell`` maps (one token's tensors ``[B, ...]``, state) to (output, state);
     ``empty`` maps a number of rows to the empty state; ``channels`` is the output's shape after ``[B, T]``."""

@@ -7,10 +7,9 @@ from torch import Tensor
 from torch._subclasses import FakeTensor
 from torch.autograd import forward_ad
 
+from linrec.arguments import PLAIN
 from linrec.errors import DeviceError, DtypeError, ShapeError
 from linrec.state import State, named_tensors, replace_tensors
-
-PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def transformed(*tensors: Tensor) -> bool:
@@ -29,10 +28,13 @@ def differentiated(*tensors: Tensor) -> bool:
 
 def only_values(*tensors: Tensor) -> bool:
     """Whether nothing is asked of these plain CPU tensors but the values of a result: no derivative, no trace."""
+    if torch.is_grad_enabled():
+        return False
+    for x in tensors:
+        if type(x) not in PLAIN or not x.is_cpu:
+            return False
     return (
-        not torch.is_grad_enabled()
-        and all(type(x) in PLAIN and x.is_cpu for x in tensors)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and torch._C._get_tracing_state() is None
         and torch._C._len_torch_dispatch_stack() == 0
         and not transformed(*tensors)

@@ -26,20 +26,18 @@ def short_convolution(
 
     ``lengths`` ``[B]``: how many tokens of each row are real, if not all.
     """
-    width = weight.shape[1]
-    history = torch.cat([state.to(x.dtype), x], dim=1)
-    if x.shape[1] == 0:
+    width, length = weight.shape[1], x.shape[1]
+    history = torch.cat((state if state.dtype is x.dtype else state.to(x.dtype), x), 1)
+    if length == 0:
         return x, state
-    if x.shape[1] == 1:
+    if length == 1:
         y = (history * weight.T).sum(1, keepdim=True)
         y = y if bias is None else y + bias
     else:
         y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
     if lengths is None:
-        kept = history[:, x.shape[1] :]
-        return y, (
-            kept if x.shape[1] == 1 else kept.clone()
-        )  # a view would keep the whole call's tokens alive
+        kept = history[:, length:]
+        return y, (kept if length == 1 else kept.clone())  # a view would keep the whole call's tokens alive
     last = lengths[:, None] + torch.arange(width - 1, device=x.device)
     return y, history.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
 
@@ -89,7 +87,7 @@ def _last_inputs(x: Tensor, state: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     return torch.cat([state.flatten(0, 1), x[0].to(state.dtype)])[source]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ConvolutionTerms(Terms):
     """x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]`` or None; the output is multiplied by the scale."""
 

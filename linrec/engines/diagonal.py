@@ -39,7 +39,7 @@ Tokens = Mapping[str, Tensor]
 Scan = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-@dataclass(frozen=True)
+@dataclass
 class DiagonalTerms(Terms):
     """``tokens`` ``[B, T, ...]`` by name; ``expand`` and ``read`` pointwise in time; ``channels`` the state's shape.
 

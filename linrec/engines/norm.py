@@ -38,15 +38,17 @@ def gated_rms_norm(
 def rms_norm(x: Tensor, weight: Tensor, eps: float, groups: int = 1) -> Tensor:
     """w x / sqrt(mean of x^2 + eps), the mean over each of ``groups`` equal parts of a row."""
     if groups == 1:
-        if x.numel() == weight.numel() and _one_row(x, weight):
-            row = x.reshape(-1)
-            return (x * weight).mul_((float(torch.dot(row, row)) / row.numel() + eps) ** -0.5)
+        width = weight.numel()
+        if x.numel() == width and _only_values(x, weight):
+            length = float(
+                torch.linalg.vector_norm(x)
+            )  # a number in Python instead of tensors of one element
+            return (x * weight).mul_((length * length / width + eps) ** -0.5)
         return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
     parts = x.unflatten(-1, (groups, -1))
     return F.rms_norm(parts, parts.shape[-1:], None, eps).flatten(-2) * weight.to(x.dtype)
 
 
-def _one_row(x: Tensor, weight: Tensor) -> bool:
-    """A number in Python instead of tensors of one element: only where nothing but values is asked for."""
-    wide = x.dtype in (torch.float32, torch.float64) and x.dtype == weight.dtype
-    return wide and x.numel() > 0 and only_values(x, weight)
+def _only_values(x: Tensor, weight: Tensor) -> bool:
+    wide = x.dtype is weight.dtype and x.dtype in (torch.float32, torch.float64)
+    return wide and weight.numel() > 0 and only_values(x, weight)

@@ -60,7 +60,7 @@ class Run(NamedTuple):
 Body = Callable[[Run, dict[str, Tensor], Any], tuple[Tensor, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class ProgramTerms(Terms):
     """``tensors`` ``[B, T, ...]`` by name; ``empty(rows)`` the empty state; ``out`` the output's shape after time."""
 

@@ -36,7 +36,7 @@ class WKVState(NamedTuple):
     m: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class WKVTerms(Terms):
     """k, v ``[B, T, D]``; w ``[D]`` log-decay, u ``[D]`` the current token's bonus."""
 

@@ -74,14 +74,13 @@ class Mamba2(Layer):
         mixed, conv = self.conv(mixed, state.conv, cu_seqlens)
         bc = self.num_groups * self.state_size
         u, b, c = mixed.split_with_sizes([self.inner, bc, bc], -1)
-        b, c = (s.view(*x.shape[:2], self.num_groups, self.state_size) for s in (b, c))
-        bias, rate = self.decay.bias[:, 0], -self.decay.A_log[:, 0].exp()
+        batch, length, decay = x.shape[0], x.shape[1], self.decay
         y, memory = self.rule(
-            u.view(*x.shape[:2], self.num_heads, self.inner // self.num_heads),
-            F.softplus(widened(raw) + bias),
-            rate,
-            b,
-            c,
+            u.view(batch, length, self.num_heads, self.inner // self.num_heads),
+            F.softplus(widened(raw) + decay.bias.view(-1)),
+            -decay.A_log.view(-1).exp(),
+            b.view(batch, length, self.num_groups, self.state_size),
+            c.view(batch, length, self.num_groups, self.state_size),
             self.D,
             state=state.memory,
             cu_seqlens=cu_seqlens,

@@ -17,10 +17,18 @@ def drawn(*rows, dtype=torch.float32):
     return draw(*rows, SIZE), draw(SIZE, SIZE) / SIZE**0.5, draw(SIZE)
 
 
-def library(call):
+def calls(call):
     with profile() as record:
         call()
-    return "mkldnn::_linear_pointwise" in {event.key for event in record.key_averages()}
+    return {event.key for event in record.key_averages()}
+
+
+def by_parts(call):
+    return "aten::bmm" in calls(call)
+
+
+def through_onednn(call):
+    return "mkldnn::_linear_pointwise" in calls(call)
 
 
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 3), (40,), (0,)])
@@ -36,21 +44,45 @@ def test_same_product(rows, biased):
         assert torch.allclose(linear(x, weight.T, bias), F.linear(x, weight.T, bias), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [0, 8, 24, 1021])  # a prime number of rows has no equal parts
+@pytest.mark.parametrize("biased", [True, False])
+def test_one_row_by_parts_of_the_weight(rows, biased, dtype):
+    x, weight, bias = drawn(1, dtype=dtype)
+    weight, bias = weight[:rows], bias[:rows] if biased else None
+    with torch.no_grad():
+        assert torch.allclose(linear(x, weight, bias), F.linear(x, weight, bias), rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
+def test_parts_where_only_values_count():
+    x, weight, _ = drawn(1)
+    with torch.no_grad():
+        assert by_parts(lambda: linear(x, weight)) and by_parts(lambda: linear(x.double(), weight.double()))
+        assert not by_parts(lambda: linear(x, weight[:1021]))
+        assert not by_parts(lambda: linear(x.bfloat16(), weight.bfloat16()))
+        with torch.autocast("cpu"):
+            assert linear(x, weight).dtype == torch.bfloat16
+    assert not by_parts(lambda: linear(x, weight))  # gradients are on
+
+
 @needs_onednn
-def test_used_where_only_values_count_and_the_work_is_worth_it(monkeypatch):
-    x, weight, bias = drawn(1)
+def test_onednn_where_only_values_count_and_the_work_is_worth_it(monkeypatch):
+    x, weight, bias = drawn(2)
     assert x.numel() * len(weight) >= WORTH
     with torch.no_grad():
-        assert library(lambda: linear(x, weight, bias))
-        assert not library(lambda: linear(x[:, :64], weight[:, :64].contiguous(), bias))
-        assert not library(lambda: linear(x.double(), weight.double()))
+        assert through_onednn(lambda: linear(x, weight, bias))
+        assert through_onednn(lambda: linear(x.repeat(1, 2)[:1], weight.repeat(1, 2)[:1021]))
+        assert not through_onednn(lambda: linear(x[:, :64], weight[:, :64].contiguous(), bias))
+        assert not through_onednn(lambda: linear(x.double(), weight.double()))
         with torch.autocast("cpu"):
-            assert not library(lambda: linear(x, weight)) and linear(x, weight).dtype == torch.bfloat16
-        assert not library(lambda: torch.func.vmap(lambda row: linear(row, weight))(x[None]))
-    assert not library(lambda: linear(x, weight))  # gradients are on
+            assert not through_onednn(lambda: linear(x, weight))
+            assert linear(x, weight).dtype == torch.bfloat16
+        assert not through_onednn(lambda: torch.func.vmap(lambda row: linear(row, weight))(x[None]))
+    assert not through_onednn(lambda: linear(x, weight))  # gradients are on
     monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
     with torch.no_grad():
-        assert not library(lambda: linear(x, weight))
+        assert not through_onednn(lambda: linear(x, weight))
 
 
 def test_derivatives():

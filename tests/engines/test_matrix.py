@@ -10,7 +10,7 @@ from linrec.engines.matrix.chunk import one_chunk
 from linrec.engines.matrix.scores import decayed_scores
 from linrec.engines.matrix.terms import to_heads
 from linrec.engines.triangular import solve_unit_lower
-from linrec.rule import Call
+from linrec.rule import Call, donation
 from linrec.testing import relative_error
 
 FORMS = ("parallel", "chunkwise", "recurrent")
@@ -91,6 +91,37 @@ def test_every_path_equals_the_loop(path, predict, readout, channel):
         o, last = loop(part, states[s : s + 1], predict, readout, 0.6)
         assert relative_error(packed[0][:, i:j], o) < 1e-10
         assert relative_error(packed[1][s : s + 1], last) < 1e-10
+
+
+@pytest.mark.parametrize("donated", [False, True])
+@pytest.mark.parametrize("channel", [False, True], ids=["scalar", "channel"])
+@pytest.mark.parametrize("readout", ["post", "pre"])
+@pytest.mark.parametrize("predict", ["decayed", "undecayed"])
+@pytest.mark.parametrize("path", [*PATHS, "one strength", "two strengths"])
+def test_tokens_where_only_values_count(path, predict, readout, channel, donated):
+    """A state that is not given away stays as it is; one that is holds the next state."""
+    x = {n: t for n, t in draw(5, 2, channel=channel).items() if n not in PATHS.get(path, ("a", "b"))}
+    if readout == "post":
+        x.pop("bonus")
+    lowered = dict(x)
+    if path.endswith(("strength", "strengths")):
+        write, erase = torch.rand(2, 2, 5, 4, dtype=F64, generator=torch.Generator().manual_seed(3))
+        erase = write if path == "one strength" else erase
+        lowered |= {"write": write, "erase": erase}
+        x |= {"v": write[..., None] * x["v"], "a": -erase[..., None] * x["k"].repeat_interleave(2, dim=2)}
+    state = torch.randn(2, 4, 5, 3, dtype=F64, generator=torch.Generator().manual_seed(1))
+    want, last = loop(x, state, predict, readout, 0.6)
+    with torch.no_grad(), donation(donated):
+        for t in range(5):
+            token = {n: v if n == "bonus" else v[:, t : t + 1] for n, v in lowered.items()}
+            if path == "one strength":
+                token["erase"] = token["write"]
+            before, given = state.clone(), state
+            o, state = run(token, given, "step", predict, readout)
+            assert relative_error(o, want[:, t : t + 1]) < 1e-10
+            assert (state.data_ptr() == given.data_ptr()) == donated
+            assert donated or torch.equal(given, before)
+    assert relative_error(state, last) < 1e-10
 
 
 @pytest.mark.parametrize("readout", ["post", "pre"])

@@ -25,7 +25,7 @@ from linrec.rule import Call, Terms
 CHUNK = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class DeltaFormerTerms(Terms):
     """q ``[B, T, HQ, K]``; k and w ``[B, T, H, K]``, v ``[B, T, H, V]``, beta ``[B, T, H]``.
 

@@ -20,7 +20,7 @@ class LatentCache(NamedTuple):
     length: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class LatentTerms(Attending):
     """q ``[B, T, H, K + R]``, latent ``[B, T, C]``, k_rope ``[B, T, R]``, w_k ``[H, C, K]``, w_v ``[H, C, V]``."""
 
@@ -66,7 +66,7 @@ class SharedCache(NamedTuple):
     length: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class SharedTerms(Attending):
     """q ``[B, T, HQ, K + R]``; keys are [shared, k_rope], values [shared, v_own] (see SharedCache)."""
 
@@ -99,7 +99,7 @@ class FactorCache(NamedTuple):
     length: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class FactorTerms(Attending):
     """q ``[B, T, H, K]``; keys and values are means of R outer products a b (see FactorCache)."""
 

@@ -43,7 +43,7 @@ class Operands(NamedTuple):
     finish: Callable[[Tensor], Tensor] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Attending(Terms):
     """What all attention has: q ``[B, T, HQ, K]``, and how the scores are biased and weighed.
 
@@ -79,7 +79,7 @@ class Attending(Terms):
         return {"q": self.q, **self.columns(), **gate}
 
 
-@dataclass(frozen=True)
+@dataclass
 class AttentionTerms(Attending):
     """k ``[B, T, H, K]``, v ``[B, T, H, V]``; query head h reads key head h // (HQ // H)."""
 

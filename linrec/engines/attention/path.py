@@ -39,7 +39,7 @@ from linrec.rule import Call, Terms
 CHUNK = 64
 
 
-@dataclass(frozen=True)
+@dataclass
 class PathTerms(Terms):
     """q ``[B, T, HQ, K]``; k, w ``[B, T, H, K]``, v ``[B, T, H, V]``, beta ``[B, T, H]``, g ``[B, T, HQ]`` or None."""
 

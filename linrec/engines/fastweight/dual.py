@@ -35,7 +35,7 @@ class Rows(NamedTuple):
     gather: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class DualTerms(FastTerms):
     """``gradient(z, k, v)``: of the loss by the network's output z; ``read(q, z)``: the rule's output, pointwise."""
 
@@ -93,7 +93,7 @@ class DualTerms(FastTerms):
         return inputs, deltas
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowTerms(DualTerms):
     """TTT: W_i = W - token_i sum_{j <= i} lr_j grad_j; token ``[mini_batch]``, lr ``[B, T, H]``.
 
@@ -121,7 +121,7 @@ class RowTerms(DualTerms):
         return memory._replace(start=start, momentum=tuple(torch.zeros_like(m) for m in memory.momentum))
 
 
-@dataclass(frozen=True)
+@dataclass
 class MomentumTerms(DualTerms):
     """Titans: Mom_t = e^{mu_t} Mom_{t-1} - lr_t grad_t, W_t = e^{g_t} W_{t-1} + Mom_t; gates ``[B, T, H]``.
 

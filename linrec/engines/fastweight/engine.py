@@ -32,7 +32,7 @@ class FastState(NamedTuple):
     place: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass
 class FastTerms(Terms):
     """q, k ``[B, T, H, K]``, v ``[B, T, H, V]``; ``weights``: the first weights ``[H, in, out]``, a map each."""
 

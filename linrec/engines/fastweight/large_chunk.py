@@ -12,7 +12,7 @@ from linrec.engines.fastweight.engine import FastState, FastTerms
 from linrec.engines.fastweight.muon import orthogonalised
 
 
-@dataclass(frozen=True)
+@dataclass
 class LargeChunkTerms(FastTerms):
     """The memory f(x) = (silu(x W1) * (x W3)) W2 with weights (W1, W2, W3); lr ``[B, T, H]``; loss -sum lr v.f(k).
 

@@ -66,8 +66,8 @@ class MatrixEngine:
 
 def _decodes(terms: MatrixTerms, call: Call) -> bool:
     """One token on a CPU, where choosing and packing would take as long as the arithmetic."""
-    one = terms.v.shape[1] == 1 and call.form in ONE_BY_ONE and call.bounds is None
-    return one and terms.v.is_cpu and call.backend != "triton"
+    one = call.form in ONE_BY_ONE and call.bounds is None and call.backend != "triton"
+    return one and terms.v.is_cpu and terms.v.shape[1] == 1
 
 
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
@@ -113,9 +113,11 @@ def _by_channel(terms: MatrixTerms) -> MatrixTerms:
 
 
 def _checked(state: Tensor, terms: MatrixTerms, rows: int, who: str) -> Tensor:
-    shape = terms.state_shape(rows)  # no empty state is made to compare with: decoding would fill one a token
+    shape, wanted = terms.state_shape(rows), terms.accumulator  # no empty state is made to compare with
     if not isinstance(state, Tensor):
         raise DtypeError(f"{who}: state must be a tensor {list(shape)}, got {type(state).__name__}")
+    if state.shape == shape and state.dtype is wanted and state.device == terms.v.device:
+        return state
     if state.shape != shape:
         raise ShapeError(
             f"{who}: state must be [B or segments, HV, K, V] = {list(shape)}, got {list(state.shape)}"
@@ -124,7 +126,7 @@ def _checked(state: Tensor, terms: MatrixTerms, rows: int, who: str) -> Tensor:
         raise DtypeError(f"{who}: state must be floating point, got {state.dtype}")
     if state.device != terms.v.device:
         raise DeviceError(f"{who}: state is on {state.device}, but the inputs are on {terms.v.device}")
-    return state.to(terms.accumulator)
+    return state.to(wanted)
 
 
 MATRIX = MatrixEngine()

@@ -13,7 +13,7 @@ from linrec.rule import donating
 
 class Rows(NamedTuple):
     """Value heads first, N = B HV: q, k, a, b ``[N, T, K]``, v ``[N, T, V]``, g ``[N, T, 1 or K]``, write and erase
-    ``[N, T, 1]``, bonus ``[N, 1, K]``; in accumulator precision, q scaled."""
+    ``[N, T, 1]``, bonus ``[N, 1, K]``; in accumulator precision."""
 
     q: Tensor
     k: Tensor
@@ -34,83 +34,114 @@ class Rows(NamedTuple):
 def scan_tokens(terms: MatrixTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Run token after token; ``state`` is ``[B, HV, K, V]``. Returns (o ``[B, T, HV, V]``, final state)."""
     batch, length, heads, width = terms.v.shape
-    x, shape = to_rows(terms, scale), state.shape
-    state = state.reshape(-1, *shape[2:])
+    values, given = _only_values(), donating()
+    x, shape = to_rows(terms), state.shape
+    state = state.reshape(batch * heads, shape[2], shape[3])
     if length == 1:
-        o, state = one_token(x, state, terms.predict, terms.readout, donating())
+        o, state = one_token(x, state, terms, scale, values, given)
         return terms.skipped(o.reshape(batch, 1, heads, width)), state.view(shape)
-    outputs = []
+    x, outputs = x._replace(q=x.q * scale), []
     for t in range(length):
-        o, state = one_token(x.token(t), state, terms.predict, terms.readout, t > 0 or donating())
+        o, state = one_token(x.token(t), state, terms, 1, values, given or t > 0)
         outputs.append(o)
     o = torch.cat(outputs, dim=1) if outputs else torch.zeros_like(x.v)
     o = o.reshape(batch, heads, length, o.shape[2]).transpose(1, 2)
     return terms.skipped(o), state.reshape(shape)
 
 
-def to_rows(terms: MatrixTerms, scale: float) -> Rows:
+def to_rows(terms: MatrixTerms) -> Rows:
     """From the time-first layout of a call; heads that several value heads share are repeated, as views if they can."""
-    (batch, length, heads, _), dtype = terms.v.shape, terms.accumulator
+    t, dtype = terms, terms.accumulator
+    batch, length, heads, _ = t.v.shape
 
-    def rows(x: Tensor | None) -> Tensor | None:
-        if x is None:
-            return None
-        if x.dtype != dtype:
+    def rows(x: Tensor) -> Tensor:
+        if x.dtype is not dtype:
             x = x.to(dtype)
-        own_heads = x.shape[2] == heads
-        if length == 1 and own_heads:  # one call does it
-            return x.reshape(batch * heads, 1, x.shape[3] if x.dim() == 4 else 1)
-        if batch == length == x.shape[2] == 1 and x.dim() == 4:
-            return x[0].expand(heads, 1, -1)
-        x = (x if x.dim() == 4 else x[..., None]).transpose(1, 2)
-        if own_heads:
+        shape = x.shape
+        if length == 1 and shape[2] == heads:  # one call does it
+            return x.reshape(batch * heads, 1, 1 if len(shape) == 3 else shape[3])
+        if len(shape) == 3:
+            return x.transpose(1, 2).flatten(0, 1)[..., None]
+        if batch == length == shape[2] == 1:
+            return x.squeeze(0).expand(heads, 1, -1)
+        x = x.transpose(1, 2)
+        if shape[2] == heads:
             return x.flatten(0, 1)
-        return x[:, :, None].expand(-1, -1, heads // x.shape[1], -1, -1).flatten(0, 2)
+        return x[:, :, None].expand(-1, -1, heads // shape[2], -1, -1).flatten(0, 2)
 
-    t, bonus = terms, terms.bonus
-    q = rows(t.q if scale == 1 else t.q.to(dtype) * scale)
+    write, erase, bonus = t.write, t.erase, t.bonus
+    same = erase is write
+    write = None if write is None else rows(write)
+    erase = write if same else None if erase is None else rows(erase)
     if bonus is not None:
         bonus = bonus.to(dtype).expand(batch, -1, -1).flatten(0, 1)[:, None]
-    timed = (rows(x) for x in (t.k, t.v, t.g, t.a, t.b))
-    write = rows(t.write)
-    return Rows._make([q, *timed, write, write if t.erase is t.write else rows(t.erase), bonus])
+    g, a, b = [None if x is None else rows(x) for x in (t.g, t.a, t.b)]
+    return Rows(rows(t.q), rows(t.k), rows(t.v), g, a, b, write, erase, bonus)
 
 
-def one_token(x: Rows, state: Tensor, predict: str, readout: str, own: bool) -> tuple[Tensor, Tensor]:
-    """One step of ``[N, K, V]``; the time axes have length one. ``own``: the state given may be overwritten."""
-    written = x.v if x.write is None else x.write * x.v
+def one_token(
+    x: Rows, state: Tensor, terms: MatrixTerms, scale: float, values: bool, own: bool
+) -> tuple[Tensor, Tensor]:
+    """One step of ``[N, K, V]``; the time axes have length one.
+
+    ``values``: nothing but values counts, so that what is made here may be overwritten; ``own``: the state given too.
+    """
+    decay = None if x.g is None else x.g.exp()
+    before = _read(x, state, scale, values) if terms.readout == "pre" else None
+    predicted = _predicted(x, state, decay if terms.predict == "decayed" else None)
+    written = _written(x, predicted)
+    if before is not None and x.bonus is not None:
+        now = (x.q * x.bonus * x.k).sum(-1, keepdim=True) * scale
+        before = before + now * (x.v if x.write is None else x.write * x.v)
+    state = _next(state, decay, x.k, written, values, own)
+    if x.b is not None and predicted is not None:
+        state = _next(state, None, x.b, predicted, values, True)
+    return (_read(x, state, scale, values) if before is None else before), state
+
+
+def _read(x: Rows, state: Tensor, scale: float, values: bool) -> Tensor:
+    if scale == 1:
+        return torch.bmm(x.q, state)
+    if values:  # one call; what it would add counts for nothing
+        return torch.baddbmm(x.v, x.q, state, beta=0, alpha=scale)
+    return torch.bmm(x.q * scale, state)
+
+
+def _predicted(x: Rows, state: Tensor, decay: Tensor | None) -> Tensor | None:
+    """What the state, faded by ``decay``, holds for the key that reads it."""
     reader = x.a if x.erase is None else x.k
-    o = None
-    if readout == "pre":
-        o = torch.bmm(x.q, state)
-        if x.bonus is not None:
-            o = o + (x.q * x.bonus * x.k).sum(-1, keepdim=True) * written
-    if reader is not None and predict == "undecayed":
-        predicted = torch.bmm(reader, state)
-    if x.g is not None:
-        state, own = _times(state, x.g.exp().mT, own), True
-    if reader is not None:
-        if predict == "decayed":
-            predicted = torch.bmm(reader, state)
-        if x.erase is not None:
-            written = torch.addcmul(written, x.erase, predicted, value=-1)
-        elif x.b is None:
-            written = written + predicted
-        else:
-            state, own = _plus_outer(state, x.b, predicted, own), True
-    state = _plus_outer(state, x.k, written, own)
-    return (torch.bmm(x.q, state) if o is None else o), state
+    if reader is None:
+        return None
+    if decay is None:
+        return torch.bmm(reader, state)
+    if decay.shape[2] > 1:
+        return torch.bmm(reader * decay, state)
+    return torch.bmm(reader, state) * decay
 
 
-def _times(state: Tensor, decay: Tensor, own: bool) -> Tensor:
-    return state.mul_(decay) if own and _only_values() else state * decay
+def _written(x: Rows, predicted: Tensor | None) -> Tensor:
+    """What goes into the state with k: write v, less erase times the prediction, or plus the prediction of a."""
+    if x.erase is not None and x.erase is x.write:
+        assert predicted is not None
+        return (x.v - predicted) * x.write
+    written = x.v if x.write is None else x.write * x.v
+    if predicted is None or x.b is not None:
+        return written
+    return written + predicted if x.erase is None else torch.addcmul(written, x.erase, predicted, value=-1)
 
 
-def _plus_outer(state: Tensor, column: Tensor, row: Tensor, own: bool) -> Tensor:
-    """state + column^T row, in place where the state is ours and only values count."""
-    if own and _only_values():
-        return state.addcmul_(column.mT, row)
-    return torch.addcmul(state, column.mT, row)
+def _next(
+    state: Tensor, decay: Tensor | None, column: Tensor, row: Tensor, values: bool, own: bool
+) -> Tensor:
+    """decay state + column^T row: in the memory of the state, or in one pass over new memory and one over both."""
+    column = column.mT
+    if decay is None:
+        return state.addcmul_(column, row) if values and own else torch.addcmul(state, column, row)
+    if decay.shape[2] > 1:
+        decay = decay.mT
+    if not values:
+        return torch.addcmul(column * row, state, decay)
+    return state.mul_(decay).addcmul_(column, row) if own else (column * row).addcmul_(state, decay)
 
 
 def _only_values() -> bool:

@@ -14,7 +14,7 @@ Predict = Literal["decayed", "undecayed"]
 Readout = Literal["post", "pre"]
 
 
-@dataclass(frozen=True)
+@dataclass
 class MatrixTerms(Terms):
     """q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``; the rest optional.
 
