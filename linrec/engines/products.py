@@ -9,7 +9,7 @@ products keep every digit: whether they do is tried out once, and only then are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 EXACT = 1e-5  # share of an error in a sum of products: float32 stays far below, bfloat16 far above
+WORTH = 1 << 15  # numbers in a state from which setting up products in oneDNN is won back
 TRIED = ((1, 256, 256, 256), (8, 64, 128, 128), (4, 32, 32, 64))  # batch, rows, inner, columns
 
 
@@ -49,6 +50,11 @@ def small_products() -> Iterator[None]:
         yield
     finally:
         _set("bf16")
+
+
+def fitting_products(state: Tensor) -> AbstractContextManager[None]:
+    """For chunks that read and write this state of all heads: wide, where they are large enough to gain."""
+    return wide_products() if state.numel() >= WORTH else small_products()
 
 
 def _setting() -> str:

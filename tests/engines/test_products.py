@@ -56,6 +56,13 @@ def test_the_setting_is_put_back(monkeypatch):
         assert MATMUL.fp32_precision == "none"
 
 
+def test_chunks_of_small_states_are_left_to_mkl(monkeypatch):
+    monkeypatch.setattr(products, "_exact_in_onednn", lambda: True)
+    for numbers, setting in ((products.WORTH, "bf16"), (products.WORTH - 1, "none")):
+        with wide_products(), products.fitting_products(torch.empty(numbers)):
+            assert MATMUL.fp32_precision == setting
+
+
 @pytest.mark.parametrize("chosen", ["ieee", "bf16"])
 def test_a_setting_of_the_callers_stays(chosen):
     MATMUL.fp32_precision = chosen

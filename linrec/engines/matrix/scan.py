@@ -15,7 +15,7 @@ from torch import Tensor
 
 from linrec.engines.matrix.plan import Plan, Span, Tensors, chunk_bounds
 from linrec.engines.memory import fresh
-from linrec.engines.products import wide_products
+from linrec.engines.products import fitting_products
 
 Plain = Callable[..., tuple[Tensor, Tensor]]
 
@@ -66,7 +66,6 @@ class ChunkScan(torch.autograd.Function):
     """
 
     @staticmethod
-    @wide_products()
     def forward(
         ctx: Any, lane: type[Lane], plan: Plan, plain: Plain, state: Tensor, *values: Tensor | None
     ) -> tuple[Tensor, Tensor]:
@@ -80,17 +79,17 @@ class ChunkScan(torch.autograd.Function):
         entry = work.inner(state)
         # Where nothing is kept two take turns.
         states = fresh(state, (len(chunks) if keep else 2, *entry.shape), state.dtype)
-        for number, span in enumerate(chunks):
-            leaving = states[number if keep else number % 2]
-            work.forward(number, span, entry, leaving, o)
-            entry = leaving
+        with fitting_products(state):
+            for number, span in enumerate(chunks):
+                leaving = states[number if keep else number % 2]
+                work.forward(number, span, entry, leaving, o)
+                entry = leaving
         if keep:
             ctx.lane, ctx.plan, ctx.plain = lane, plan, plain
             ctx.save_for_backward(state, *values, states)
         return o, work.outer(entry).clone(memory_format=torch.contiguous_format)
 
     @staticmethod
-    @wide_products()
     def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Any, ...]:
         state, *values, states = ctx.saved_tensors
         names = ctx.lane.NAMES
@@ -100,9 +99,11 @@ class ChunkScan(torch.autograd.Function):
         grads = {name: fresh(x, x.shape, x.dtype) for name, x in tensors.items() if x is not None}
         work = ctx.lane(ctx.plan, tensors, state.dtype)
         entries, dstate = (work.inner(state), *states.unbind(0)), work.inner(dlast)
-        for number, span in reversed(list(enumerate(chunk_bounds(do.shape[1], ctx.plan.chunk)))):
-            around = entries[number], entries[number + 1]
-            dstate = work.backward(number, span, around, do, dstate, grads)
+        chunks = reversed(list(enumerate(chunk_bounds(do.shape[1], ctx.plan.chunk))))
+        with fitting_products(state):
+            for number, span in chunks:
+                around = entries[number], entries[number + 1]
+                dstate = work.backward(number, span, around, do, dstate, grads)
         for name, whole in work.numbers().items():
             if name in grads:
                 grads[name].copy_(whole)
