@@ -239,3 +239,20 @@ def test_training_keeps_only_the_states_between_chunks():
     arguments = sum(t.numel() for t in x.values())
     states = 5 * 4 * 8 * 8
     assert sum(held.values()) <= arguments + states + 4 * 8 * 8
+
+
+@pytest.mark.parametrize("channel", [False, True])
+@pytest.mark.parametrize("value_heads", [2, 4])
+def test_states_of_any_layout(channel, value_heads):
+    """A state that is a view with strides of its own, and an expanded gradient of the last state."""
+    x = draw(batch=2, value_heads=value_heads, channel=channel)
+    terms = MatrixTerms(**{name: x[name] for name in ("q", "k", "v", "g")}, erase=x["v"][..., 0].sigmoid())
+    wide = torch.randn(3, value_heads, 5, 2, dtype=F64).permute(3, 1, 2, 0)[:2]
+
+    def results(state):
+        state = state.detach().requires_grad_()
+        o, last = MATRIX.run(terms, state, Call("chunkwise", 0.6, None, 16, "auto"), "test")
+        return o, last, *torch.autograd.grad(o.sum() + last.sum(), state)
+
+    for found, want in zip(results(wide), results(wide.contiguous()), strict=True):
+        assert relative_error(found, want) < 1e-12

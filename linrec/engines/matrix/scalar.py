@@ -68,7 +68,7 @@ class ScalarLane:
     def inner(self, state: Tensor) -> Tensor:
         """``[B H, K, R V]``."""
         s = self.sizes
-        heads = state.view(s.batch * s.heads, s.repeat, s.width, s.values)
+        heads = state.reshape(s.batch * s.heads, s.repeat, s.width, s.values)
         return heads.transpose(1, 2).reshape(-1, s.width, s.repeat * s.values)
 
     def outer(self, state: Tensor) -> Tensor:
