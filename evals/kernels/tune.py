@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
@@ -136,16 +137,16 @@ def tune(
 def _tuned(job: Job, at: At, rows: Rows, bench: Bench) -> Tuned:
     from linrec.kernels.matrix.launches import CHUNK, chunk_length, launch_for, using
 
-    def measure(one: Launch | int) -> float:
-        with using({**rows, at: one}):
-            return bench.milliseconds(job)
-
-    def confirm(one: Launch | int) -> None:
-        with using({**rows, at: one}):
-            bench.confirm(job)
+    def instead(run: Callable[[Job], Any], one: Launch | int) -> Any:
+        try:
+            with using({**rows, at: one}):
+                return run(job)
+        except Lost as error:
+            raise Lost(f"{' '.join(map(str, at))} with {one}: {error}") from error
 
     with using(rows):
         current = chunk_length(*at[1:]) if at.stage == CHUNK else launch_for(*at)
+    measure, confirm = partial(instead, bench.milliseconds), partial(instead, bench.confirm)
     return Tuned(job, at, current, search(current, candidates(at), measure, confirm))
 
 

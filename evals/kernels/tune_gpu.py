@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from linrec.kernels.matrix.launches import Launch, Rows
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+WIDE = 160  # characters; narrower, the table cannot be read
 HEADS = 16
 TIMED = {"batch": 4, "length": 4096, "heads": HEADS}
 # Batch and length are no constants of a kernel: what is checked here is the code that is timed.
@@ -179,11 +180,13 @@ def tune_command(
     if not installed():
         raise BackendError(NOT_INSTALLED)
     wanted = jobs(names, widths, [DTYPES[name] for name in dtypes], chunks)
+    console.width = max(console.width, WIDE)
+    say = functools.partial(console.print, markup=False, highlight=False)
     with console.status("tuning"):
-        found = tune(wanted, GpuBench(), lambda rows, done: write(rows, done, out), console.print)
+        found = tune(wanted, GpuBench(), lambda rows, done: write(rows, done, out), say)
     console.print(table(found))
     for line in refusals(found):
-        console.print(line, highlight=False, markup=False)
+        say(line)
     return found
 
 

@@ -423,6 +423,44 @@ def test_the_command_says_what_is_wrong(arguments: list[str], says: str, tmp_pat
         assert isinstance(failed, BackendError)
 
 
+def test_the_command_writes_a_file_that_the_next_run_starts_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune_gpu, "need_gpu", lambda: None)
+    monkeypatch.setattr(tune_gpu, "GpuBench", Clock)
+    first, out = written(tmp_path / "first.json", *listed(START)), tmp_path / "launches.json"
+    arguments = ["tune", "--rules", "gated_delta_net,gla", "--widths", "64", "--out", str(out)]
+    monkeypatch.setenv(launches.FILE, str(first))
+    done = CliRunner().invoke(app, [*arguments, "--chunks"])
+    assert done.exit_code == 0, done.output
+    assert f"wrote {out}" in done.stdout.replace("\n", "")
+    rows = read(out)
+    assert rows[At(CHUNK, "sm_90", "shared delta", 64, 2)] == 32
+    changed = {at for at in rows if rows[at] != START.get(at)} - {
+        At(CHUNK, "sm_90", "channel additive", 64, 2)
+    }
+    assert len(changed) == 1 + 2 * len(LAUNCHES) and {at.width for at in changed} == {64}
+    launches.use(out)
+    again = CliRunner().invoke(app, arguments)
+    assert again.exit_code == 0 and again.stdout.count(" the same ") == 2 * len(LAUNCHES)
+    assert read(out) == rows
+
+
+def test_a_lost_gpu_says_who_took_it() -> None:
+    class Broken(Clock):
+        def milliseconds(self, job: Job) -> float:
+            if launches.launch_for("scores", "sm_90", "shared delta", 64, 2).warps == 8:
+                raise Lost("an illegal address")
+            return super().milliseconds(job)
+
+    job = Job("gated_delta_net", 64, torch.bfloat16, "forward")
+    with (
+        launches.using(START),
+        pytest.raises(Lost, match=r"scores sm_90 shared delta 64 2 with Launch\(.*: an illegal"),
+    ):
+        tune([job], Broken(), lambda rows, found: None, lambda line: None)
+
+
 def test_what_is_printed() -> None:
     job = Job("gated_delta_net", 64, torch.bfloat16, "forward")
     with launches.using(START):
