@@ -473,7 +473,7 @@ def tune(
 ) -> None:
     """Time launch configurations of the matrix kernels on this GPU, results checked, and write the fastest to a file.
 
-    LINREC_LAUNCHES=FILE makes the kernels use them. Every candidate is compiled: this takes many minutes.
+    LINREC_LAUNCHES=FILE makes the kernels use them. Every candidate is compiled: minutes for each rule and width.
     """
     from rich.console import Console
 
