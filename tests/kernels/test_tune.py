@@ -276,6 +276,11 @@ def test_jobs_run_and_broken_candidates_are_refused(monkeypatch: pytest.MonkeyPa
     for run in (bench.milliseconds, bench.confirm):
         with pytest.raises(BackendError, match="gated_delta_net: the result is off"):
             run(job)
+    step = tune_gpu._step
+    monkeypatch.setattr(tune_gpu, "_step", lambda *given: [1.1 * x for x in step(*given)])
+    for run in (bench.milliseconds, bench.confirm):  # what torch makes of it is known from before
+        with pytest.raises(BackendError, match="gated_delta_net: the result is off"):
+            run(job._replace(part="step"))
 
 
 # Files and precedence
