@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,36 +87,91 @@ def compare(
 
     if rule not in RULES:
         raise UnknownNameError(f"unknown rule {rule!r}")
-    if not torch.cuda.is_available():
-        raise BackendError(
-            "timing kernels needs a GPU, and torch sees none here; without --device cuda the CPU is timed"
-        )
+    need_gpu("; without --device cuda the CPU is timed")
     sizes: dict[str, Any] = {"B": batch, "T": length, "H": heads, "HV": heads, "K": width, "V": width}
-    exact = example_inputs(RULES[rule], dtype=torch.float32, device="cuda", **sizes)
-    scale = width**-0.5
-    tokens = {name for name, arg in RULES[rule].arguments.items() if arg.carries_tokens}
-    inputs = {n: x.to(dtype) if n in tokens else x for n, x in exact.items()}
-    plain = lambda **x: RULES[rule](**x, scale=scale, backend="torch").o  # noqa: E731
-    reference, rough = _results(plain, exact), _results(plain, inputs)
-    allowed = [
-        0.0 if r is None or x is None else budget(r, x, dtype) for r, x in zip(rough, reference, strict=True)
-    ]
-    calls: dict[str, Callable[..., Tensor]] = {
-        "linrec": lambda **x: RULES[rule](**x, scale=scale, backend="triton").o
-    }
+    x = expected(rule, dtype, "cuda", **sizes)
+    calls: dict[str, Callable[..., Tensor]] = {"linrec": caller(rule, x.scale)}
     if peers and rule in PEERS and importlib.util.find_spec("fla"):
         peer, function = PEERS[rule], PEERS[rule].load()
-        calls["fla-core"] = lambda **x: function(**peer.keywords(x, scale))[0]
+        calls["fla-core"] = lambda **given: function(**peer.keywords(given, x.scale))[0]
     found = []
     for name, call in calls.items():
-        error, bound = worst(_results(call, inputs), reference, allowed)
-        if name == "linrec" and error > bound:
-            raise BackendError(f"{rule}: the result is off by {error:.1e}, allowed is {bound:.1e}")
-        found.append(Timing(name, *_milliseconds(call, inputs), error, bound))
+        error, bound = x.check(call, rule) if name == "linrec" else x.error(call)
+        found.append(Timing(name, *_milliseconds(call, x.inputs), error, bound))
     shape = (batch, heads, length, width)
     qkv = {n: torch.randn(shape, device="cuda", dtype=dtype) for n in ("query", "key", "value")}
     attention = lambda **x: F.scaled_dot_product_attention(**x, is_causal=True)  # noqa: E731
     return [*found, Timing("softmax attention", *_milliseconds(attention, qkv), 0.0, 0.0)]
+
+
+def need_gpu(instead: str = "") -> None:
+    """BackendError where torch sees no GPU."""
+    if not torch.cuda.is_available():
+        raise BackendError(f"timing kernels needs a GPU, and torch sees none here{instead}")
+
+
+def caller(rule: str, scale: float, backend: str = "triton") -> Callable[..., Tensor]:
+    """The output of a rule, as a function of its tensors."""
+    from linrec.rules import RULES
+
+    return lambda **x: RULES[rule](**x, scale=scale, backend=backend).o
+
+
+@dataclass
+class Expected:
+    """A rule's inputs, and what torch makes of them: the results, and how far off others may be."""
+
+    inputs: dict[str, Tensor]
+    scale: float
+    reference: list[Tensor | None]
+    allowed: list[float]
+
+    def error(self, call: Callable[..., Tensor]) -> tuple[float, float]:
+        """(error, allowed) of what is furthest off: the output or a gradient."""
+        return worst(_results(call, self.inputs), self.reference, self.allowed)
+
+    def check(self, call: Callable[..., Tensor], who: str) -> tuple[float, float]:
+        """The same; BackendError where that is too much."""
+        return enough(*self.error(call), who)
+
+
+def expected(rule: str, dtype: torch.dtype, device: str, **sizes: int) -> Expected:
+    """Inputs in ``dtype``, and torch's results in higher precision (see :func:`drawn`)."""
+    exact, inputs = drawn(rule, dtype, device, **sizes)
+    scale = sizes["K"] ** -0.5
+    plain = caller(rule, scale, "torch")
+    reference = _results(plain, exact)
+    return Expected(inputs, scale, reference, allowances(_results(plain, inputs), reference, dtype))
+
+
+def drawn(
+    rule: str, dtype: torch.dtype, device: str, **sizes: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Example inputs in higher precision (float32, of float32 float64), and the same with tokens in ``dtype``."""
+    from linrec.rules import RULES
+
+    higher = torch.float64 if dtype == torch.float32 else torch.float32
+    exact = example_inputs(RULES[rule], dtype=higher, device=device, **sizes)
+    tokens = {name for name, arg in RULES[rule].arguments.items() if arg.carries_tokens}
+    return exact, {n: x.to(dtype if n in tokens else torch.float32) for n, x in exact.items()}
+
+
+def allowances(
+    rough: Sequence[Tensor | None], reference: Sequence[Tensor | None], dtype: torch.dtype
+) -> list[float]:
+    """What each result may be off, from torch's own in ``dtype``; products of float32 are three of tf32."""
+    products = 1e-5 if dtype == torch.float32 else 0.0
+    return [
+        0.0 if r is None or x is None else budget(r, x, dtype) + products
+        for r, x in zip(rough, reference, strict=True)
+    ]
+
+
+def enough(error: float, allowed: float, who: str) -> tuple[float, float]:
+    """(error, allowed); BackendError where the error is larger, or not a number."""
+    if not error <= allowed:
+        raise BackendError(f"{who}: the result is off by {error:.1e}, allowed is {allowed:.1e}")
+    return error, allowed
 
 
 def _results(call: Callable[..., Tensor], inputs: dict[str, Tensor]) -> list[Tensor | None]:
@@ -135,7 +191,7 @@ def worst(
         for x, exact, bound in zip(found, reference, allowed, strict=True)
         if x is not None and exact is not None
     ]
-    return max(errors, key=lambda pair: pair[0] / pair[1])
+    return max(errors, key=lambda pair: math.inf if math.isnan(pair[0]) else pair[0] / pair[1])
 
 
 def report(rules: Sequence[str] = (), *, quick: bool = False) -> dict[str, list[Timing]]:
@@ -168,15 +224,25 @@ def write(timed: dict[str, list[Timing]], out: Path) -> Path:
 
 def _milliseconds(call: Callable[..., Tensor], inputs: dict[str, Tensor]) -> tuple[float, float]:
     """(forward, backward), each with a cold cache."""
+    return forward_ms(lambda: call(**inputs)), backward_ms(call, inputs)
+
+
+def forward_ms(call: Callable[[], Any]) -> float:
+    """Milliseconds without gradients, the median, with a cold cache."""
+    from triton.testing import do_bench
+
+    with torch.no_grad():
+        return do_bench(call, return_mode="median")
+
+
+def backward_ms(call: Callable[..., Tensor], inputs: dict[str, Tensor]) -> float:
+    """Milliseconds of the gradients of all inputs, likewise."""
     from triton.testing import do_bench
 
     leaves = {n: x.detach().requires_grad_() for n, x in inputs.items()}
-    with torch.no_grad():
-        forward = do_bench(lambda: call(**inputs), return_mode="median")
     o = call(**leaves)
     grad, wanted = torch.randn_like(o), list(leaves.values())
-    backward = do_bench(
+    return do_bench(
         lambda: torch.autograd.grad(o, wanted, grad, retain_graph=True, allow_unused=True),
         return_mode="median",
     )
-    return forward, backward

@@ -460,6 +460,36 @@ def kernels(
         raise LinrecError("; ".join(problems))
 
 
+@app.command()
+def tune(
+    rules: Annotated[
+        str, typer.Option(help="comma-separated; the default: one of each kind")
+    ] = "lightning,gla,gated_delta_net,kimi_delta_attention,generalized_delta",
+    widths: Annotated[str, typer.Option(help="K = V, comma-separated")] = "64,128,256",
+    dtypes: Annotated[
+        str, typer.Option(help="of bfloat16, float16 and float32, comma-separated")
+    ] = "bfloat16",
+    chunks: Annotated[bool, typer.Option("--chunks", help="choose the length of chunks as well")] = False,
+    out: Annotated[
+        Path, typer.Option(help="the file to write; rows of the file that LINREC_LAUNCHES names are kept")
+    ] = Path("launches.json"),
+) -> None:
+    """Time launch configurations of the matrix kernels on this GPU, results checked, and write the fastest to a file.
+
+    LINREC_LAUNCHES=FILE makes the kernels use them. Every candidate is compiled: minutes for each rule and width.
+    """
+    from rich.console import Console
+
+    from linrec.evals.kernels.tune_gpu import tune_command
+
+    if not all(part.strip().isdecimal() for part in widths.split(",")):
+        raise ConfigError(f"--widths expects numbers, comma-separated, got {widths!r}")
+    names, kinds = ([part.strip() for part in text.split(",") if part.strip()] for text in (rules, dtypes))
+    console = Console()
+    tune_command(names, [int(part) for part in widths.split(",")], kinds, chunks, out, console)
+    console.print(f"wrote {out}", highlight=False)
+
+
 def _device(name: str | None) -> str:
     import torch
 

@@ -34,7 +34,7 @@ class BackendError(LinrecError, RuntimeError):
 
 
 class ConfigError(LinrecError, ValueError):
-    """A model or training configuration is inconsistent."""
+    """A model, training or launch configuration is inconsistent."""
 
 
 class CheckpointError(LinrecError, ValueError):

@@ -2,14 +2,17 @@
 
 Nothing is tuned when a kernel first runs: what this file says is what is launched, on every machine alike. Of the
 rows of a stage the first that fits the architecture, the path, the width and the element size counts, so special
-rows stand above general ones.
+rows stand above general ones. Rows of a file that somebody made with ``linrec tune`` and asked for stand before all.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")  # those that rows may name; others take the nearest
@@ -139,12 +142,14 @@ def path_of(channel: bool, delta: bool, general: bool) -> str:
 
 def launch_for(stage: str, architecture: str, path: str, width: int, size: int) -> Launch:
     """The configuration of a stage; ``width`` is the wider of K and V, ``size`` the bytes of an element."""
-    return _first(LAUNCHES[stage], architecture, path, width, size)
+    own = asked().get(At(stage, architecture, path, padded(width), size))
+    return own if isinstance(own, Launch) else _first(LAUNCHES[stage], architecture, path, width, size)
 
 
 def chunk_length(architecture: str, path: str, width: int, size: int) -> int:
     """Tokens a chunk: the same in the forward, which may keep what it finds for each chunk, and in the backward."""
-    return _first(CHUNKS, architecture, path, width, size)
+    own = asked().get(At(CHUNK, architecture, path, padded(width), size))
+    return own if isinstance(own, int) else _first(CHUNKS, architecture, path, width, size)
 
 
 def nearest(architecture: str) -> str:
@@ -169,3 +174,58 @@ def _first(rows: Iterable[tuple[For, X]], architecture: str, path: str, width: i
     raise LookupError(
         f"no launch configuration: {path} on {architecture}, {width} wide, {size} bytes an element"
     )
+
+
+CHUNK = "chunk"  # the stage of rows that give the tokens of a chunk
+FILE = "LINREC_LAUNCHES"  # the environment variable that names a file of rows
+
+
+class At(NamedTuple):
+    """What a row of a file is for, exactly: it was timed on this architecture, and says nothing about others."""
+
+    stage: str
+    architecture: str  # the GPU's own, not the nearest
+    path: str
+    width: int  # of K and V the wider, as kernels pad it
+    size: int  # bytes of an element
+
+
+Rows = dict[At, Launch | int]
+_asked: Rows | None = None  # None: the environment has not been read yet
+
+
+def asked() -> Rows:
+    """The rows that stand before the table: those of the file that ``LINREC_LAUNCHES`` names, read at the first use."""
+    global _asked
+    if _asked is None:
+        use(os.environ.get(FILE) or None)
+        assert _asked is not None
+    return _asked
+
+
+def use(path: str | Path | None) -> None:
+    """From now on the rows of this file stand before the table; None: the table alone.
+
+    Not between a forward and its backward, nor after ``torch.compile``: both keep tensors of one chunk length.
+    ConfigError and UnknownNameError where the file is wrong; then nothing changes.
+    """
+    global _asked
+    from linrec.kernels.matrix.launch_file import read
+
+    _asked = {} if path is None else read(path)
+
+
+@contextlib.contextmanager
+def using(rows: Rows) -> Iterator[None]:
+    """Within the block these rows stand before the table, and no others."""
+    global _asked
+    before, _asked = _asked, rows
+    try:
+        yield
+    finally:
+        _asked = before
+
+
+def padded(width: int) -> int:
+    """The power of two, of at least 16, that kernels pad a width to."""
+    return max(16, 1 << (width - 1).bit_length())
