@@ -37,7 +37,7 @@ LIMITS = {
     "read before write": (2.4, 3.0),
     "diagonal scan": (1.05, 1.25),
     "complex diagonal scan": (1.05, 1.25),
-    "selective scan": (1.7, 3.5),
+    "selective scan": (1.7, 3.0),
 }
 
 # On sm_80 the delta rule's chunks are of 32 tokens, for want of registers, and its scores are not kept: gradients of
