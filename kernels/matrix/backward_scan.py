@@ -118,7 +118,6 @@ def state_gradients(
             dx = scale * dot(tl.trans(scores), out, DT, PRECISION)
             dx += read(writer, to_end, ds, CHANNEL, DT, PRECISION)
             dright = dot(tl.trans(load_lower(inverse, start, past, HV, head, C)), dx, DT, PRECISION).to(DT)
-            store_rows(dr, dright, start, past, HV, head, V, first_v, C, VB)
         _, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
         decay = load_decays(g, start, past, HV, head, K, 0, READ_NOW, CHANNEL, C, KB)
         ds = times_state(whole, ds, CHANNEL) + scale * outer(queries, decay, out, CHANNEL, DT, PRECISION)
@@ -127,5 +126,6 @@ def state_gradients(
                 decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
             reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KB)
             ds += outer(reader, decay, dright, CHANNEL, DT, PRECISION)
+            store_rows(dr, dright, start, past, HV, head, V, first_v, C, VB)
     if dstate is not None:
         store_state(dstate, ds, at, 0, K, V, first_v, KB, VB)

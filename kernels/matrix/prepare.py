@@ -100,8 +100,10 @@ def find_scores(x: dict[str, Any], s: Shapes) -> None:
 
 def run(kernel: triton.JITFunction, grid: tuple[int, ...], launch: Launch, x: dict[str, Any]) -> None:
     """Launch with the arguments that the kernel names."""
+    limit = {"maxnreg": launch.registers} if launch.registers else {}
     kernel[grid](
         **{name: x[name] for name in kernel.arg_names},
+        **limit,
         num_warps=launch.warps,
         num_stages=launch.stages,
         enable_fp_fusion=True,
