@@ -39,6 +39,7 @@ LIMITS = {
     "selective scan": (1.7, 3.0),
 }
 
+
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
     """Everything, or with another Triton than the baseline's, where nothing is known, a part."""
