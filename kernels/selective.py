@@ -144,10 +144,15 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tens
     *tensors, _, bounds, ctx.scale, ctx.exponential, _ = inputs
     ctx.save_for_backward(*tensors, output[2], bounds)
     ctx.mark_non_differentiable(output[2])
+    ctx.set_materialize_grads(False)  # zeros for the kept states would be as much memory as they are
 
 
-def _gradients(ctx: Any, dy: Tensor, dlast: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: Any) -> tuple[Tensor | None, ...]:
     *tensors, kept, bounds = ctx.saved_tensors
+    dy = torch.zeros_like(tensors[1]) if dy is None else dy
+    if dlast is None:
+        rows = dy.shape[0] if bounds is None else bounds.shape[0] - 1
+        dlast = kept.new_zeros(rows, *kept.shape[1:])
     found = selective_scan_backward(dy, dlast, *tensors, kept, bounds, ctx.scale, ctx.exponential)
     present = [*(x is not None for x in tensors), True]
     return *(g if there else None for g, there in zip(found, present, strict=True)), None, None, None, None

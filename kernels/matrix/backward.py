@@ -1,7 +1,8 @@
 """The backward of the matrix engine on a GPU: scores, two passes over time, and one launch over all chunks.
 
-Nothing of the length of the sequence is kept but the gradients themselves, the triangular inverses and one state
-and one state gradient a chunk. See :mod:`linrec.kernels.matrix.backward_scan` for the equations.
+Nothing of the length of the sequence is kept but the gradients themselves, the triangular inverses, what the delta rule
+solved for with its gradient, and one state and one state gradient a group of chunks. See
+:mod:`linrec.kernels.matrix.backward_scan` for the equations.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from linrec.kernels.elementwise import on_device
 from linrec.kernels.matrix.backward_chunk import chunk_gradients
 from linrec.kernels.matrix.backward_scan import entry_states, state_gradients
 from linrec.kernels.matrix.launches import launch_for
-from linrec.kernels.matrix.prepare import KEPT, Shapes, find_scores, prepared, run, tile
+from linrec.kernels.matrix.prepare import GROUP, KEPT, Shapes, find_scores, prepared, run, tile
 
 
 def matrix_backward(
@@ -59,7 +60,9 @@ def _gradients(x: dict[str, Any], s: Shapes) -> dict[str, Tensor | None]:
         else:
             made["d" + name] = None if t is None else torch.empty_like(t)
     v = x["v"]
-    made["dbonus"] = None if x["bonus"] is None else v.new_zeros((2 * s.pairs, hv, k), dtype=torch.float32)
+    made["dbonus"] = (
+        None if x["bonus"] is None else v.new_zeros((GROUP * s.groups, hv, k), dtype=torch.float32)
+    )
     shape = s.sequences, hv, k, v.shape[3]
     made["dstate"] = None if x["state"] is None else v.new_empty(shape, dtype=torch.float32)
     return made
@@ -68,9 +71,10 @@ def _gradients(x: dict[str, Any], s: Shapes) -> dict[str, Tensor | None]:
 def _scans(x: dict[str, Any], s: Shapes) -> None:
     f = s.flags
     shape = f["HV"], f["K"], f["V"]
-    back = x["scores_qk"] is not None or not f["DELTA"]
-    x["states"] = x["v"].new_empty((s.pairs, *shape))
-    x["dstates"] = x["v"].new_empty((s.pairs if back else 2 * s.pairs, *shape))
+    x |= {"GROUP": GROUP, "states": x["v"].new_empty((s.groups, *shape))}
+    x["dstates"] = torch.empty_like(x["states"])
+    for name in ("solved", "dr"):
+        x[name] = torch.empty_like(x["v"]) if f["DELTA"] else None
     for stage, kernel in (("entry_states", entry_states), ("state_gradients", state_gradients)):
         launch = launch_for(stage, *s.at)
         x |= {"KB": tile(launch.keys, f["K"]), "VB": tile(launch.values, f["V"])}
@@ -84,7 +88,7 @@ def _chunks(x: dict[str, Any], s: Shapes) -> None:
     blocks = triton.cdiv(f["K"], x["KB"])
     parts = _parts(x, f, blocks)
     levels = x["LEVELS"] if f["CHANNEL"] else 1
-    run(chunk_gradients, (blocks, 2 * s.pairs, f["HV"]), launch, x | parts | {"LEVELS": levels})
+    run(chunk_gradients, (blocks + 1, GROUP * s.groups, f["HV"]), launch, x | parts | {"LEVELS": levels})
     for name, part in parts.items():
         x[name] = part[0] if blocks == 1 else part.sum(0)
 

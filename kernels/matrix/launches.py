@@ -19,12 +19,17 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100", "gfx942")  # those that rows may na
 
 
 class Launch(NamedTuple):
-    """Tile widths along K and V (0: all of it), warps, and stages of the software pipeline."""
+    """Tile widths along K and V (0: all of it), warps, stages of the software pipeline, and registers of a thread.
+
+    The compiler for sm_100 spills where that lets two blocks share a multiprocessor, unless registers are given out (0:
+    it has its way).
+    """
 
     keys: int
     values: int
     warps: int
     stages: int
+    registers: int = 0
 
 
 class For(NamedTuple):
@@ -90,19 +95,24 @@ LAUNCHES: dict[str, tuple[tuple[For, Launch], ...]] = {
         (For("*", "*"), Launch(0, 16, 4, 1)),
     ),
     "entry_states": (
+        (For("sm_80", "shared delta", 128, 2), Launch(0, 32, 4, 1)),
+        (For("sm_100", "shared delta", 128, 2), Launch(0, 32, 8, 1)),
         (For(HOPPER, "channel additive", 128, 2), Launch(0, 32, 4, 1)),
         (For("*", "shared additive", 64, 2), Launch(0, 32, 4, 2)),
         (For("sm_80", "shared additive", 128, 2), Launch(0, 32, 4, 1)),
         (For("sm_80", "channel delta", 128, 2), Launch(0, 32, 4, 2)),
-        (For("sm_80", "channel delta", 256, 2), Launch(0, 32, 8, 1)),
+        (For("sm_80", "channel delta", 256, 2), Launch(0, 16, 8, 1)),
         (For(HOPPER, "channel delta", 128, 2), Launch(0, 32, 4, 2)),
         (For(HOPPER, "channel delta", 256, 2), Launch(0, 16, 4, 1)),
         (For("*", "*", 256, 2), Launch(0, 32, 4, 2)),
         (For("*", "*"), Launch(0, 16, 4, 1)),
     ),
     "state_gradients": (
+        (For("sm_80", "channel delta", 64, 2), Launch(0, 32, 4, 1)),
+        (For(HOPPER, "shared delta", 64, 2), Launch(0, 32, 4, 1)),
+        (For("sm_100", "channel general", 64, 2), Launch(0, 32, 4, 1)),
         (For("*", "*", 64, 2), Launch(0, 32, 4, 2)),
-        (For(HOPPER, "shared delta", 128, 2), Launch(0, 16, 4, 1)),
+        (For(HOPPER, "shared delta", 128, 2), Launch(0, 32, 8, 1)),
         (For(HOPPER, "shared delta", 256, 2), Launch(0, 32, 8, 1)),
         (For("gfx942", "shared delta", 256, 2), Launch(0, 32, 4, 1)),
         (For("sm_80", "channel delta", 128, 2), Launch(0, 32, 4, 1)),
@@ -115,15 +125,16 @@ LAUNCHES: dict[str, tuple[tuple[For, Launch], ...]] = {
         (For("*", "*"), Launch(0, 16, 4, 1)),
     ),
     "chunk_gradients": (
-        (For("sm_80", "shared additive", 64, 2), Launch(32, 32, 8, 1)),
-        (For("sm_*", "channel general", 64, 2), Launch(32, 32, 8, 1)),
-        (For("sm_*", "*", 64, 2), Launch(64, 16, 8, 1)),
-        (For("sm_90", "shared delta", 128, 2), Launch(32, 16, 8, 1)),
-        (For("sm_*", "channel additive", 128, 2), Launch(64, 16, 8, 1)),
-        (For("sm_80", "channel additive", 256, 2), Launch(32, 32, 8, 1)),
+        (For("sm_80", "shared additive", 128, 2), Launch(32, 32, 8, 1)),
+        (For("sm_100", "channel additive", 128, 2), Launch(64, 16, 8, 1, 255)),
+        (For("sm_100", "channel additive", 256, 2), Launch(64, 16, 8, 1, 192)),
+        (For("sm_100", "channel general", 256, 2), Launch(32, 16, 8, 1)),
+        (For("sm_100", "shared delta", 128, 2), Launch(32, 16, 8, 1)),
         (For("sm_*", "*", 256, 2), Launch(64, 16, 8, 1)),
         (For("gfx942", "channel additive", 128, 2), Launch(32, 16, 4, 1)),
         (For("gfx942", "channel delta", 128, 2), Launch(16, 32, 4, 1)),
+        (For("gfx942", "*general", 64, 2), Launch(64, 16, 4, 1)),
+        (For("gfx942", "*general", 256, 2), Launch(64, 16, 4, 2)),
         (For("gfx942", "*", 256, 2), Launch(64, 16, 4, 1)),
         (For("*", "*"), Launch(32, 16, 4, 1)),
     ),

@@ -14,6 +14,7 @@ from linrec.kernels.matrix.launches import Launch, chunk_length, launch_for, pat
 from linrec.kernels.matrix.scores import chunk_scores
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
+GROUP = 4  # chunks between two states that the backward keeps
 KEPT = ("inverse", "scores_qk", "scores_qb", "scores_ak")
 
 
@@ -23,7 +24,7 @@ class Shapes(NamedTuple):
     sequences: int
     length: int
     slots: int  # chunks, of a packed batch at the most
-    pairs: int  # of chunks, likewise
+    groups: int  # of chunks, likewise
     flags: dict[str, Any]
     at: tuple[str, str, int, int]  # where the table of launches is looked up
 
@@ -37,9 +38,9 @@ def prepared(
     (batch, length, heads, width_k), (hv, width_v) = q.shape, v.shape[2:]
     sequences = batch if packed is None else packed.shape[0] - 1
     chunk = chunk or default_chunk(q, v, g, a, b, x["erase"])
-    slots, pairs = (
+    slots, groups = (
         batch * triton.cdiv(length, n) if packed is None else length // n + sequences
-        for n in (chunk, 2 * chunk)
+        for n in (chunk, GROUP * chunk)
     )
     flags = {
         "H": heads,
@@ -60,7 +61,7 @@ def prepared(
     x |= flags | {"scale": scale, "length": length, "sequences": sequences, "DT": DTYPES[v.dtype]}
     x |= {"PRECISION": exact, "LEVELS": chunk.bit_length() - 1}
     x["SEQUENCES"] = 1 if packed is None else triton.next_power_of_2(max(sequences, 1))
-    return x, Shapes(sequences, length, slots, pairs, flags, at)
+    return x, Shapes(sequences, length, slots, groups, flags, at)
 
 
 def _place(q: Tensor, v: Tensor, channel: bool, delta: bool, general: bool) -> tuple[str, str, int, int]:
@@ -99,8 +100,10 @@ def find_scores(x: dict[str, Any], s: Shapes) -> None:
 
 def run(kernel: triton.JITFunction, grid: tuple[int, ...], launch: Launch, x: dict[str, Any]) -> None:
     """Launch with the arguments that the kernel names."""
+    limit = {"maxnreg": launch.registers} if launch.registers else {}
     kernel[grid](
         **{name: x[name] for name in kernel.arg_names},
+        **limit,
         num_warps=launch.warps,
         num_stages=launch.stages,
         enable_fp_fusion=True,

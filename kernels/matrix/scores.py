@@ -5,9 +5,9 @@
     M_ij = sum_d x_id y_jd e^{at_x_id - at_y_jd}      P: x, y = q, k   P_b: q, b   L_k: a, k   L: a, y (y = b, else k)
     A = (I - L)^-1
 
-A is built from blocks of one row upwards: [[A1, 0], [A2 L21 A1, A2]] inverts a pair of neighbours. That only
+In 16 bits A is built from blocks of one row upwards: [[A1, 0], [A2 L21 A1, A2]] inverts a pair of neighbours. That only
 ever multiplies by true inverses, which stay small however alike the keys are, unlike the powers of L in a Neumann
-series.
+series. In float32 A is found by substitution.
 """
 
 from __future__ import annotations
@@ -30,26 +30,35 @@ from linrec.kernels.matrix.tiles import (
 
 
 @triton.jit
-def fine_dot(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
+def fine_dot(x, y, DT: tl.constexpr):
     """x y of float32 to at least twice the digits of DT: an inverse kept in 16 bits is off by 2^-9 anyway, and products
     of two halves of 16 bits build it in half the registers."""
-    if tl.float32 == DT:
-        return tl.dot(x, y, input_precision=PRECISION)
-    else:
-        high_x, high_y = x.to(DT), y.to(DT)
-        low_x, low_y = (x - high_x.to(tl.float32)).to(DT), (y - high_y.to(tl.float32)).to(DT)
-        return tl.dot(high_x, low_y, acc=tl.dot(low_x, high_y)) + tl.dot(high_x, high_y)
+    high_x, high_y = x.to(DT), y.to(DT)
+    low_x, low_y = (x - high_x.to(tl.float32)).to(DT), (y - high_y.to(tl.float32)).to(DT)
+    return tl.dot(high_x, low_y, acc=tl.dot(low_x, high_y)) + tl.dot(high_x, high_y)
 
 
 @triton.jit
-def inverse_of(system, LEVELS: tl.constexpr, C: tl.constexpr, DT: tl.constexpr, PRECISION: tl.constexpr):
-    """(I - system)^-1 of a strictly lower triangular system, in float32."""
+def inverse_by_substitution(system, C: tl.constexpr):
+    """(I - system)^-1 row after row in float64: where keys are alike, a row is a small difference of large sums."""
+    i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    system = system.to(tl.float64)
+    solve = tl.where(i == j, 1.0, 0.0).to(tl.float64)
+    for row in range(C - 1):
+        below = tl.sum(tl.where(j == row, system, 0.0), 1)
+        solve += below[:, None] * tl.sum(tl.where(i == row, solve, 0.0), 0)[None, :]
+    return solve.to(tl.float32)
+
+
+@triton.jit
+def inverse_by_merging(system, LEVELS: tl.constexpr, C: tl.constexpr, DT: tl.constexpr):
+    """(I - system)^-1 from blocks of one row upwards, in twice the digits of DT."""
     i, j = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     solve = tl.where(i == j, 1.0, 0.0) + tl.where(level_mask(1, C), system, 0.0)
     for level in tl.static_range(1, LEVELS):
         below = tl.where(level_mask(2**level, C), system, 0.0)
-        half = fine_dot(solve, below, DT, PRECISION)
-        solve += fine_dot(half, solve, DT, PRECISION)
+        half = fine_dot(solve, below, DT)
+        solve += fine_dot(half, solve, DT)
     return solve
 
 
@@ -139,4 +148,8 @@ def chunk_scores(
         if GENERAL:
             store_lower(scores_ak, ak, start, past, HV, head, C)
             system = ab
-        store_lower(inverse, inverse_of(system, LEVELS, C, DT, PRECISION), start, past, HV, head, C)
+        if tl.float32 == DT:
+            solve = inverse_by_substitution(system, C)
+        else:
+            solve = inverse_by_merging(system, LEVELS, C, DT)
+        store_lower(inverse, solve, start, past, HV, head, C)

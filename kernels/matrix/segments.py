@@ -45,7 +45,7 @@ def segment_maps(
         x = load_rows(v, start, past, HV, head, width, column, C, VB)
         if write is not None:
             x = x.to(tl.float32) * load_gate(write, start, past, HV, head, C)[:, None]
-        s = state_after(
+        s, _solved = state_after(
             s, x, keys, k, g, a, b, erase, inverse, scores_ak, start, past, H, HA, HB, HV, head, K, C, KB,
             CHANNEL, DELTA, GENERAL, PREDICT_NOW, DT, PRECISION,
         )  # fmt: skip

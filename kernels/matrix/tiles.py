@@ -54,6 +54,12 @@ def dot(x, y, DT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def hold_back():
+    """Loads that stand below are not moved up past here, where their values would fill registers all the while."""
+    tl.debug_barrier()
+
+
+@triton.jit
 def rows_left(start, past, C: tl.constexpr):
     """Rows of the chunk that are in its sequence. Addresses are one number of 64 bits and small offsets from there:
     a tile of 64-bit addresses would take twice the registers of its values."""
@@ -294,7 +300,11 @@ def state_after(
     KB: tl.constexpr, CHANNEL: tl.constexpr, DELTA: tl.constexpr, GENERAL: tl.constexpr, PREDICT_NOW: tl.constexpr,
     DT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The state after a chunk from s ``[KB, VB]``, its keys, and the values x ``[C, VB]`` given to it; KB covers K."""
+    """The state after a chunk from s ``[KB, VB]``, its keys, and the values x ``[C, VB]`` given to it; KB covers K.
+
+    With it what the delta rule has solved for, in DT: what the chunk writes with b, or without b with k.
+    """
+    solved = x
     if DELTA:
         reader = load_reader_rows(a, k, erase, start, past, H, HA, HV, head, K, 0, C, KB)
         decay = load_decays(g, start, past, HV, head, K, 0, PREDICT_NOW, CHANNEL, C, KB)
@@ -302,12 +312,13 @@ def state_after(
         solve = load_lower(inverse, start, past, HV, head, C)
         if GENERAL:
             r += dot(load_lower(scores_ak, start, past, HV, head, C), x, DT, PRECISION)
-            z = dot(solve, r, DT, PRECISION).to(DT)
+            solved = dot(solve, r, DT, PRECISION).to(DT)
         else:
             x = dot(solve, r + x.to(tl.float32), DT, PRECISION).to(DT)
+            solved = x
     to_end, whole = load_decays_to_end(g, start, past, HV, head, K, 0, CHANNEL, C, KB)
     s = times_state(whole, s, CHANNEL) + outer(keys, to_end, x, CHANNEL, DT, PRECISION)
     if GENERAL:
         back = load_rows(b, start, past, HB, head // (HV // HB), K, 0, C, KB)
-        s += outer(back, to_end, z, CHANNEL, DT, PRECISION)
-    return s
+        s += outer(back, to_end, solved, CHANNEL, DT, PRECISION)
+    return s, solved

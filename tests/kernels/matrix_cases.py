@@ -34,9 +34,12 @@ CASES = {
 BOUNDS = [0, 3, 3, 21, 37, 41]
 
 
-def draw(case: str, device: str, dtype: torch.dtype, seed: int = 0) -> dict[str, Any]:
+def draw(
+    case: str, device: str, dtype: torch.dtype, seed: int = 0, length: int | None = None
+) -> dict[str, Any]:
     """Tensors by name, with gradients of both outputs; tokens in ``dtype``, gates and states in float32."""
-    batch, length, h, hv, k, v, which, _ = CASES[case]
+    batch, tokens, h, hv, k, v, which, _ = CASES[case]
+    length = length or tokens
     given = which.split()
     generator = torch.Generator().manual_seed(seed)
 

@@ -164,6 +164,24 @@ def test_segments_do_not_see_each_other(device: str) -> None:
         assert torch.equal(packed.o[:, i:j], alone.o) and torch.equal(packed.state[number], alone.state[0])
 
 
+@pytest.mark.parametrize("bounds", [None, [0, 5, 5, 9]], ids=["batch", "packed"])
+def test_gradients_of_one_output_alone(device: str, bounds: list[int] | None) -> None:
+    """Where a loss does not use an output, its gradient is zero and no tensor of zeros is made of it beforehand."""
+    inputs = {n: x.float() for n, x in example_inputs(rules.mamba, T=9, B=1, device=device).items()}
+    ends = None if bounds is None else torch.tensor(bounds, device=device)
+
+    def gradients(used: tuple[int, int], backend: str) -> list[Tensor]:
+        leaves = {n: x.clone().requires_grad_() for n, x in inputs.items()}
+        out = rules.mamba(**leaves, cu_seqlens=ends, backend=backend)
+        loss = sum(x.square().sum() for x, here in zip(out[:2], used, strict=True) if here)
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs.values(), found, strict=True)]
+
+    for used in ((1, 0), (0, 1)):
+        for got, want in zip(gradients(used, "triton"), gradients(used, "torch"), strict=True):
+            torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-6)
+
+
 def test_nothing_of_all_states_exists(device: str) -> None:
     """What autograd keeps of a selective scan: its arguments, and the states at every 16th token."""
     inputs = {
