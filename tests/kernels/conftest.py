@@ -31,7 +31,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.pluginmanager.register(Reporter(config, os.environ[REPORT]))
 
 
-def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
+def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
     """In the main process an interpreted test is not run: its subprocess is asked for the result."""
     if INTERPRETED or not item.get_closest_marker("interpreted"):
         return None
@@ -43,6 +43,8 @@ def pytest_runtest_protocol(item: pytest.Item) -> bool | None:
     for report in stash[children].reports(item):
         item.ihook.pytest_runtest_logreport(report=report)
     item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+    # A test of this file that ran here left open what this one might have used.
+    item.session._setupstate.teardown_exact(nextitem)
     return True
 
 

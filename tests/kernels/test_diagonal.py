@@ -46,18 +46,23 @@ def results(
 
 
 def check(rule: Any, inputs: dict[str, Tensor], state: Any, dtype: torch.dtype, **options: Any) -> None:
-    """Triton in ``dtype`` is off by no more than twice what torch in the same precision is, and a rounding."""
+    """Triton in ``dtype`` is off by no more than twice what torch in the same precision is, and a rounding.
+
+    Whichever of torch's forms is furthest off counts: each orders the same sums in another way, as the kernel does.
+    """
     cast = {n: x.to(dtype) for n, x in inputs.items()}
     exact = {n: x.double() for n, x in cast.items()}
     low = type(state)(*(x.float() for x in state)) if isinstance(state, tuple) else state.float()
     want = results(rule, exact, state, "torch", **options)
-    plain = results(rule, cast, low, "torch", **options)
+    forms = (rule.form(name) for name in ("chunkwise", "recurrent"))
+    plain = [results(form, cast, low, "torch", **options) for form in forms]
     got = results(rule, cast, low, "triton", **options)
     assert got.keys() == want.keys()
     for name, value in got.items():
-        assert value.dtype == plain[name].dtype and value.isfinite().all(), name
+        assert value.dtype == plain[0][name].dtype and value.isfinite().all(), name
         # small tensors have few roundings to average over
-        allowed = budget(plain[name], want[name], value.dtype) + 3 * torch.finfo(value.dtype).eps
+        largest = max(budget(x[name], want[name], value.dtype) for x in plain)
+        allowed = largest + 3 * torch.finfo(value.dtype).eps
         assert relative_error(value, want[name]) <= allowed, name
 
 
