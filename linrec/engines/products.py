@@ -9,7 +9,7 @@ products keep every digit: whether they do is tried out once, and only then are 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import _GeneratorContextManager, contextmanager
 from functools import cache
 from typing import Any
 
@@ -21,38 +21,35 @@ WORTH = 1 << 15  # numbers in a state from which setting up products in oneDNN i
 TRIED = ((1, 256, 256, 256), (8, 64, 128, 128), (4, 32, 32, 64))  # batch, rows, inner, columns
 
 
-@contextmanager
-def wide_products() -> Iterator[None]:
+def wide_products() -> _GeneratorContextManager[None]:
     """Inside, float32 products of matrices on the CPU are as wide as they can be without a loss of digits.
 
     Also a decorator. For training loops of your own: the products of layers, and those of their backward pass, count as
     well. The setting is torch's, and one for all threads; a product that another thread makes meanwhile is as exact. A
     setting that the caller has chosen (``torch.backends.mkldnn.matmul.fp32_precision``) is left alone.
     """
-    if torch.compiler.is_compiling() or not _exact_in_onednn() or _setting() != "none":
-        yield
-        return
-    _set("bf16")
-    try:
-        yield
-    finally:
-        _set("none")
+    return _changed("none", "bf16")
+
+
+def small_products() -> _GeneratorContextManager[None]:
+    """Inside :func:`wide_products`: products of so few rows that setting one up in oneDNN takes longer than it."""
+    return _changed("bf16", "none")
 
 
 @contextmanager
-def small_products() -> Iterator[None]:
-    """Inside :func:`wide_products`: products of so few rows that setting one up in oneDNN takes longer than it."""
-    if torch.compiler.is_compiling() or not _exact_in_onednn() or _setting() != "bf16":
+def _changed(before: str, inside: str) -> Iterator[None]:
+    """The setting where it is the one and oneDNN is exact, changed to the other."""
+    if torch.compiler.is_compiling() or not _exact_in_onednn() or _setting() != before:
         yield
         return
-    _set("none")
+    _set(inside)
     try:
         yield
     finally:
-        _set("bf16")
+        _set(before)
 
 
-def fitting_products(state: Tensor) -> AbstractContextManager[None]:
+def fitting_products(state: Tensor) -> _GeneratorContextManager[None]:
     """For chunks that read and write this state of all heads: wide, where they are large enough to gain."""
     return wide_products() if state.numel() >= WORTH else small_products()
 
