@@ -116,8 +116,9 @@ def affordable_steps(
 def _train(
     key: str, label: str, config: Config, corpus: Corpus, settings: TrainConfig, out: Path, console: Console
 ) -> dict[str, Any]:
-    torch.manual_seed(settings.seed)
-    model = LanguageModel(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(settings.seed)
+        model = LanguageModel(config)
     console.print(f"training: {label}, {parameters(model):,} parameters")
     result = train(model, corpus, settings, progress=True)
     model.save(out / key)

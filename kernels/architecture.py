@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
 
 DEFAULT = "sm_90"  # where there is no GPU: the interpreter, and tensors on meta
 _pretended: str | None = None
+_one_at_a_time = threading.RLock()
 
 
 def architecture(device: torch.device) -> str:
@@ -25,10 +27,14 @@ def architecture(device: torch.device) -> str:
 
 @contextlib.contextmanager
 def pretend(name: str) -> Iterator[None]:
-    """Within the block, configurations are those of this architecture, whatever the device."""
+    """Within the block, configurations are those of this architecture, whatever the device.
+
+    For all threads, because a GPU's backward pass runs on a thread of its own; so blocks of other threads wait.
+    """
     global _pretended
-    before, _pretended = _pretended, name
-    try:
-        yield
-    finally:
-        _pretended = before
+    with _one_at_a_time:
+        before, _pretended = _pretended, name
+        try:
+            yield
+        finally:
+            _pretended = before

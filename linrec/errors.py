@@ -41,6 +41,10 @@ class CheckpointError(LinrecError, ValueError):
     """A checkpoint or session file is missing, damaged, or belongs to another model."""
 
 
+class SessionError(CheckpointError):
+    """A session cannot go on, or its file is missing, damaged, or belongs to another model."""
+
+
 class DatasetError(LinrecError, RuntimeError):
     """A task's data set cannot be had here (no network, gated, or gone)."""
 

@@ -25,6 +25,7 @@ import contextlib
 import inspect
 import typing
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, NamedTuple, Protocol, Self
 
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor
 
 from linrec.arguments import Arg, check_arguments, drop_time, gain_time, signature
+from linrec.donation import donation as donation
 from linrec.errors import BackendError, FormError, ShapeError, UnknownNameError
 from linrec.packing import check_cu_seqlens
 from linrec.state import State
@@ -257,7 +259,7 @@ class Rule:
 
     def _key(self, form: str | None, options: dict[str, Any], values: dict[str, Any]) -> Hashable | None:
         """All that binding looks at: what was found for one token holds for the next. None: look again."""
-        if _validation or options.get("cu_seqlens") is not None:
+        if validating() or options.get("cu_seqlens") is not None:
             return None
         scale, chunk = options.get("scale"), options.get("chunk_size")
         if (scale is None or type(scale) is float) and (chunk is None or type(chunk) is int):
@@ -327,49 +329,27 @@ def rule(
     return register
 
 
-_validation = False
+_validation: ContextVar[bool] = ContextVar("linrec.validation", default=False)
 
 
 def validating() -> bool:
     """Whether argument *values* (not only shapes and dtypes) are checked."""
-    return _validation
+    return not torch.compiler.is_compiling() and _validation.get()
 
 
 @contextlib.contextmanager
 def validation(on: bool = True) -> Iterator[None]:
     """Within the block, check values too: RangeError for g > 0, a non-finite number, dt <= 0 and so on.
 
-    Off by default, because reading values stops a GPU's queue and cannot be traced or vmapped.
+    Off by default, because reading values stops a GPU's queue and cannot be traced or vmapped. Holds for the calling
+    thread and asyncio task.
     """
-    global _validation
-    before, _validation = _validation, on
+    before = _validation.get()
+    _validation.set(on)
     try:
         yield
     finally:
-        _validation = before
-
-
-_donation = False
-
-
-def donating() -> bool:
-    """Whether the caller has given its state away: a step may write the next one over it, where gradients are off."""
-    return _donation
-
-
-@contextlib.contextmanager
-def donation(on: bool = True) -> Iterator[None]:
-    """Within the block, a call of one token may write its state over the state it is given.
-
-    For decoding loops that own their state and never look at the one before: a new state a token costs more time than
-    the arithmetic on it. Where gradients are on, nothing is overwritten.
-    """
-    global _donation
-    before, _donation = _donation, on
-    try:
-        yield
-    finally:
-        _donation = before
+        _validation.set(before)
 
 
 _OPTIONS = ("state", "scale", "cu_seqlens", "chunk_size", "backend")

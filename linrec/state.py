@@ -2,7 +2,7 @@
 
 Every layer and model of the kit takes its state as an argument and returns the next one; nothing is
 kept on a module. A state is never modified in place unless its owner gives it away
-(:func:`linrec.rule.donation`), so holding on to one *is* a fork.
+(:func:`linrec.donation.donation`), so holding on to one *is* a fork.
 """
 
 from __future__ import annotations

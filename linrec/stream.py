@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from linrec.errors import DtypeError, RangeError, ShapeError
-from linrec.rule import donation
+from linrec.donation import Donation, donation
+from linrec.errors import DtypeError, RangeError, SessionError, ShapeError
 from linrec.session_file import read_session, write_session
-from linrec.state import State, named_tensors, state_bytes
+from linrec.state import State, map_tensors, named_tensors, state_bytes
 
 
 class StreamModel(Protocol):
@@ -33,6 +34,14 @@ class StreamModel(Protocol):
     def fingerprint(self) -> str: ...
 
 
+class _Place(NamedTuple):
+    """Where a session stands. ``owned``: nobody else has seen the state, so a step may write over it."""
+
+    state: State
+    logits: Tensor | None
+    owned: bool
+
+
 class Session:
     """One sequence being read and written.
 
@@ -40,14 +49,20 @@ class Session:
     layers a session takes the same memory after any number of tokens. ``seed`` starts the session's own random
     numbers, which ``sample`` and ``stream`` draw from and which ``fork`` and ``save`` take along; None takes one from
     the system.
+
+    After an exception, also a KeyboardInterrupt, a session is as it was before the call. Where a step had already begun
+    to write over the state it says so instead: everything but ``restore`` and setting ``state`` raises SessionError.
+    Calls from several threads wait for each other.
     """
 
     def __init__(self, model: StreamModel, state: State = None, *, seed: int | None = None):
         self.model = model
-        self._state: State = model.init_state(1) if state is None else state
-        self._owned = state is None  # nobody else has seen it, so a step may write over it
-        self._device = _device_of(self._state)
-        self._logits: Tensor | None = None
+        owned = state is None
+        # A model's empty state may be a view of a parameter.
+        state = map_tensors(_copied, model.init_state(1)) if state is None else state
+        self._place: _Place | None = _Place(state, None, owned)
+        self._lock = threading.RLock()
+        self._device = _device_of(state)
         self._generator = torch.Generator()
         if seed is None:
             self._generator.seed()
@@ -57,37 +72,66 @@ class Session:
     @property
     def state(self) -> State:
         """The state after the last token fed; it stays as it is, whatever is fed afterwards."""
-        self._owned = False
-        return self._state
+        return self._shared().state
 
     @state.setter
     def state(self, state: State) -> None:
-        self._state, self._owned = state, False
+        with self._lock:
+            self._place = _Place(state, self._place and self._place.logits, owned=False)
 
     @property
     def next_logits(self) -> Tensor:
         """``[vocab_size]``: logits of the token after the last one fed. Raises ShapeError before any feed."""
-        if self._logits is None:
+        logits = self._standing().logits
+        if logits is None:
             raise ShapeError("next_logits: expected at least one token fed to this session, got none")
-        return self._logits
+        return logits
 
     @property
     def state_bytes(self) -> int:
         """Bytes of the state's tensors."""
         return state_bytes(self._state)
 
-    @torch.no_grad()
+    @property
+    def _state(self) -> State:
+        """The state to look at, not to hold."""
+        return self._standing().state
+
     def feed(self, tokens: Sequence[int] | Tensor | int) -> Session:
         """Read tokens (an id, a sequence of ids or a tensor ``[T]``) and return the session."""
         ids = _as_row(tokens).to(self._device)
         if ids.shape[1] == 0:
             return self
         read = self.model.step if ids.shape[1] == 1 else self.model.prefill
-        with donation(self._owned):
-            output = read(ids, self._state)
-        # A view would keep the logits of the whole chunk alive.
-        self._logits, self._state, self._owned = output.logits[0, -1].clone(), output.state, True
-        return self
+        place, after, gift = None, None, Donation()
+        try:  # an interruption may come between any two lines, also of leaving a block
+            with self._lock, torch.no_grad():
+                place, self._place = self._standing(), None
+                with donation(place.state if place.owned else False) as gift:
+                    output = read(ids, place.state)
+                # A view would keep the logits of the whole chunk alive.
+                after = self._place = _Place(output.state, output.logits[0, -1].clone(), owned=True)
+            return self
+        except BaseException:
+            if place is not None and (self._place is None or self._place is after):
+                self._place = None if gift.begun else place
+            raise
+
+    def _standing(self) -> _Place:
+        with self._lock:
+            place = self._place
+        if place is None:
+            raise SessionError(
+                "the session cannot go on: a call was interrupted while it wrote the next state over the last one; "
+                "restore() a saved session, set state, or start a new session"
+            )
+        return place
+
+    def _shared(self) -> _Place:
+        """Where it stands, for somebody who will hold the state too."""
+        with self._lock:
+            self._place = place = self._standing()._replace(owned=False)
+            return place
 
     def sample(
         self,
@@ -103,9 +147,9 @@ class Session:
         outside their range.
         """
         _check_sampling(temperature, top_k, top_p)
+        logits = self.next_logits.float().cpu()
         if seed is not None:
             self._generator.manual_seed(seed)
-        logits = self.next_logits.float().cpu()
         if temperature == 0:
             return int(logits.argmax())
         probabilities = restrict(logits / temperature, top_k, top_p).softmax(-1)
@@ -137,36 +181,52 @@ class Session:
             self._generator.manual_seed(seed)
         produced = 0
         while max_tokens is None or produced < max_tokens:
-            token = self.sample(temperature, top_k, top_p)
-            if token in stops:
-                return
-            self.feed(token)
+            drawn_from = self._generator.get_state()
+            try:
+                token = self.sample(temperature, top_k, top_p)
+                if token in stops:
+                    return
+                self.feed(token)
+            except BaseException:
+                self._generator.set_state(drawn_from)  # what was drawn and not fed is drawn again
+                raise
             produced += 1
             yield token
 
     def fork(self) -> Session:
         """An independent session at the same place, random numbers included, in constant time."""
         other = object.__new__(type(self))
-        other.model, other._device, other._logits = self.model, self._device, self._logits
-        other._state, other._owned = self.state, False
-        other._generator = torch.Generator()
-        other._generator.set_state(self._generator.get_state())
+        with self._lock:
+            other._place = self._shared()
+            other._generator = torch.Generator()
+            other._generator.set_state(self._generator.get_state())
+        other.model, other._device, other._lock = self.model, self._device, threading.RLock()
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the session to one safetensors file, under a temporary name that is then renamed."""
-        write_session(path, self.model.fingerprint(), self._state, self._logits, self._generator.get_state())
+        with self._lock:
+            place, rng = self._shared(), self._generator.get_state()
+        write_session(path, self.model.fingerprint(), place.state, place.logits, rng)
 
     def restore(self, path: str | os.PathLike[str]) -> Session:
         """Go on where a saved session stood, and return this one: ``Session(model).restore(path)``.
 
-        Raises CheckpointError for a file of another model or version, a truncated or a damaged one; this
-        session is then as it was.
+        Raises SessionError for a file of another model or version, a truncated or a damaged one; this session is
+        then as it was.
         """
         saved = read_session(path, self.model.fingerprint(), self.model.init_state(1), self._device)
-        self._generator.set_state(saved.rng)
-        self._state, self._owned, self._logits = saved.state, True, saved.logits
+        generator = torch.Generator()
+        generator.set_state(saved.rng)
+        with self._lock:
+            self._place = None
+            self._generator = generator
+            self._place = _Place(saved.state, saved.logits, owned=True)
         return self
+
+
+def _copied(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def _device_of(state: State) -> torch.device:

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from linrec import models
 from linrec.errors import CheckpointError, DtypeError, RangeError, ShapeError
+from linrec.layers import LAYERS
 from linrec.state import named_tensors
 from linrec.stream import Session
 
@@ -240,3 +241,29 @@ def test_only_a_state_that_nobody_holds_is_written_over(layer: str) -> None:
     other.feed(4).feed(5)
     torch.testing.assert_close(session.next_logits, other.next_logits)
     torch.testing.assert_close(session.next_logits, model(torch.tensor([[1, 2, 3, 4, 5]])).logits[0, -1])
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_layer_streams_forks_saves_and_restores(layer: str, tmp_path: Path) -> None:
+    """Prompts of several lengths, then one token at a time, against one pass in float64."""
+    torch.manual_seed(0)
+    config = models.Config(
+        vocab_size=31, d_model=16, num_heads=2, init_std=0.3, pattern=(layer,), num_layers=2
+    )
+    model = models.LanguageModel(config).double().eval()
+    ids = torch.randint(0, 31, (12,))
+    with torch.no_grad():
+        want = model(ids[None]).logits[0]
+    for length in (1, 2, 5, 8):
+        session = Session(model, seed=3).feed(ids[:length])
+        for t in range(length, 9):
+            session.feed(int(ids[t]))
+        fork = session.fork()
+        session.feed(int(ids[9]))
+        session.save(tmp_path / "saved")
+        restored = Session(model).restore(tmp_path / "saved")
+        for part in (session, restored):
+            part.feed(int(ids[10])).feed(int(ids[11]))
+        for part in (session, restored, fork.feed(ids[9:10]).feed(ids[10:])):
+            torch.testing.assert_close(part.next_logits, want[-1], rtol=1e-7, atol=1e-7)
+        assert restored.sample(seed=None) == session.sample(seed=None)

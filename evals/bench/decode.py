@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from linrec import rules
+from linrec.donation import donation
 from linrec.errors import BenchmarkError
 from linrec.evals.bench import peers
 from linrec.evals.bench.cases import delta_inputs
 from linrec.evals.bench.measure import Work, side_by_side
 from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel
-from linrec.rule import donation
 from linrec.state import map_tensors, named_tensors
 
 # Mamba-2's 130M model: 24 layers of mixers only.
@@ -89,7 +89,7 @@ class _Ours:
             own.copy_(kept)
         logits, every = self.start.logits, []
         for _ in range(tokens):
-            with donation():
+            with donation(self.state):
                 logits, self.state = self.model.step(logits[:, -1].argmax(-1, keepdim=True), self.state)
             every.append(logits)
         return every
@@ -115,7 +115,6 @@ def transformers_model(width: int, layers: int, state: int, vocab: int) -> Any:
     """Transformers' Mamba-2 with random weights."""
     from transformers import Mamba2Config, Mamba2ForCausalLM
 
-    torch.manual_seed(0)
     config = Mamba2Config(
         hidden_size=width,
         num_hidden_layers=layers,
@@ -127,7 +126,9 @@ def transformers_model(width: int, layers: int, state: int, vocab: int) -> Any:
         tie_word_embeddings=False,
         use_cache=True,
     )
-    return Mamba2ForCausalLM(config).eval()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Mamba2ForCausalLM(config).eval()
 
 
 def same_model(theirs: Any, width: int, layers: int, state: int, vocab: int) -> LanguageModel:

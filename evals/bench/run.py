@@ -39,9 +39,15 @@ def run_bench(
     unknown = set(names) - set(NAMES)
     if unknown:
         raise UnknownNameError(f"bench: no case {', '.join(sorted(unknown))}; cases are {', '.join(NAMES)}")
-    if threads:
-        torch.set_num_threads(threads)
-    wanted = set(names or NAMES)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        return _report(set(names or NAMES), quick, rounds)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _report(wanted: set[str], quick: bool, rounds: int) -> Report:
     report: Report = {"threads": torch.get_num_threads(), "versions": versions(), "rows": []}
     length, heads, width = (128, 2, 16) if quick else (4096, 16, 128)
     for case in CASES:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from rich.progress import Progress
 
+from linrec.donation import donation
 from linrec.evals.small import END, state_bytes_after
 from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel
 from linrec.models.training import TrainConfig, make_optimizer, train_step
-from linrec.rule import donation
 
 ROUNDS = 5
 DECODED = 32
@@ -89,7 +89,7 @@ class CostJob:
                 self._wait()
                 started = time.perf_counter()
                 for _ in range(DECODED):
-                    with donation():
+                    with donation(state):
                         logits, state = model.step(logits.argmax(-1), state)
                 self._wait()
                 return time.perf_counter() - started

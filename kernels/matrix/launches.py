@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -203,6 +204,7 @@ class At(NamedTuple):
 
 Rows = dict[At, Launch | int]
 _asked: Rows | None = None  # None: the environment has not been read yet
+_one_at_a_time = threading.RLock()
 
 
 def asked() -> Rows:
@@ -228,13 +230,17 @@ def use(path: str | Path | None) -> None:
 
 @contextlib.contextmanager
 def using(rows: Rows) -> Iterator[None]:
-    """Within the block these rows stand before the table, and no others."""
+    """Within the block these rows stand before the table, and no others.
+
+    For all threads, because a GPU's backward pass runs on a thread of its own; so blocks of other threads wait.
+    """
     global _asked
-    before, _asked = _asked, rows
-    try:
-        yield
-    finally:
-        _asked = before
+    with _one_at_a_time:
+        before, _asked = _asked, rows
+        try:
+            yield
+        finally:
+            _asked = before
 
 
 def padded(width: int) -> int:

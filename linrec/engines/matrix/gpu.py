@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from linrec.donation import taken
 from linrec.engines.checks import differentiated
 from linrec.engines.matrix.terms import MatrixTerms
-from linrec.rule import Call, donating
+from linrec.rule import Call
 
 WIDEST = 256  # of K and V: the kernels keep all of K on chip
 CHUNKS = (16, 32, 64)
@@ -35,7 +36,7 @@ def scan_packed(terms: MatrixTerms, state: Tensor | None, call: Call) -> tuple[T
     if t.v.shape[1] == 1 and call.bounds is None and not keep:
         if state is None:
             state = t.v.new_zeros(t.state_shape(t.v.shape[0]), dtype=torch.float32)
-        elif not (donating() and state.is_contiguous()):
+        elif not taken(state):
             state = state.clone(memory_format=torch.contiguous_format)
         return matrix_step_(*tensors, state, call.scale, t.predict, t.readout, dtype), state
     bounds = None if call.bounds is None else torch.tensor(call.bounds, device=t.v.device)

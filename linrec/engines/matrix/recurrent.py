@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from linrec.donation import taken
 from linrec.engines.matrix.terms import MatrixTerms
-from linrec.rule import donating
 
 
 class Rows(NamedTuple):
@@ -34,7 +34,8 @@ class Rows(NamedTuple):
 def scan_tokens(terms: MatrixTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Run token after token; ``state`` is ``[B, HV, K, V]``. Returns (o ``[B, T, HV, V]``, final state)."""
     batch, length, heads, width = terms.v.shape
-    values, given = _only_values(), donating()
+    values = _only_values()
+    given = values and length > 0 and taken(state)
     x, shape = to_rows(terms), state.shape
     state = state.reshape(batch * heads, shape[2], shape[3])
     if length == 1:
