@@ -110,7 +110,7 @@ def test_tasks_that_take_turns(model: models.LanguageModel) -> None:
                 state = model.step(torch.tensor([[1]]), state).state
                 await asyncio.sleep(0)
 
-    async def all_at_once() -> list[Any]:
+    async def all_at_once() -> tuple[Any, ...]:
         return await asyncio.gather(streams(), holds(), gives_everything(), streams())
 
     first, _, _, second = asyncio.run(all_at_once())

@@ -22,6 +22,7 @@ RANK = {
     "state": 1,
     "files": 1,
     "packing": 2,
+    "donation": 2,
     "arguments": 2,
     "kernels": 2,
     "session_file": 2,
