@@ -69,7 +69,7 @@ def save_checkpoint(
     configuration. Raises CheckpointError where ``folder`` is a file, FileError where it cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise CheckpointError(f"{folder}: expected a folder to write a checkpoint to, got a file")
     for name in files or {}:
         if name in (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE) or name != os.path.basename(name):
