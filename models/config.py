@@ -17,6 +17,7 @@ from linrec.errors import ConfigError
 from linrec.layers import LAYERS
 
 LARGEST = 2**31 - 1
+POSITIVE = ("norm_eps", "eps", "rope_base", "gate_temperature")  # options that no layer can take below zero
 
 
 @dataclass(frozen=True)
@@ -114,10 +115,12 @@ class Config:
             known = argument_types(layer)
             for option, value in options.items():
                 check_name(option, known, f"layer_options[{layer!r}]: option")
+                where = f"layer_options[{layer!r}]: {option}"
                 if not _fits(value, known[option]):
                     kinds = " or ".join(_kind_name(kind) for kind in _kinds(known[option]))
-                    where = f"layer_options[{layer!r}]: {option}"
                     raise ConfigError(f"{where}: expected {kinds}, got {shown(value)}")
+                if option in POSITIVE and value is not None:
+                    _check_positive(where, value)
 
 
 def argument_types(layer: str) -> dict[str, Any]:
