@@ -1,15 +1,15 @@
 """Files that no crash can tear, and files of others that are read without trust.
 
-Writing. A file is written under a temporary name in the folder it belongs to, flushed to the disk, and renamed; then
-the folder is flushed. Killed at any point, a process leaves the old content or the new. Several files that belong
-together are all written before the first is renamed, so that a full disk changes none of them, and renamed under a
-lock on the folder, so that two writers do not mix theirs. A rename replaces one name; whoever needs several files to
-change as one makes one of them say which others it belongs to (:mod:`linrec.models.checkpoint`).
+Writing. A file is written in a temporary folder inside the folder it belongs to, flushed to the disk, and renamed to
+its place; then the folder is flushed. Killed at any point, a process leaves the old content or the new. Several files
+that belong together are all written before the first is renamed, so that a full disk changes none of them, and renamed
+under a lock on their folder, so that two writers do not mix theirs. A rename replaces one name; whoever needs several
+files to change as one makes one of them say which others it belongs to (:mod:`linrec.models.checkpoint`).
 
-Temporary files. A writer holds a lock on its temporary file, which the system takes back when the process ends,
-however it ends. Every writer first removes what bears a temporary name in its folder and is not locked: what a killed
-process left goes with the next write, what another process is writing stays. Where a file system has no locks, a
-temporary file counts as abandoned after a day.
+Temporary folders. A writer holds a lock on its temporary folder, which the system takes back when the process ends,
+however it ends. Every writer first removes what bears a temporary name and is not locked: what a killed process left
+goes with the next write, what another process is writing stays. It is a folder because libraries write under further
+names beside the one they are given. Where a file system has no locks, it counts as abandoned after a day.
 
 Reading. What a file holds is checked before it is used, and every way in which reading it can fail is one error of a
 type that the caller names, with the file and the reason.
@@ -22,6 +22,7 @@ import ctypes
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -60,20 +61,18 @@ def write_together(folder: Name, files: Mapping[str, Write]) -> None:
     Raises FileError; if that is before the first rename, as for a full disk, all files are as they were.
     """
     folder = Path(folder)
-    with as_file_error(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        remove_abandoned(folder)
     with contextlib.ExitStack() as stack:
-        temporaries = {}
+        with as_file_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            remove_abandoned(folder)
+            temporary = stack.enter_context(_temporary(folder))
         for name, write in files.items():
             with as_file_error(folder / name):
-                temporaries[name] = stack.enter_context(_temporary(folder))
-                write(temporaries[name])
-                _flush(temporaries[name])
+                _write(temporary / name, write)
         stack.enter_context(_locked(folder))
-        for name, temporary in temporaries.items():
+        for name in files:
             with as_file_error(folder / name):
-                os.replace(temporary, folder / name)
+                os.replace(temporary / name, folder / name)
             flush_folder(folder)
 
 
@@ -109,14 +108,13 @@ def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
 
 
 def remove_abandoned(folder: Path) -> None:
-    """Remove the temporary files that processes which are gone have left in this folder."""
+    """Remove the temporary folders that processes which are gone have left in this folder."""
     with os.scandir(folder) as entries:
         names = [e.path for e in entries if e.name.startswith(PREFIX) and e.name.endswith(SUFFIX)]
     for name in names:
-        with contextlib.suppress(OSError), open(name, "rb+") as file:
-            locked = lock(file.fileno(), wait=False)
+        with contextlib.suppress(OSError), _locked(Path(name), wait=False) as locked:
             if locked or (locked is None and time.time() - os.stat(name).st_mtime > ABANDONED_SECONDS):
-                os.unlink(name)
+                shutil.rmtree(name, ignore_errors=True)
 
 
 def lock(descriptor: int, wait: bool = True) -> bool | None:
@@ -239,46 +237,45 @@ def _check_file(path: Name, failure: type[LinrecError]) -> None:
 
 @contextlib.contextmanager
 def _temporary(folder: Path) -> Iterator[Path]:
-    """A new file with the usual permissions, locked for as long as it is ours; removed unless renamed."""
+    """A new folder inside, locked for as long as it is ours, then removed."""
     while True:
         path = folder / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
-        # Until it is locked another writer may take it for abandoned.
-        if lock(handle) is None or os.fstat(handle).st_nlink:
-            break
-        os.close(handle)
-    if fcntl is None:
-        os.close(handle)  # elsewhere an open file cannot be renamed
-    try:
-        yield path
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()
-        if fcntl is not None:
-            os.close(handle)
+        path.mkdir()
+        with _locked(path):
+            if not path.exists():  # before it was locked, another writer took it for abandoned
+                continue
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+            return
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder, locked, where folders can be opened."""
+def _locked(folder: Path, wait: bool = True) -> Iterator[bool | None]:
+    """The folder, locked; gives what :func:`lock` does, None where folders cannot be opened."""
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
-        yield
+        yield None
         return
     try:
-        lock(handle)
-        yield
+        yield lock(handle, wait)
     finally:
         os.close(handle)
+
+
+def _write(path: Path, write: Write) -> None:
+    """A file with the usual permissions, whatever ``write`` gives it, seen to the disk."""
+    path.touch()
+    mode = path.stat().st_mode
+    write(path)
+    path.chmod(mode)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _reason(error: BaseException) -> str:
     """What an error says, in one short line."""
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"{type(error).__name__}: {' '.join(said.split())[:200]}" if said else type(error).__name__
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())

@@ -72,7 +72,11 @@ def save_checkpoint(
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise CheckpointError(f"{folder}: expected a folder to write a checkpoint to, got a file")
     for name in files or {}:
-        if name in (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE) or name != os.path.basename(name):
+        if (
+            name in (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE)
+            or name in ("", ".", "..")
+            or name != os.path.basename(name)
+        ):
             raise CheckpointError(f"{folder}: expected the names of further files, got {name!r}")
     weights = {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     config = {

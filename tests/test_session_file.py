@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -103,13 +102,8 @@ def test_cut_or_changed_anywhere_it_is_refused(tmp_path: Path) -> None:
         cuts.append(bytes(content))
     for content in cuts:
         path.write_bytes(content)
-        try:
+        with pytest.raises(SessionError, match=str(path)):
             Session(model).restore(path)
-        except SessionError as error:
-            assert str(path) in str(error)
-        else:  # a bit of the header that says nothing: white space for alignment
-            before, after = (json.loads(x[8:header]) for x in (whole, content))
-            assert before == after
 
 
 @pytest.mark.parametrize("kind", ["folder", "loop", "nothing", "empty"])
