@@ -130,13 +130,6 @@ def test_over_and_under_transformers(tmp_path: Path) -> None:
     assert loaded(tmp_path) == B.fingerprint()
 
 
-def test_the_same_model_gives_the_same_files(tmp_path: Path) -> None:
-    for name in "ab":
-        A.save(tmp_path / name)
-    for name in TWO:
-        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-
-
 def test_further_files_are_part_of_a_save(tmp_path: Path) -> None:
     checkpoint.save_checkpoint(A, tmp_path, {"tokenizer.json": "{}", "notes": b"\xff"})
     assert names(tmp_path) == ["config.json", "model.safetensors", "notes", "tokenizer.json"]
