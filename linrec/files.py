@@ -64,7 +64,8 @@ def write_together(folder: Name, files: Mapping[str, Write]) -> None:
     with contextlib.ExitStack() as stack:
         with as_file_error(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            remove_abandoned(folder)
+            with contextlib.suppress(OSError):  # a folder that one may write to and not list
+                remove_abandoned(folder)
             temporary = stack.enter_context(_temporary(folder))
         for name, write in files.items():
             with as_file_error(folder / name):
@@ -179,12 +180,24 @@ class TensorFile:
 
 @contextlib.contextmanager
 def open_tensors(path: Name, failure: type[LinrecError]) -> Iterator[TensorFile]:
-    """A safetensors file; ``failure`` where there is none, or it is truncated or damaged."""
+    """A safetensors file; ``failure`` where there is none, or it is truncated or damaged.
+
+    safetensors opens a file twice, for its header and for its values; if another has taken its place in between,
+    that is done again.
+    """
     _check_file(path, failure)
     with contextlib.ExitStack() as stack:
         with _as_failure(path, failure):
-            opened = TensorFile(stack.enter_context(safe_open(path, framework="pt")), path, failure)
+            before = None
+            while before != (before := _identity(path)):
+                stack.close()
+                opened = TensorFile(stack.enter_context(safe_open(path, framework="pt")), path, failure)
         yield opened
+
+
+def _identity(path: Name) -> tuple[int, ...]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 @contextlib.contextmanager
@@ -193,8 +206,10 @@ def _as_failure(path: Name, failure: type[LinrecError]) -> Iterator[None]:
         yield
     # What safetensors and torch raise about a file that lies is written down nowhere: any of a dozen types.
     except Exception as error:
-        said = f"not a safetensors file: truncated, damaged or not safetensors at all ({_reason(error)})"
-        raise failure(f"{path}: {said}") from error
+        said = "not a safetensors file: truncated, damaged or not safetensors at all"
+        if isinstance(error, OSError | MemoryError):
+            said = "could not be read"
+        raise failure(f"{path}: {said} ({_reason(error)})") from error
 
 
 def read_bytes(path: Name, failure: type[LinrecError]) -> bytes:

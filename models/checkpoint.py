@@ -71,12 +71,9 @@ def save_checkpoint(
     folder = Path(folder)
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise CheckpointError(f"{folder}: expected a folder to write a checkpoint to, got a file")
+    taken = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "", ".", "..")
     for name in files or {}:
-        if (
-            name in (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE)
-            or name in ("", ".", "..")
-            or name != os.path.basename(name)
-        ):
+        if name in taken or name != os.path.basename(name):
             raise CheckpointError(f"{folder}: expected the names of further files, got {name!r}")
     weights = {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     config = {
@@ -152,13 +149,13 @@ def _metadata(folder: Path) -> dict[str, str]:
 
 def _own_values(folder: Path, text: bytes, metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """The weights' own configuration where it counts; the module says when."""
-    values = _checked_values(text, str(folder / CONFIG_FILE))
     own = metadata.get(MODEL_TYPE)
     if own is None:
         return None
-    elsewhere = values.get(SAVED) not in (None, _sha256(own.encode()))
-    if not elsewhere and metadata.get(REPLACES) != _sha256(text):
-        return None
+    if metadata.get(REPLACES) != _sha256(text):
+        saved_with = _checked_values(text, str(folder / CONFIG_FILE)).get(SAVED)
+        if saved_with in (None, _sha256(own.encode())):
+            return None
     return _checked_values(own, f"{folder / WEIGHTS_FILE}: configuration")
 
 

@@ -173,3 +173,18 @@ def test_read_tensors_are_not_the_file(tmp_path: Path) -> None:
     assert torch.equal(load_file(path)["x"], x)
     path.write_bytes(b"")
     assert float(x.sum()) == 1000
+
+
+def test_a_file_that_is_replaced_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, opened = tmp_path / "x", files.safe_open
+    write_tensors(path, {"x": torch.zeros(3)}, {"turn": "0"})
+
+    def slow(name: Path, framework: str) -> object:
+        file = opened(name, framework=framework)
+        if float(file.get_tensor("x")[0]) == 0:
+            write_tensors(path, {"x": torch.ones(3)}, {"turn": "1"})
+        return file
+
+    monkeypatch.setattr(files, "safe_open", slow)
+    with files.open_tensors(path, CheckpointError) as file:
+        assert file.metadata == {"turn": "1"} and file.tensors()["x"].tolist() == [1, 1, 1]

@@ -19,7 +19,11 @@ from tests.crashes import fork, killed_everywhere, on_a_full_disk, wait
 
 # What str.splitlines takes for an end of line, and what text mode would translate.
 ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
-LINES = [{"id": "a", "text": f"ä{ENDS}"}, {"id": "b", "text": "é\u2028€"}, {"id": "c", "loss": [1.5, None]}]
+LINES: list[dict[str, Any]] = [
+    {"id": "a", "text": f"ä{ENDS}"},
+    {"id": "b", "text": "é\u2028€"},
+    {"id": "c", "loss": [1.5, None]},
+]
 
 
 def utf8_lines(found: list[Any]) -> bytes:

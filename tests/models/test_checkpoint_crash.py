@@ -103,6 +103,15 @@ def test_killed_between_the_two_files(old: Callable[[Path], Any], tmp_path: Path
     assert json.loads((tmp_path / "config.json").read_text())["linrec"]["num_heads"] == 4
 
 
+@pytest.mark.parametrize("other", ['{"model_type": "mamba2"}', "no JSON"])
+def test_killed_over_the_configuration_of_something_else(tmp_path: Path, other: str) -> None:
+    unfinished(tmp_path, lambda folder: (folder / "config.json").write_text(other))
+    assert loaded(tmp_path) == B.fingerprint()
+    (tmp_path / "config.json").write_text(other + " ")  # that is not the file which was replaced
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        loaded(tmp_path)
+
+
 def test_weights_of_another_checkpoint_bring_their_configuration(tmp_path: Path) -> None:
     A.save(tmp_path / "a")
     B.save(tmp_path / "b")

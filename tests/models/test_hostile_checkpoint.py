@@ -21,7 +21,7 @@ from linrec.errors import CheckpointError, ConfigError
 from linrec.layers import LAYERS
 from linrec.models.config import argument_types
 
-SMALL = {"vocab_size": 17, "d_model": 16, "num_heads": 2}
+SMALL: dict[str, Any] = {"vocab_size": 17, "d_model": 16, "num_heads": 2}
 PATTERN = ("gated_delta_net", "softmax_attention")
 HOSTILE: list[Any] = [
     *(None, True, False, 0, 1, -1, 10**6, 10**12, 10**30, 1.5, float("nan"), float("inf"), 1e308, -1e308),
@@ -95,7 +95,8 @@ def test_hostile_options_of_every_layer(layer: str, tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     config = json.loads(path.read_text())
     for option in argument_types(layer):
-        for value in (10**9, 30_000, -1, 0, 3, 1e300, "x", None, True, [], {}):
+        values: list[Any] = [10**9, 30_000, -1, 0, 3, 1e300, "x", None, True, [], {}]
+        for value in values:
             config["linrec"]["layer_options"] = {layer: {option: value}}
             path.write_text(json.dumps(config))
             attempt(tmp_path, (layer, option, value))
@@ -157,7 +158,11 @@ def with_header(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], Any
 
 
 def replaced(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    return lambda path: (path.unlink(), make(path))
+    def apply(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return apply
 
 
 NORM = "model.norm.weight"
