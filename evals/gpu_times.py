@@ -217,7 +217,6 @@ def write(timed: dict[str, list[Timing]], out: Path) -> Path:
     """``out/bench_gpu.json``, with the GPU and the versions."""
     rows = {rule: [asdict(row) for row in found] for rule, found in timed.items()}
     path = out / "bench_gpu.json"
-    out.mkdir(parents=True, exist_ok=True)
     write_json(path, {"gpu": torch.cuda.get_device_name(), "versions": versions(), "rules": rows})
     return path
 

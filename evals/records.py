@@ -1,4 +1,10 @@
-"""Results as JSON lines: appended one at a time, so that an interrupted run goes on where it stopped."""
+"""Results as JSON lines: appended one at a time, so that an interrupted run goes on where it stopped.
+
+A line ends with ``\\n`` and nothing else. It is written in ASCII, so that no other program takes a character inside it
+for an end of line either. NaN and infinities are written as Python's json does, and read back. A crash while a line is
+written leaves its beginning at the end of the file, possibly cut inside a character: that is no record, and the next
+one is written over it. Anything else that is no JSON object is damage and is named, with its line.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,12 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
+
+from linrec.errors import RecordError
+from linrec.files import as_file_error, flush_folder, lock, parse_json, read_bytes
 
 
 def fingerprint(value: Any) -> str:
@@ -16,26 +26,62 @@ def fingerprint(value: Any) -> str:
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of the file, none if there is no file; a line that was cut off is left out."""
-    if not path.exists():
+    """The whole lines of the file, none if there is no file; a last line that was cut off is left out.
+
+    Raises RecordError, with file, line and reason, for a line that is no JSON object, and for what is no file.
+    """
+    if not os.path.lexists(path):
         return []
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return found
+    *lines, last = read_bytes(path, RecordError).split(b"\n")
+    found = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    return [*found, *([_record(last, f"{path}, last line")] if _whole(last) else [])]
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line and see it to the disk; behind a line that was cut off a new one is begun."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
-        file.flush()
-        os.fsync(file.fileno())
+    """Add one line and see it to the disk, over a last line that was cut off; processes take turns.
+
+    Raises FileError where it cannot be written; the lines before stay as they are.
+    """
+    line = (json.dumps(record) + "\n").encode()
+    with as_file_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+", buffering=0) as file:
+            lock(file.fileno())
+            file.seek(0)
+            content = file.read()
+            last = content[content.rfind(b"\n") + 1 :]
+            if _whole(last):
+                line = b"\n" + line
+            else:
+                file.truncate(len(content) - len(last))
+            _write(file, line)
+            os.fsync(file.fileno())
+    if not content:
+        flush_folder(path.parent)
+
+
+def _write(file: FileIO, line: bytes) -> None:
+    """All of the line or nothing of it: a full disk takes the beginning."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        while line:
+            line = line[file.write(line) :]
+    except BaseException:
+        file.truncate(end)
+        raise
+
+
+def _whole(line: bytes) -> bool:
+    """Whether a line that lacks its end is a record: an object is whole where its last brace is."""
+    try:
+        _record(line, "")
+    except RecordError:
+        return False
+    return True
+
+
+def _record(line: bytes, where: str) -> dict[str, Any]:
+    value = parse_json(line, where, RecordError)
+    if not isinstance(value, dict):
+        raise RecordError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return value

@@ -25,9 +25,11 @@ def run_missing(
 ) -> list[Record]:
     """Perform the planned parts whose key is not in the file, in order; all planned records that are then there.
 
-    A record is written when its part ends; lines of other keys in the file are left alone.
+    A record is written when its part ends; lines of other keys in the file are left alone. Where two processes have
+    done the same part, its first record counts. Raises RecordError for a damaged file, FileError where none can be
+    written.
     """
-    done = {record["id"] for record in read_records(path)}
+    done = _by_key(path).keys()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -41,7 +43,15 @@ def run_missing(
             if key not in done:
                 append_record(path, {"id": key, **perform(part, bar), "command": command()})
                 bar.advance(total)
-    return [record for record in read_records(path) if record["id"] in planned]
+    return [record for key, record in _by_key(path).items() if key in planned]
+
+
+def _by_key(path: Path) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for record in read_records(path):
+        if isinstance(record.get("id"), str):
+            found.setdefault(record["id"], record)
+    return found
 
 
 def command() -> str:

@@ -110,7 +110,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="replace a checkpoint that is in --out")] = False,
 ) -> None:
     """Train a byte-level language model on your own files and save it (safetensors)."""
-    if (out / "config.json").exists() and not force:
+    if os.path.exists(out / "config.json") and not force:
         raise CheckpointError(f"{out} already holds a checkpoint; choose another --out or add --force")
     corpus = _corpus(text)
     from linrec.models.training import TrainConfig
@@ -125,7 +125,7 @@ def _corpus(text: list[Path] | None) -> Corpus:
 
     if not text:
         return standard_library()
-    missing = [str(path) for path in text if not path.exists()]
+    missing = [str(path) for path in text if not os.path.exists(path)]
     if missing:
         raise ConfigError(f"--text expects files or folders that exist, got {', '.join(missing)}")
     return text_files(text)
@@ -290,7 +290,7 @@ def generate(
     from linrec.stream import Session
 
     model = LanguageModel.load(checkpoint, device=_device(device)).eval()
-    restored = session is not None and session.exists()
+    restored = session is not None and os.path.exists(session)
     stream = Session(model, seed=seed)
     if restored and session is not None:
         stream.restore(session)

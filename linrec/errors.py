@@ -45,6 +45,14 @@ class SessionError(CheckpointError):
     """A session cannot go on, or its file is missing, damaged, or belongs to another model."""
 
 
+class RecordError(LinrecError, ValueError):
+    """A file of results holds a line that is no record."""
+
+
+class FileError(LinrecError, OSError):
+    """A file could not be written: a full disk, no permission, a folder in its place."""
+
+
 class DatasetError(LinrecError, RuntimeError):
     """A task's data set cannot be had here (no network, gated, or gone)."""
 

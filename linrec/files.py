@@ -1,52 +1,102 @@
-"""Writing files so that a reader sees the old content or the new, never half of it."""
+"""Files that no crash can tear, and files of others that are read without trust.
+
+Writing. A file is written in a temporary folder inside the folder it belongs to, flushed to the disk, and renamed to
+its place; then the folder is flushed. Killed at any point, a process leaves the old content or the new. Several files
+that belong together are all written before the first is renamed, so that a full disk changes none of them, and renamed
+under a lock on their folder, so that two writers do not mix theirs. A rename replaces one name; whoever needs several
+files to change as one makes one of them say which others it belongs to (:mod:`linrec.models.checkpoint`).
+
+Temporary folders. A writer holds a lock on its temporary folder, which the system takes back when the process ends,
+however it ends. Every writer first removes what bears a temporary name and is not locked: what a killed process left
+goes with the next write, what another process is writing stays. It is a folder because libraries write under further
+names beside the one they are given. Where a file system has no locks, it counts as abandoned after a day.
+
+Reading. What a file holds is checked before it is used, and every way in which reading it can fail is one error of a
+type that the caller names, with the file and the reason.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import os
-import tempfile
+import secrets
+import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from linrec.errors import FileError, LinrecError
 
-def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], Any]) -> None:
+try:
+    import fcntl
+except ImportError:  # no POSIX system
+    fcntl = None  # type: ignore[assignment]
+
+PREFIX, SUFFIX = ".linrec-", ".tmp"
+ABANDONED_SECONDS = 24 * 3600
+Name = str | os.PathLike[str]
+Write = Callable[[Path], Any]
+
+
+def write_atomically(path: Name, write: Write) -> None:
     """Call ``write(temporary)`` on a name in the same folder, flush it to disk, then rename it to ``path``.
 
-    Whatever happens in between (an error, Ctrl-C, a full disk), ``path`` keeps its old content and the
-    temporary file is removed.
+    Whatever happens in between (an error, Ctrl-C, a kill, a full disk), ``path`` keeps its old content. Raises
+    FileError where it cannot be written.
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        write(temporary)
-        _flush(temporary)
-        # mkstemp makes a file only its owner can read; a checkpoint gets the usual permissions.
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+    write_together(target.parent, {target.name: write})
 
 
-def write_text(path: str | os.PathLike[str], text: str) -> None:
+def write_together(folder: Name, files: Mapping[str, Write]) -> None:
+    """Write several files of a folder, by name, and rename them in this order once all are on the disk.
+
+    Raises FileError; if that is before the first rename, as for a full disk, all files are as they were.
+    """
+    folder = Path(folder)
+    with contextlib.ExitStack() as stack:
+        with as_file_error(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(OSError):  # a folder that one may write to and not list
+                remove_abandoned(folder)
+            temporary = stack.enter_context(_temporary(folder))
+        for name, write in files.items():
+            with as_file_error(folder / name):
+                _write(temporary / name, write)
+        stack.enter_context(_locked(folder))
+        for name in files:
+            with as_file_error(folder / name):
+                os.replace(temporary / name, folder / name)
+            flush_folder(folder)
+
+
+def write_text(path: Name, text: str) -> None:
     """Write UTF-8 text atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, text_writer(text))
 
 
-def write_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, str]
-) -> None:
+def write_tensors(path: Name, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
     """Write one safetensors file atomically."""
+    write_atomically(path, tensor_writer(tensors, metadata))
+
+
+def text_writer(text: str | bytes) -> Write:
+    """What writes this text, as UTF-8, to a name; half a surrogate pair (of a file's name, say) is escaped."""
+    content = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
+    return lambda path: path.write_bytes(content)
+
+
+def tensor_writer(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> Write:
+    """What writes these tensors to a name, as safetensors."""
     plain = {name: t.detach().contiguous() for name, t in tensors.items()}
-    write_atomically(path, lambda temporary: save_file(plain, temporary, metadata=metadata))
+    return lambda path: save_file(plain, path, metadata=metadata)
 
 
 def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
@@ -58,12 +108,189 @@ def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
             yield ctypes.string_at(t.data_ptr(), t.numel() * t.element_size())
 
 
-def _flush(path: Path) -> None:
+def remove_abandoned(folder: Path) -> None:
+    """Remove the temporary folders that processes which are gone have left in this folder."""
+    with os.scandir(folder) as entries:
+        names = [e.path for e in entries if e.name.startswith(PREFIX) and e.name.endswith(SUFFIX)]
+    for name in names:
+        with contextlib.suppress(OSError), _locked(Path(name), wait=False) as locked:
+            if locked or (locked is None and time.time() - os.stat(name).st_mtime > ABANDONED_SECONDS):
+                shutil.rmtree(name, ignore_errors=True)
+
+
+def lock(descriptor: int, wait: bool = True) -> bool | None:
+    """Lock an open file or folder for this process: True if it is ours, False if another's, None without locks.
+
+    It ends when the descriptor is closed, at the latest with the process.
+    """
+    if fcntl is None:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems
+        return None
+    return True
+
+
+def flush_folder(folder: Path) -> None:
+    """See the names of a folder to the disk, where there is such a thing."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextlib.contextmanager
+def as_file_error(path: Path) -> Iterator[None]:
+    """Whatever the system says about writing, as FileError with the file and the reason."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        failed = FileError(f"{path}: could not be written ({_reason(error)})")
+        failed.errno = getattr(error, "errno", None)
+        raise failed from error
+
+
+class TensorFile:
+    """An open safetensors file: ``metadata``, dtypes and shapes by name from its header, then the values.
+
+    Raises ``failure``, with file and reason, for whatever the file holds that it should not.
+    """
+
+    def __init__(self, file: Any, path: Name, failure: type[LinrecError]):
+        self._file, self.path, self._failure = file, path, failure
+        self.names: list[str] = list(file.keys())
+        self.metadata: dict[str, str] = dict(file.metadata() or {})
+
+    def header(self) -> dict[str, tuple[str, list[int]]]:
+        """Each tensor's dtype, as safetensors writes it (``F32``), and shape; no value is read."""
+        with _as_failure(self.path, self._failure):
+            slices = {name: self._file.get_slice(name) for name in self.names}
+            return {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The values, in memory of their own: the file may be written over while they are in use."""
+        with _as_failure(self.path, self._failure):
+            return {name: self._file.get_tensor(name).clone() for name in self.names}
+
+
+@contextlib.contextmanager
+def open_tensors(path: Name, failure: type[LinrecError]) -> Iterator[TensorFile]:
+    """A safetensors file; ``failure`` where there is none, or it is truncated or damaged.
+
+    safetensors opens a file twice, for its header and for its values; if another has taken its place in between,
+    that is done again.
+    """
+    _check_file(path, failure)
+    with contextlib.ExitStack() as stack:
+        with _as_failure(path, failure):
+            before = None
+            while before != (before := _identity(path)):
+                stack.close()
+                opened = TensorFile(stack.enter_context(safe_open(path, framework="pt")), path, failure)
+        yield opened
+
+
+def _identity(path: Name) -> tuple[int, ...]:
+    found = os.stat(path)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _as_failure(path: Name, failure: type[LinrecError]) -> Iterator[None]:
+    try:
+        yield
+    # What safetensors and torch raise about a file that lies is written down nowhere: any of a dozen types.
+    except Exception as error:
+        said = "not a safetensors file: truncated, damaged or not safetensors at all"
+        if isinstance(error, OSError | MemoryError):
+            said = "could not be read"
+        raise failure(f"{path}: {said} ({_reason(error)})") from error
+
+
+def read_bytes(path: Name, failure: type[LinrecError]) -> bytes:
+    """A file's content; ``failure`` where there is no file or it cannot be read."""
+    _check_file(path, failure)
+    try:
+        return Path(path).read_bytes()
+    except (OSError, MemoryError) as error:
+        raise failure(f"{path}: could not be read ({_reason(error)})") from error
+
+
+def read_json(path: Name, failure: type[LinrecError]) -> Any:
+    """The value of a JSON file; ``failure`` where :func:`read_bytes` or :func:`parse_json` has one."""
+    return parse_json(read_bytes(path, failure), str(path), failure)
+
+
+def parse_json(text: bytes | str, where: str, failure: type[LinrecError]) -> Any:
+    """The value of a JSON text in UTF-8; ``failure`` if it is none, or if an object has a key twice."""
+    try:
+        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(decoded, object_pairs_hook=_without_doubles)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise failure(f"{where}: expected JSON, could not read it ({_reason(error)})") from error
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"key {name[:100]!r} twice")
+        found[name] = value
+    return found
+
+
+def _check_file(path: Name, failure: type[LinrecError]) -> None:
+    if not os.path.isfile(path):
+        found = "another kind of file" if os.path.exists(path) else "no such file"
+        raise failure(f"{path}: expected a file, found {'a folder' if os.path.isdir(path) else found}")
+
+
+@contextlib.contextmanager
+def _temporary(folder: Path) -> Iterator[Path]:
+    """A new folder inside, locked for as long as it is ours, then removed."""
+    while True:
+        path = folder / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
+        path.mkdir()
+        with _locked(path):
+            if not path.exists():  # before it was locked, another writer took it for abandoned
+                continue
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+            return
+
+
+@contextlib.contextmanager
+def _locked(folder: Path, wait: bool = True) -> Iterator[bool | None]:
+    """The folder, locked; gives what :func:`lock` does, None where folders cannot be opened."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        yield None
+        return
+    try:
+        yield lock(handle, wait)
+    finally:
+        os.close(handle)
+
+
+def _write(path: Path, write: Write) -> None:
+    """A file with the usual permissions, whatever ``write`` gives it, seen to the disk."""
+    path.touch()
+    mode = path.stat().st_mode
+    write(path)
+    path.chmod(mode)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _reason(error: BaseException) -> str:
+    """What an error says, in one short line."""
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{type(error).__name__}: {' '.join(said.split())[:200]}" if said else type(error).__name__

@@ -11,16 +11,14 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from linrec.errors import CheckpointError
-from linrec.files import tensor_chunks, write_tensors
-from linrec.state import State, named_tensors
+from linrec.errors import SessionError
+from linrec.files import open_tensors, parse_json, tensor_chunks, write_tensors
+from linrec.state import State, map_tensors, named_tensors
 
 FORMAT = "linrec-session"
 VERSION = "1"
@@ -58,39 +56,35 @@ def read_session(
 ) -> Saved:
     """The session of a file; ``template`` is any state of the model and gives the types of the tree.
 
-    Raises CheckpointError for a file that is missing, truncated, damaged, of another version or model.
+    Raises SessionError for a file that is missing, truncated, damaged, of another version or model, or that holds
+    anything but a state of this model.
     """
-    tensors, metadata = _read(Path(path))
-    if metadata.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path}: expected a session file ({FORMAT}), got format {metadata.get('format')!r}"
-        )
-    if metadata.get("version") != VERSION:
-        raise CheckpointError(f"{path}: expected session version {VERSION}, got {metadata.get('version')!r}")
+    with open_tensors(path, SessionError) as file:
+        metadata = file.metadata
+        if metadata.get("format") != FORMAT:
+            came = repr(metadata.get("format"))[:80]
+            raise SessionError(f"{path}: expected a session file ({FORMAT}), got format {came}")
+        if metadata.get("version") != VERSION:
+            came = repr(metadata.get("version"))[:80]
+            raise SessionError(f"{path}: expected session version {VERSION}, got {came}")
+        tensors = file.tensors()
     if metadata.get("sha256") != _digest(tensors, metadata):
-        raise CheckpointError(f"{path}: the content does not match its checksum; the file is damaged")
+        raise SessionError(f"{path}: the content does not match its checksum; the file is damaged")
     if metadata.get("model") != fingerprint:
         got = str(metadata.get("model"))[:12]
-        raise CheckpointError(
+        raise SessionError(
             f"{path}: the session belongs to another model: "
             f"expected fingerprint {fingerprint[:12]}…, got {got}…"
         )
-    tensors = {name: t if name == "rng" else t.to(device) for name, t in tensors.items()}
+    tree = parse_json(metadata.get("tree", ""), f"{path}: the tree of the state", SessionError)
     try:
-        state = _build(json.loads(metadata["tree"]), template, tensors, "state")
-        return Saved(state, tensors.get("logits"), tensors["rng"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the state is not one of this model ({error})") from error
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: expected a session file, found no such file")
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: truncated or damaged, or not a safetensors file ({error})") from error
+        state = _build(tree, template, tensors, "state")
+        _check_rest(tensors)
+    except (KeyError, TypeError, ValueError, RuntimeError, RecursionError) as error:
+        raise SessionError(f"{path}: the state is not one of this model ({error})") from error
+    state = map_tensors(lambda t: t.to(device), state)
+    logits = tensors.get("logits")
+    return Saved(state, None if logits is None else logits.to(device), tensors["rng"])
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -110,18 +104,43 @@ def _describe(state: State) -> Any:
     return {"value": state}
 
 
-def _build(tree: Any, template: State, tensors: Mapping[str, Tensor], path: str) -> State:
+def _build(tree: Any, template: State, tensors: dict[str, Tensor], path: str) -> State:
     """Types come from the template alone: a file names classes but can never choose one to import."""
-    if tree == "tensor":
-        return tensors[path]
-    if "value" in tree:
-        return tree["value"]
-    if not isinstance(template, tuple) or type(template).__name__ != tree["type"]:
-        raise ValueError(f"{path}: expected {type(template).__name__}, got {tree['type']}")
-    children = tree["children"]
-    names = getattr(template, "_fields", range(len(template)))
+    if isinstance(template, Tensor):
+        if tree != "tensor" or path not in tensors:
+            raise ValueError(f"{path}: expected a tensor")
+        return _checked(tensors.pop(path), template, path)
+    if not isinstance(template, tuple):
+        if tree != {"value": template}:
+            raise ValueError(f"{path}: expected {template!r}")
+        return template
+    if not isinstance(tree, dict) or tree.get("type") != type(template).__name__:
+        raise ValueError(f"{path}: expected {type(template).__name__}")
+    names, children = getattr(template, "_fields", range(len(template))), tree.get("children")
+    if not isinstance(children, list) or len(children) != len(template):
+        raise ValueError(f"{path}: expected {len(template)} parts")
     parts = [
         _build(child, below, tensors, f"{path}.{name}")
         for name, child, below in zip(names, children, template, strict=True)
     ]
     return type(template)(*parts) if hasattr(template, "_fields") else tuple(parts)
+
+
+def _checked(tensor: Tensor, template: Tensor, path: str) -> Tensor:
+    """The template has seen no token, so a cache of tokens has none in its second dimension."""
+    shape, expected = list(tensor.shape), list(template.shape)
+    if len(expected) > 1 and expected[1] == 0 and len(shape) == len(expected):
+        expected[1] = shape[1]
+    if shape != expected or tensor.dtype != template.dtype:
+        raise ValueError(f"{path}: expected {template.dtype} {expected}, got {tensor.dtype} {shape}")
+    return tensor
+
+
+def _check_rest(tensors: dict[str, Tensor]) -> None:
+    """What remains beside the state: the generator's state and, once a token was fed, one row of logits."""
+    if unknown := sorted(tensors.keys() - {"rng", "logits"}):
+        raise ValueError(f"unexpected tensors {unknown[:3]}")
+    torch.Generator().set_state(tensors["rng"])
+    logits = tensors.get("logits")
+    if logits is not None and not (logits.dim() == 1 and logits.numel() and logits.is_floating_point()):
+        raise ValueError(f"logits: expected a row of numbers, got {logits.dtype} {list(logits.shape)}")

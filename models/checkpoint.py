@@ -3,23 +3,50 @@
 The names and the nesting are those that transformers writes for ``LinrecForCausalLM``, so one format serves
 both: weights carry the prefix ``model.`` and our configuration sits under the key ``linrec``, apart from
 whatever transformers keeps beside it.
+
+A save replaces two files, and a file system renames one at a time. So the weights also hold, in the metadata of their
+header, the configuration that they were saved with: their rename is the moment at which the checkpoint changes, and
+``config.json``, which follows, is the copy that people and other programs read. When a process is killed in between,
+new weights stand beside the old ``config.json``. Two marks tell that from a ``config.json`` that somebody has edited:
+
+* the weights hold the sha256 of the ``config.json`` that they replaced (``replaces``);
+* ``config.json`` holds the sha256 of the configuration that it was saved with (``linrec_saved``), which an edit of
+  its other entries leaves alone.
+
+Where the file is the replaced one, or was saved with another configuration than the weights, the weights' own
+configuration counts. In all other cases ``config.json`` does, edited or not. Weights without a configuration
+(transformers' ``save_pretrained``, older versions) go with the ``config.json`` beside them.
+
+The sizes of a configuration are compared with the header of the weights before a model is built from it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import math
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from linrec.errors import CheckpointError, ConfigError
-from linrec.files import write_tensors, write_text
-from linrec.models.config import Config
+from linrec.files import (
+    open_tensors,
+    parse_json,
+    read_bytes,
+    read_json,
+    tensor_writer,
+    text_writer,
+    write_together,
+)
+from linrec.models.building import build
+from linrec.models.config import Config, shown
 from linrec.models.language_model import LanguageModel
 
 CONFIG_FILE = "config.json"
@@ -27,23 +54,42 @@ WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 MODEL_TYPE = "linrec"
 PREFIX = "model."
+SAVED, REPLACES = "linrec_saved", "replaces"
+FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+Header = dict[str, tuple[str, list[int]]]
 
 
-def save_checkpoint(model: LanguageModel, folder: str | os.PathLike[str]) -> None:
-    """Write the weights, then the configuration, each under a temporary name that is then renamed."""
+def save_checkpoint(
+    model: LanguageModel, folder: str | os.PathLike[str], files: Mapping[str, str | bytes] | None = None
+) -> None:
+    """Write weights and configuration, and the contents ``files`` beside them (a tokenizer's, say), by name.
+
+    Everything is on the disk before anything is replaced; then the files change, the weights and last the
+    configuration. Raises CheckpointError where ``folder`` is a file, FileError where it cannot be written.
+    """
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir():
+    if os.path.exists(folder) and not os.path.isdir(folder):
         raise CheckpointError(f"{folder}: expected a folder to write a checkpoint to, got a file")
+    taken = (CONFIG_FILE, WEIGHTS_FILE, INDEX_FILE, "", ".", "..")
+    for name in files or {}:
+        if name in taken or name != os.path.basename(name):
+            raise CheckpointError(f"{folder}: expected the names of further files, got {name!r}")
     weights = {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
-    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
     config = {
         "model_type": MODEL_TYPE,
         "architectures": ["LinrecForCausalLM"],
-        "dtype": dtype,
+        "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
         "linrec": model.config.to_dict(),
     }
-    write_tensors(folder / WEIGHTS_FILE, weights, {"format": "pt"})
-    write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+    own = json.dumps(config, sort_keys=True)
+    metadata = {"format": "pt", MODEL_TYPE: own}
+    with contextlib.suppress(CheckpointError):
+        metadata[REPLACES] = _sha256(read_bytes(folder / CONFIG_FILE, CheckpointError))
+    text = json.dumps({**config, SAVED: _sha256(own.encode())}, indent=2) + "\n"
+    further = {name: text_writer(content) for name, content in (files or {}).items()}
+    two = {WEIGHTS_FILE: tensor_writer(weights, metadata), CONFIG_FILE: text_writer(text)}
+    write_together(folder, further | two)
 
 
 def load_checkpoint(
@@ -53,78 +99,149 @@ def load_checkpoint(
 ) -> LanguageModel:
     """The model in ``folder``, in evaluation mode and in the saved dtype unless another is asked for.
 
-    Raises CheckpointError when a file is missing, damaged, or of something else.
+    Raises CheckpointError when a file is missing, damaged, or of something else, or the two do not fit each other.
     """
     folder = Path(folder)
-    config = read_config(folder)
-    with torch.random.fork_rng(devices=[]):  # building draws weights that are thrown away at once
-        model = LanguageModel(config)
-    weights = _read_weights(folder)
-    _check_weights(folder, model.state_dict(), weights)
+    text = _config_text(folder)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open_tensors(path, CheckpointError)) for path in _weight_files(folder)]
+        config = _config(folder, text, files[0].metadata)
+        header = _merged(folder, [file.header() for file in files])
+        _check_sizes(folder, config, header)
+        model = _built(folder, config, header)
+        _check_weights(folder, model.state_dict(), header)
+        weights = _merged(folder, [file.tensors() for file in files])
     model.load_state_dict(weights, assign=True)
     return model.to(device=device, dtype=dtype).eval()
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: str | os.PathLike[str]) -> Config:
     """The model configuration of a checkpoint folder; CheckpointError if there is none."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
+    folder = Path(folder)
+    text = _config_text(folder)
+    return _config(folder, text, _metadata(folder))
+
+
+def unfinished_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
+    """What ``config.json`` would hold, had the last save to this folder not been cut off before it; else None.
+
+    Raises CheckpointError for a folder that is no checkpoint.
+    """
+    folder = Path(folder)
+    return _own_values(folder, _config_text(folder), _metadata(folder))
+
+
+def _config_text(folder: Path) -> bytes:
+    if not os.path.isfile(folder / CONFIG_FILE):
         raise CheckpointError(
             f"{folder}: expected a checkpoint folder with {CONFIG_FILE}, found no such file"
         )
-    values = _read_json(path)
-    if values.get("model_type") != MODEL_TYPE or not isinstance(values.get("linrec"), dict):
-        kind = values.get("model_type")
-        raise CheckpointError(
-            f"{path}: expected model_type {MODEL_TYPE!r} with a 'linrec' entry, got {kind!r}"
-        )
-    try:
-        return Config.from_dict(values["linrec"])
-    except (ConfigError, TypeError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+    return read_bytes(folder / CONFIG_FILE, CheckpointError)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _metadata(folder: Path) -> dict[str, str]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: expected JSON, could not read it ({error})") from error
+        with open_tensors(_weight_files(folder)[0], CheckpointError) as file:
+            return file.metadata
+    except CheckpointError:
+        return {}  # a configuration can be read without weights
+
+
+def _own_values(folder: Path, text: bytes, metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The weights' own configuration where it counts; the module says when."""
+    own = metadata.get(MODEL_TYPE)
+    if own is None:
+        return None
+    if metadata.get(REPLACES) != _sha256(text):
+        saved_with = _checked_values(text, str(folder / CONFIG_FILE)).get(SAVED)
+        if saved_with in (None, _sha256(own.encode())):
+            return None
+    return _checked_values(own, f"{folder / WEIGHTS_FILE}: configuration")
+
+
+def _config(folder: Path, text: bytes, metadata: Mapping[str, str]) -> Config:
+    own = _own_values(folder, text, metadata)
+    where = folder / (CONFIG_FILE if own is None else WEIGHTS_FILE)
+    values = _checked_values(text, str(where)) if own is None else own
+    try:
+        return Config.from_dict(values[MODEL_TYPE])
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+
+
+def _checked_values(text: bytes | str, where: str) -> dict[str, Any]:
+    values = parse_json(text, where, CheckpointError)
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: expected a JSON object, got {type(values).__name__}")
+        raise CheckpointError(f"{where}: expected a JSON object, got {type(values).__name__}")
+    if values.get("model_type") != MODEL_TYPE or not isinstance(values.get(MODEL_TYPE), dict):
+        kind = shown(values.get("model_type"))
+        raise CheckpointError(
+            f"{where}: expected model_type {MODEL_TYPE!r} with a 'linrec' entry, got {kind}"
+        )
     return values
 
 
-def _read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors, without the prefix; transformers splits large models over several files and an index."""
-    files = [WEIGHTS_FILE]
-    if not (folder / WEIGHTS_FILE).is_file() and (folder / INDEX_FILE).is_file():
-        weight_map = _read_json(folder / INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise CheckpointError(f"{folder / INDEX_FILE}: expected a 'weight_map' of file names")
-        files = sorted({Path(str(name)).name for name in weight_map.values()})
-    weights: dict[str, Tensor] = {}
-    for file in files:
-        if not (folder / file).is_file():
-            raise CheckpointError(f"{folder}: expected the weights in {file}, found no such file")
-        try:
-            tensors = load_file(folder / file)
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{folder / file}: truncated or damaged, or not safetensors ({error})"
-            ) from error
-        weights.update({name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
-    return weights
+def _weight_files(folder: Path) -> list[Path]:
+    """transformers splits large models over several files and an index."""
+    index = folder / INDEX_FILE
+    if os.path.isfile(folder / WEIGHTS_FILE) or not os.path.isfile(index):
+        return [folder / WEIGHTS_FILE]
+    values = read_json(index, CheckpointError)
+    names = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
+        raise CheckpointError(f"{index}: expected a 'weight_map' of file names")
+    return [folder / name for name in sorted({os.path.basename(name) for name in names.values()})]
 
 
-def _check_weights(folder: Path, expected: dict[str, Tensor], got: dict[str, Tensor]) -> None:
+def _merged(folder: Path, parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What several files hold by name, without the prefix."""
+    found: dict[str, Any] = {}
+    for part in parts:
+        for name, value in part.items():
+            if name.removeprefix(PREFIX) in found:
+                raise CheckpointError(f"{folder}: the weights hold {name!r} twice")
+            found[name.removeprefix(PREFIX)] = value
+    return found
+
+
+def _check_sizes(folder: Path, config: Config, header: Header) -> None:
+    """Width, vocabulary and depth, which a layer cannot be asked about before it is built."""
+    embed = header.get("embed.weight")
+    expected = [config.vocab_size, config.d_model]
+    if embed is not None and embed[1] != expected:
+        raise CheckpointError(
+            f"{folder}: embed.weight: expected {expected}, as {CONFIG_FILE} has it, got {embed[1]}"
+        )
+    depth = len({match[1] for name in header if (match := re.match(r"blocks\.(\d+)\.", name))})
+    if embed is None or depth != config.num_layers:
+        few = embed is None or depth < (config.num_layers or 0)
+        raise CheckpointError(
+            f"{folder}: the weights are not those of {CONFIG_FILE}: {'some missing' if few else 'some unexpected'}, "
+            f"expected {config.num_layers} layers, got those of {depth}"
+        )
+
+
+def _built(folder: Path, config: Config, header: Header) -> LanguageModel:
+    try:
+        return build(config, sum(math.prod(shape) for _, shape in header.values()))
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
+
+
+def _check_weights(folder: Path, expected: dict[str, Tensor], got: Header) -> None:
     missing, extra = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(
             f"{folder}: the weights are not those of {CONFIG_FILE}: "
-            f"{len(missing)} missing {missing[:3]}, {len(extra)} unexpected {extra[:3]}"
+            f"{len(missing)} missing {missing[:3]}, {len(extra)} unexpected {shown(extra[:3])}"
         )
     for name, tensor in expected.items():
-        if got[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{folder}: {name}: expected {list(tensor.shape)}, got {list(got[name].shape)}"
-            )
+        dtype, shape = got[name]
+        if shape != list(tensor.shape):
+            raise CheckpointError(f"{folder}: {name}: expected {list(tensor.shape)}, got {shape}")
+        if dtype not in FLOATS:
+            raise CheckpointError(f"{folder}: {name}: expected one of {', '.join(FLOATS)}, got {dtype}")
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 import inspect
-from collections.abc import Collection, Mapping
+import math
+import reprlib
+import types
+import typing
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from linrec.errors import ConfigError
 from linrec.layers import LAYERS
+
+LARGEST = 2**31 - 1
+POSITIVE = ("norm_eps", "eps", "rope_base", "gate_temperature")  # options that no layer can take below zero
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,8 @@ class Config:
     ``pattern`` names layers of ``linrec.layers.LAYERS`` and is repeated over ``num_layers`` (default: once).
     ``mlp_ratio`` is the width of the SwiGLU block over ``d_model``, rounded up to a multiple of 8; None or 0
     leaves the block out. ``layer_options`` maps a layer's name to further arguments of its constructor.
-    Raises ConfigError for an unknown layer or option and for sizes that do not fit.
+    Raises ConfigError for an unknown layer or option, for a value of another type than the field or the option
+    has, and for numbers outside their range.
     """
 
     vocab_size: int = 257
@@ -39,25 +46,32 @@ class Config:
     pad_token_id: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.pattern, str):
-            raise ConfigError(f"pattern: expected a sequence of layer names, got the string {self.pattern!r}")
+        if isinstance(self.pattern, str) or not isinstance(self.pattern, Sequence):
+            raise ConfigError(f"pattern: expected a sequence of layer names, got {shown(self.pattern)}")
         object.__setattr__(self, "pattern", tuple(self.pattern))
-        object.__setattr__(self, "layer_options", copy.deepcopy(dict(self.layer_options)))
         if not self.pattern:
             raise ConfigError("pattern: expected at least one layer name, got none")
+        for layer in self.pattern:
+            check_name(layer, LAYERS, "pattern: layer")
         if self.num_layers is None:
             object.__setattr__(self, "num_layers", len(self.pattern))
         for name in ("vocab_size", "d_model", "num_layers", "num_heads"):
             _check_count(name, getattr(self, name))
         for name in ("norm_eps", "init_std"):
             _check_positive(name, getattr(self, name))
-        if self.mlp_ratio:
+        if self.mlp_ratio is not None and (isinstance(self.mlp_ratio, bool) or self.mlp_ratio != 0):
             _check_positive("mlp_ratio", self.mlp_ratio)
+            if self.d_model * self.mlp_ratio > LARGEST:
+                raise ConfigError(
+                    f"mlp_ratio: expected a width of at most {LARGEST:,}, got {self.mlp_ratio:g} d_model"
+                )
+        if not isinstance(self.tie_embeddings, bool):
+            raise ConfigError(f"tie_embeddings: expected true or false, got {shown(self.tie_embeddings)}")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             self._check_token_id(name)
-        for layer in self.pattern:
-            check_name(layer, LAYERS, "pattern: layer")
         self._check_layer_options()
+        options = {layer: dict(options) for layer, options in self.layer_options.items()}
+        object.__setattr__(self, "layer_options", options)
 
     @property
     def layer_names(self) -> tuple[str, ...]:
@@ -88,39 +102,86 @@ class Config:
         token = getattr(self, name)
         if token is not None and not (_is_int(token) and 0 <= token < self.vocab_size):
             raise ConfigError(
-                f"{name}: expected None or 0 <= id < vocab_size = {self.vocab_size}, got {token!r}"
+                f"{name}: expected None or 0 <= id < vocab_size = {self.vocab_size}, got {shown(token)}"
             )
 
     def _check_layer_options(self) -> None:
+        if not isinstance(self.layer_options, Mapping):
+            raise ConfigError(f"layer_options: expected a mapping, got {shown(self.layer_options)}")
         for layer, options in self.layer_options.items():
             check_name(layer, LAYERS, "layer_options: layer")
             if not isinstance(options, Mapping):
                 raise ConfigError(f"layer_options[{layer!r}]: expected a dict, got {type(options).__name__}")
-            for option in options:
-                check_name(option, layer_arguments(layer), f"layer_options[{layer!r}]: option")
+            known = argument_types(layer)
+            for option, value in options.items():
+                check_name(option, known, f"layer_options[{layer!r}]: option")
+                where = f"layer_options[{layer!r}]: {option}"
+                if not _fits(value, known[option]):
+                    kinds = " or ".join(_kind_name(kind) for kind in _kinds(known[option]))
+                    raise ConfigError(f"{where}: expected {kinds}, got {shown(value)}")
+                if option in POSITIVE and value is not None:
+                    _check_positive(where, value)
 
 
-def layer_arguments(layer: str) -> list[str]:
-    """Names that the constructor of a layer takes, those it passes on to its base class included."""
-    names: list[str] = []
+def argument_types(layer: str) -> dict[str, Any]:
+    """What the constructor of a layer takes, by name, with the annotations; what it passes on to its base included."""
+    found: dict[str, Any] = {}
     for cls in LAYERS[layer].__mro__:
         constructor = vars(cls).get("__init__")
         if constructor is None:
             continue
-        parameters = inspect.signature(constructor).parameters.values()
-        names += [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        hints, parameters = (
+            typing.get_type_hints(constructor),
+            inspect.signature(constructor).parameters.values(),
+        )
+        named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        found = {name: hints.get(name, Any) for name in named} | found
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
-    return sorted(set(names) - {"self", "d_model"})
+    return {name: found[name] for name in sorted(found.keys() - {"self", "d_model"})}
 
 
-def check_name(name: str, known: Collection[str], what: str) -> None:
+def check_name(name: object, known: Collection[str], what: str) -> None:
     """Raise ConfigError, with the closest known name, unless ``name`` is known."""
-    if name in known:
+    if isinstance(name, str) and name in known:
         return
-    close = difflib.get_close_matches(str(name), list(known), n=1)
+    close = difflib.get_close_matches(name[:80] if isinstance(name, str) else "", list(known), n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
-    raise ConfigError(f"{what} {name!r} does not exist; {hint}known: {', '.join(sorted(known))}")
+    raise ConfigError(f"{what} {shown(name)} does not exist; {hint}known: {', '.join(sorted(known))}")
+
+
+def shown(value: object) -> str:
+    """A value as Python writes it, cut short: it may be anything that a file holds."""
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = short.maxlong = 80
+    try:
+        return short.repr(value)
+    except (ValueError, RecursionError):  # an integer of more digits than Python writes
+        return f"a value of type {type(value).__name__}"
+
+
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(annotation) in (typing.Union, types.UnionType)
+    return typing.get_args(annotation) if union else (annotation,)
+
+
+def _kind_name(kind: Any) -> str:
+    return {type(None): "None", float: "a finite number", int: "an integer", bool: "true or false"}.get(
+        kind, getattr(kind, "__name__", str(kind))
+    )
+
+
+def _fits(value: object, annotation: Any) -> bool:
+    """Whether a value is of an annotated type; every integer is a number, and no truth value is either."""
+    for kind in _kinds(annotation):
+        if kind in (int, float):
+            if _is_int(value) and abs(typing.cast(int, value)) <= LARGEST:
+                return True
+            if kind is float and isinstance(value, float) and math.isfinite(value):
+                return True
+        elif kind is Any or not isinstance(kind, type) or isinstance(value, kind):
+            return True
+    return False
 
 
 def _is_int(value: object) -> bool:
@@ -129,9 +190,11 @@ def _is_int(value: object) -> bool:
 
 def _check_count(name: str, value: object) -> None:
     if not (isinstance(value, int) and _is_int(value) and value >= 1):
-        raise ConfigError(f"{name}: expected an integer >= 1, got {value!r}")
+        raise ConfigError(f"{name}: expected an integer >= 1, got {shown(value)}")
+    if value > LARGEST:
+        raise ConfigError(f"{name}: expected at most {LARGEST:,}, got {shown(value)}")
 
 
 def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
-        raise ConfigError(f"{name}: expected a finite number > 0, got {value!r}")
+    if not (_fits(value, float) and typing.cast(float, value) > 0):
+        raise ConfigError(f"{name}: expected a finite number > 0, got {shown(value)}")

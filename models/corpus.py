@@ -6,6 +6,7 @@ same when files come or go.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import sysconfig
@@ -58,26 +59,40 @@ def standard_library(root: str | os.PathLike[str] | None = None, one_in: int = H
     Raises ConfigError where this Python has no source files (a zipped or frozen one).
     """
     base = Path(root if root is not None else sysconfig.get_paths()["stdlib"])
-    documents = [d for path in sorted(base.rglob("*.py")) if _wanted(path, base) and (d := _read(path, base))]
+    documents = []
+    for path in sorted(base.rglob("*.py")):
+        with contextlib.suppress(OSError, UnicodeError):
+            document = _read(path, base) if _wanted(path, base) else None
+            documents += [document] if document else []
     if not documents:
         raise ConfigError(f"{base}: expected the .py files of the standard library, found none")
     return split(documents, one_in)
 
 
 def text_files(paths: Iterable[str | os.PathLike[str]], one_in: int = HELD_OUT_ONE_IN) -> Corpus:
-    """The user's files; folders are searched, without hidden and binary files.
+    """The user's files; folders are searched, without hidden files and those that are not UTF-8 text.
 
-    Raises ConfigError for a path that does not exist, and when there is no text at all.
+    Raises ConfigError for a path that does not exist, for a file that cannot be read, for one given by its own name
+    that is not UTF-8 text, and when there is no text at all.
     """
     documents: dict[str, Document] = {}
     for path in (Path(p) for p in paths):
-        if not path.exists():
+        if not os.path.exists(path):
             raise ConfigError(f"{path}: expected a file or folder of text, found no such path")
         files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
         base = path if path.is_dir() else path.parent
         for file in files:
             hidden = any(part.startswith(".") for part in file.relative_to(base).parts)
-            document = None if hidden and path.is_dir() else _read(file, base)
+            if hidden and path.is_dir():
+                continue
+            try:
+                document = _read(file, base)
+            except OSError as error:
+                raise ConfigError(f"{file}: could not be read ({error.strerror or error})") from error
+            except UnicodeError as error:
+                if path.is_dir():
+                    continue
+                raise ConfigError(f"{file}: expected UTF-8 text ({error})") from error
             if document:
                 name = document.path if document.path not in documents else file.resolve().as_posix()
                 documents[name] = Document(name, document.text)
@@ -104,8 +119,8 @@ def split(documents: Sequence[Document], one_in: int = HELD_OUT_ONE_IN) -> Corpu
 
 
 def path_hash(path: str) -> int:
-    """sha256 of the path as a number."""
-    return int.from_bytes(hashlib.sha256(path.encode()).digest(), "big")
+    """sha256 of the path as a number; a name in another encoding counts by its bytes."""
+    return int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest(), "big")
 
 
 def token_stream(documents: Iterable[Document], eos_id: int = ByteTokenizer.eos_id) -> Tensor:
@@ -128,13 +143,12 @@ def _wanted(path: Path, base: Path) -> bool:
 
 
 def _read(path: Path, base: Path) -> Document | None:
-    """None for what is not text: empty files, unreadable ones, other encodings, and binary ones."""
-    try:
-        text = path.read_bytes()
-        text.decode("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return None
-    return Document(path.relative_to(base).as_posix(), text) if text and b"\0" not in text else None
+    """None for an empty file; OSError for one that cannot be read, UnicodeError for one that is not UTF-8 text."""
+    text = path.read_bytes()
+    text.decode("utf-8")
+    if b"\0" in text:
+        raise UnicodeError(f"a zero byte at position {text.index(0)}")
+    return Document(path.relative_to(base).as_posix(), text) if text else None
 
 
 def _split_one(document: Document) -> Corpus:

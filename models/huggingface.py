@@ -7,6 +7,7 @@ Importing this module registers the classes. ``generate`` carries the recurrent 
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput as HfOutput
 
-from linrec.errors import ConfigError
-from linrec.models.checkpoint import MODEL_TYPE
+from linrec.errors import CheckpointError, ConfigError
+from linrec.models.checkpoint import MODEL_TYPE, unfinished_config
 from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel, ModelState
 from linrec.state import select_rows
@@ -100,6 +101,21 @@ class LinrecForCausalLM(PreTrainedModel, GenerationMixin):
         return wrapped.eval() if not model.training else wrapped
 
     @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any
+    ) -> LinrecForCausalLM:
+        """As of every model. Where a save was cut off before its ``config.json``, the weights' own one counts."""
+        values = _unfinished(pretrained_model_name_or_path)
+        if values is not None:
+            own = LinrecConfig.from_dict(values)
+            config = copy.deepcopy(config) if isinstance(config, LinrecConfig) else own
+            config.linrec, config.dtype = own.linrec, own.dtype
+        model: LinrecForCausalLM = super().from_pretrained(
+            pretrained_model_name_or_path, *args, config=config, **kwargs
+        )
+        return model
+
+    @classmethod
     def get_init_context(cls, *args: Any, **kwargs: Any) -> list[Any]:
         """Build with real tensors: layers may compute constants that a checkpoint does not hold."""
         contexts = super().get_init_context(*args, **kwargs)
@@ -179,6 +195,14 @@ class LinrecForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _reorder_cache(self, state: ModelState, beam_idx: Tensor) -> ModelState:
         return select_rows(state, beam_idx)
+
+
+def _unfinished(folder: Any) -> dict[str, Any] | None:
+    """See :func:`linrec.models.checkpoint.unfinished_config`; what is no folder, or no checkpoint, is for others."""
+    try:
+        return unfinished_config(folder) if os.path.isdir(folder) else None
+    except (CheckpointError, TypeError):
+        return None
 
 
 AutoConfig.register(MODEL_TYPE, LinrecConfig, exist_ok=True)

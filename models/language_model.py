@@ -229,7 +229,7 @@ def make_layer(config: Config, name: str) -> Layer:
     arguments: dict[str, Any] = {"num_heads": config.num_heads, **config.layer_options.get(name, {})}
     try:
         return LAYERS[name](d_model=config.d_model, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
         given = ", ".join(f"{k}={v!r}" for k, v in {"d_model": config.d_model, **arguments}.items())
         raise ConfigError(f"layer {name!r} cannot be built from {given}: {error}") from error
 

@@ -165,6 +165,5 @@ def write(report: Report, folder: Path) -> list[Path]:
     """``bench.json`` and, where they were measured, the pictures."""
     from linrec.evals.bench.picture import draw
 
-    folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "bench.json", report)
     return [folder / "bench.json", *draw(report, folder)]

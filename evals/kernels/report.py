@@ -17,12 +17,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from linrec.errors import LinrecError
+from linrec.errors import ConfigError, LinrecError
 from linrec.evals.kernels.capture import Launch
 from linrec.evals.kernels.cases import record
 from linrec.evals.kernels.machine_code import Resources, measure
 from linrec.evals.kernels.targets import Gpu, gpu
-from linrec.files import write_text
+from linrec.files import read_json, write_text
 
 
 @dataclass
@@ -185,18 +185,19 @@ class Baseline:
 
 
 def load(path: Path) -> Baseline:
-    """A baseline file; empty if there is no file."""
-    if not path.exists():
+    """A baseline file; empty if there is no file. Raises ConfigError for a file that is none."""
+    if not os.path.lexists(path):
         return Baseline()
-    data = json.loads(path.read_text(encoding="utf-8"))
-    rows = []
-    for row in data["rows"]:
-        compiled = [
-            Compiled(**{**one, "resources": Resources(**one["resources"])}) for one in row.pop("compiled")
-        ]
-        moved = [Moved(**m) for m in row.pop("moved")]
-        rows.append(Row(**row, compiled=compiled, moved=moved))
-    return Baseline(data["triton"], rows)
+    data = read_json(path, ConfigError)
+    try:
+        return Baseline(str(data["triton"]), [_row(row) for row in data["rows"]])
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{path}: expected what `linrec kernels --write` writes ({error!r})") from error
+
+
+def _row(row: dict[str, Any]) -> Row:
+    compiled = [Compiled(**{**one, "resources": Resources(**one["resources"])}) for one in row["compiled"]]
+    return Row(**{**row, "compiled": compiled, "moved": [Moved(**moved) for moved in row["moved"]]})
 
 
 def save(rows: Iterable[Row], path: Path) -> None:

@@ -7,13 +7,13 @@ beside ``rows`` (versions, times) is for people.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from linrec.errors import ConfigError, UnknownNameError
+from linrec.files import read_json
 from linrec.kernels.matrix.launches import CHUNK, LAUNCHES, At, Launch, Rows, path_of
 
 STAGES = (*LAUNCHES, CHUNK)
@@ -39,8 +39,8 @@ def read(path: str | Path) -> Rows:
     path that there is not. The message names the row.
     """
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        data = read_json(path, ConfigError)
+    except ConfigError as error:
         raise ConfigError(f"launch configurations in {path}: expected a JSON file ({error})") from error
     given = data.get("rows") if isinstance(data, dict) else None
     if not isinstance(given, list):

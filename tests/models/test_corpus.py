@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,43 @@ def test_no_text(tmp_path: Path, name: str) -> None:
         models.text_files([tmp_path / name])
     with pytest.raises(ConfigError, match="expected"):
         models.standard_library(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"na\xefve", "expected UTF-8 text .*position 2"),
+        ("cut \u20ac".encode()[:-1], "expected UTF-8 text .*position 4"),
+        (b"a\0b", "expected UTF-8 text .*zero byte at position 1"),
+    ],
+)
+def test_a_file_of_its_own_name_that_is_no_text(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "good.txt").write_text("text " * 100)
+    (tmp_path / "odd.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=rf"odd\.txt: {message}"):
+        models.text_files([tmp_path / "good.txt", tmp_path / "odd.txt"])
+    assert {d.path.partition("#")[0] for part in models.text_files([tmp_path]) for d in part} == {"good.txt"}
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "mine.txt").write_text("text")
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    for given in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(ConfigError, match=r"mine\.txt: could not be read \(Permission denied\)"):
+            models.text_files([given])
+    for name in ("n" * 5000, "a\0b"):
+        with pytest.raises(ConfigError, match="found no such path"):
+            models.text_files([tmp_path / name])
+
+
+def test_names_in_another_encoding(tmp_path: Path) -> None:
+    for name in (b"na\xefve.txt", b"plain.txt"):
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_text("text")
+    corpus = models.text_files([tmp_path])
+    assert len(corpus.train) == len(corpus.held_out) == 1
 
 
 def test_bytes_are_tokens() -> None:
