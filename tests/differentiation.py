@@ -1,0 +1,123 @@
+"""Derivatives of scalar functions in every way that torch has, and by differences of values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+Scalar = Callable[..., Tensor]
+STEP = 1e-4  # of differences of fourth order in float64
+WEIGHTS = ((1, 8), (-1, -8), (2, -1), (-2, 1))  # steps, and what is found there counts, in twelfths of a step
+
+
+def gradient(loss: Scalar, values: Sequence[Tensor], **options: bool) -> list[Tensor]:
+    """By reverse mode; zero for what the loss does not depend on."""
+    leaves = [x.detach().requires_grad_() for x in values]
+    return _grad(loss(*leaves), leaves, **options)
+
+
+def _grad(y: Tensor, leaves: Sequence[Tensor], **options: bool) -> list[Tensor]:
+    if not y.requires_grad:
+        return [torch.zeros_like(x) for x in leaves]
+    found = torch.autograd.grad(y, leaves, allow_unused=True, **options)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+
+
+def directions(values: Sequence[Tensor]) -> list[Tensor]:
+    """One for each of the values, as large as it."""
+    return [torch.cos(3 * torch.arange(x.numel(), dtype=x.dtype)).view_as(x) for x in values]
+
+
+def moved(values: Sequence[Tensor], along: Sequence[Tensor], step: float) -> list[Tensor]:
+    """values + step along."""
+    return [x.detach() + step * v for x, v in zip(values, along, strict=True)]
+
+
+def difference_of_values(loss: Scalar, values: Sequence[Tensor], along: Sequence[Tensor]) -> Tensor:
+    """The derivative of the loss in a direction, from its values."""
+    found = [weight * loss(*moved(values, along, step * STEP)).detach() for step, weight in WEIGHTS]
+    return torch.stack(found).sum(0) / (12 * STEP)
+
+
+def difference_of_gradients(loss: Scalar, values: Sequence[Tensor], along: Sequence[Tensor]) -> list[Tensor]:
+    """The second derivatives H v, from plain gradients."""
+    found = [
+        [weight * g for g in gradient(loss, moved(values, along, step * STEP))] for step, weight in WEIGHTS
+    ]
+    return [torch.stack(parts).sum(0) / (12 * STEP) for parts in zip(*found, strict=True)]
+
+
+def reverse_over_reverse(
+    loss: Scalar, values: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradient with a graph of its own, and H v through it."""
+    leaves = [x.detach().requires_grad_() for x in values]
+    first = _grad(loss(*leaves), leaves, create_graph=True)
+    inner = sum((g * v).sum() for g, v in zip(first, along, strict=True))
+    assert isinstance(inner, Tensor)
+    return first, _grad(inner, leaves)
+
+
+def reverse_over_forward(
+    loss: Scalar, values: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """The tangent of the loss, and H v as the gradient of it."""
+    leaves = [x.detach().requires_grad_() for x in values]
+    with forward_ad.dual_level():
+        duals = [forward_ad.make_dual(x, v) for x, v in zip(leaves, along, strict=True)]
+        tangent = forward_ad.unpack_dual(loss(*duals)).tangent
+        return tangent.detach(), _grad(tangent, leaves)
+
+
+def forward_over_reverse(
+    loss: Scalar, values: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradient, and H v as its tangent."""
+    with forward_ad.dual_level():
+        leaves = [x.detach().requires_grad_() for x in values]
+        duals = [forward_ad.make_dual(x, v) for x, v in zip(leaves, along, strict=True)]
+        first = _grad(loss(*duals), duals)
+        pairs = [forward_ad.unpack_dual(g) for g in first]
+        return (
+            [p.primal.detach() for p in pairs],
+            [torch.zeros_like(p.primal) if p.tangent is None else p.tangent.detach() for p in pairs],
+        )
+
+
+def functional(
+    loss: Scalar, values: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradient and H v by torch.func: jvp of grad."""
+    every = torch.func.grad(loss, argnums=tuple(range(len(values))))
+    first, second = torch.func.jvp(every, tuple(values), tuple(along))
+    return list(first), list(second)
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """All of them as one row."""
+    return torch.cat([x.detach().flatten() for x in tensors])
+
+
+def functional_rf(
+    loss: Scalar, values: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """The tangent of the loss and H v by torch.func: grad of jvp."""
+
+    def tangent(*xs: Tensor) -> Tensor:
+        return torch.func.jvp(loss, xs, tuple(along))[1]
+
+    every = torch.func.grad_and_value(tangent, argnums=tuple(range(len(values))))
+    second, first = every(*values)
+    return first.detach(), list(second)
+
+
+def ad_functional_rf(
+    loss: Scalar, values: Sequence[Tensor], along: Sequence[Tensor]
+) -> tuple[Tensor, list[Tensor]]:
+    """The tangent of the loss by torch.func, and H v as the ordinary gradient of it."""
+    leaves = [x.detach().requires_grad_() for x in values]
+    tangent = torch.func.jvp(loss, tuple(leaves), tuple(along))[1]
+    return tangent.detach(), _grad(tangent, leaves)
