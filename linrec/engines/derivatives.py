@@ -68,7 +68,7 @@ class _Again(torch.autograd.Function):
     def forward(ctx: Any, plain: Plain, result: Tensor, *values: Tensor | None) -> Tensor:
         ctx.plain = plain
         ctx.save_for_backward(*values)
-        return result.view_as(result)
+        return result.detach()  # not a view, which may not be changed in place
 
     @staticmethod
     def backward(ctx: Any, outer: Tensor) -> tuple[Any, ...]:
