@@ -121,3 +121,11 @@ def ad_functional_rf(
     leaves = [x.detach().requires_grad_() for x in values]
     tangent = torch.func.jvp(loss, tuple(leaves), tuple(along))[1]
     return tangent.detach(), _grad(tangent, leaves)
+
+
+MODES = {
+    "reverse over reverse": reverse_over_reverse,
+    "reverse over forward": reverse_over_forward,
+    "forward over reverse": forward_over_reverse,
+    "torch.func": functional,
+}

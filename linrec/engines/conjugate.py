@@ -26,7 +26,7 @@ from torch import Tensor
 from linrec.engines.backends import prefers_triton
 from linrec.engines.checks import differentiated, readable, transformed
 from linrec.engines.decays import between, grown, lower
-from linrec.engines.derivatives import adjoint, differentiated_again
+from linrec.engines.derivatives import adjoint, differentiated_again, without_autocast
 from linrec.engines.matrix import MatrixTerms
 from linrec.engines.matrix.chunk import cumulative_decay
 from linrec.engines.program import Run
@@ -81,7 +81,9 @@ class _Implicit(torch.autograd.Function):
         if differentiated_again(grad):
             return None, None, None, *adjoint(_plain, (change, *system), (grad,))
         run, iterations = ctx.how
-        return None, None, None, _solved(run, System(*system), grad, iterations), *[None] * len(system)
+        with without_autocast(grad):
+            solution = _solved(run, System(*system), grad, iterations)
+        return None, None, None, solution, *[None] * len(system)
 
 
 def _plain(change: Tensor, *system: Tensor) -> tuple[Tensor]:

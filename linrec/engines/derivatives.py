@@ -8,6 +8,7 @@ differentiated at the same values, with a graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -19,8 +20,18 @@ Plain = Callable[..., tuple[Tensor, ...]]
 
 
 def differentiated_again(*outer: Tensor) -> bool:
-    """Whether a backward pass with the gradients ``outer`` has to be a function of its tensors, not only a value."""
-    return torch.is_grad_enabled() or transformed(*outer)
+    """Whether a backward pass with the gradients ``outer`` has to be a function of its tensors, not only a value.
+
+    Several gradients at once (``is_grads_batched``) count as such: what works in place cannot take them.
+    """
+    batched = torch._C._functorch.is_legacy_batchedtensor
+    return torch.is_grad_enabled() or transformed(*outer) or any(batched(x) for x in outer)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Engines choose their own dtypes, in a backward pass as well: that may run within autocast."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def adjoint(
@@ -32,8 +43,7 @@ def adjoint(
     or one was computed from another. Outside of this function the graph connects them, and adds up.
     """
     again = torch.is_grad_enabled()
-    device = next(x.device.type for x in values if x is not None)
-    with torch.enable_grad(), torch.autocast(device, enabled=False):
+    with torch.enable_grad(), without_autocast(next(x for x in values if x is not None)):
         # Views: new variables, through which the result still depends on the tensors that they are views of.
         own = [None if x is None else x.view_as(x) for x in values]
         pairs = [(y, w) for y, w in zip(plain(*own), outer, strict=True) if w is not None and y.requires_grad]
