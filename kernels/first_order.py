@@ -1,0 +1,21 @@
+"""The operators that compute gradients have none themselves: they say so, and what has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.library import CustomOpDef
+
+from linrec.errors import BackendError
+
+
+def first_order(operator: CustomOpDef) -> CustomOpDef:
+    """BackendError where a gradient that the operator computed is differentiated."""
+    operator.register_autograd(_raise)
+    return operator
+
+
+def _raise(ctx: Any, *grads: Any) -> None:
+    raise BackendError(
+        "the Triton kernels have first derivatives only; take backend='torch' for a gradient of a gradient"
+    )
