@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,16 +14,16 @@ STEP = 1e-4  # of differences of fourth order in float64
 WEIGHTS = ((1, 8), (-1, -8), (2, -1), (-2, 1))  # steps, and what is found there counts, in twelfths of a step
 
 
-def gradient(loss: Scalar, values: Sequence[Tensor], **options: bool) -> list[Tensor]:
+def gradient(loss: Scalar, values: Sequence[Tensor]) -> list[Tensor]:
     """By reverse mode; zero for what the loss does not depend on."""
     leaves = [x.detach().requires_grad_() for x in values]
-    return _grad(loss(*leaves), leaves, **options)
+    return _grad(loss(*leaves), leaves)
 
 
-def _grad(y: Tensor, leaves: Sequence[Tensor], **options: bool) -> list[Tensor]:
+def _grad(y: Tensor, leaves: list[Tensor], graph: bool = False) -> list[Tensor]:
     if not y.requires_grad:
         return [torch.zeros_like(x) for x in leaves]
-    found = torch.autograd.grad(y, leaves, allow_unused=True, **options)
+    found = torch.autograd.grad(y, leaves, create_graph=graph, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
 
@@ -55,10 +56,8 @@ def reverse_over_reverse(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The gradient with a graph of its own, and H v through it."""
     leaves = [x.detach().requires_grad_() for x in values]
-    first = _grad(loss(*leaves), leaves, create_graph=True)
-    inner = sum((g * v).sum() for g, v in zip(first, along, strict=True))
-    assert isinstance(inner, Tensor)
-    return first, _grad(inner, leaves)
+    first = _grad(loss(*leaves), leaves, graph=True)
+    return first, _grad(along_them(first, along), leaves)
 
 
 def reverse_over_forward(
@@ -92,8 +91,13 @@ def functional(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The gradient and H v by torch.func: jvp of grad."""
     every = torch.func.grad(loss, argnums=tuple(range(len(values))))
-    first, second = torch.func.jvp(every, tuple(values), tuple(along))
+    first, second = torch.func.jvp(every, tuple(values), tuple(along))[:2]
     return list(first), list(second)
+
+
+def along_them(gradients: Sequence[Tensor], along: Sequence[Tensor]) -> Tensor:
+    """The derivative in a direction, of gradients."""
+    return torch.stack([(g * v).sum() for g, v in zip(gradients, along, strict=True)]).sum()
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -101,29 +105,7 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([x.detach().flatten() for x in tensors])
 
 
-def functional_rf(
-    loss: Scalar, values: Sequence[Tensor], along: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """The tangent of the loss and H v by torch.func: grad of jvp."""
-
-    def tangent(*xs: Tensor) -> Tensor:
-        return torch.func.jvp(loss, xs, tuple(along))[1]
-
-    every = torch.func.grad_and_value(tangent, argnums=tuple(range(len(values))))
-    second, first = every(*values)
-    return first.detach(), list(second)
-
-
-def ad_functional_rf(
-    loss: Scalar, values: Sequence[Tensor], along: Sequence[Tensor]
-) -> tuple[Tensor, list[Tensor]]:
-    """The tangent of the loss by torch.func, and H v as the ordinary gradient of it."""
-    leaves = [x.detach().requires_grad_() for x in values]
-    tangent = torch.func.jvp(loss, tuple(leaves), tuple(along))[1]
-    return tangent.detach(), _grad(tangent, leaves)
-
-
-MODES = {
+MODES: dict[str, Callable[..., tuple[Any, list[Tensor]]]] = {
     "reverse over reverse": reverse_over_reverse,
     "reverse over forward": reverse_over_forward,
     "forward over reverse": forward_over_reverse,

@@ -1,6 +1,7 @@
 """Every derivative of every layer, by its input and all its parameters, in every mode of torch, against differences."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from linrec.layers import LAYERS
 from linrec.testing import relative_error
 from tests.differentiation import (
     MODES,
+    along_them,
     difference_of_gradients,
     difference_of_values,
     directions,
@@ -19,7 +21,7 @@ from tests.differentiation import (
 
 NAMES = sorted(LAYERS)
 TIGHT, BY_DIFFERENCES = 1e-10, 1e-6
-SMALL = {"large_chunk_ttt": {"mini_batch": 3}}
+SMALL: dict[str, Any] = {"large_chunk_ttt": {"mini_batch": 3}}
 
 
 def made(name):
@@ -52,7 +54,7 @@ def test_first_and_second_derivatives(name):
 
     first, slope = gradient(loss, values), difference_of_values(loss, values, along)
     second = joined(difference_of_gradients(loss, values, along))
-    got = sum((g * v).sum() for g, v in zip(first, along, strict=True))
+    got = along_them(first, along)
     assert relative_error(got, slope) < BY_DIFFERENCES
     for mode, differentiate in MODES.items():
         again, twice = differentiate(loss, values, along)

@@ -6,6 +6,7 @@ computes its own.
 
 import itertools
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from linrec.state import map_tensors, named_tensors
 from linrec.testing import example_inputs, example_state, relative_error
 from tests.differentiation import (
     MODES,
+    along_them,
     difference_of_gradients,
     directions,
     gradient,
@@ -25,7 +27,19 @@ from tests.rules.loops import LOOPS
 
 NAMES = sorted(RULES)
 FORMS = ("parallel", "chunkwise", "recurrent")
-SMALL = {"T": 5, "B": 2, "H": 1, "HV": 2, "HQ": 2, "G": 1, "K": 4, "N": 4, "V": 4, "P": 4, "D": 3}
+SMALL: dict[str, Any] = {
+    "T": 5,
+    "B": 2,
+    "H": 1,
+    "HV": 2,
+    "HQ": 2,
+    "G": 1,
+    "K": 4,
+    "N": 4,
+    "V": 4,
+    "P": 4,
+    "D": 3,
+}
 SMALL |= {"J": 2, "M": 3, "R": 2, "L": 4, "E": 4, "C": 3, "W": 3, "RV": 2}
 # A unit of measurement among the state is held fixed by derivatives, but not by differences.
 WITH_UNITS = ("mlstm", "rwkv4")
@@ -79,7 +93,7 @@ def test_second_derivatives(name, length):
     along = directions(values)
     first = gradient(partial(loss, LOOPS[name]), values)
     second = joined(difference_of_gradients(partial(loss, LOOPS[name]), values, along))
-    slope = sum((g * v).sum() for g, v in zip(first, along, strict=True))
+    slope = along_them(first, along)
     every = calls(rule) if length > 1 else [("default", rule)]
     for (form, call), (mode, differentiate) in itertools.product(every, MODES.items()):
         got, again = differentiate(partial(loss, call), values, along)
