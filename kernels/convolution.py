@@ -24,6 +24,7 @@ from linrec.kernels.convolution_kernels import (
     convolution_step_kernel,
 )
 from linrec.kernels.elementwise import on_device
+from linrec.kernels.first_order import first_order
 
 # Tokens and channels of a tile, warps. Backward makes the sum before the activation W times, in smaller tiles.
 FORWARD = {"BT": 32, "BD": 64, "num_warps": 4, "enable_fp_fusion": True}
@@ -150,6 +151,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 short_convolution.register_autograd(_gradients, setup_context=_setup)
+first_order(short_convolution_backward)
 
 
 short_convolution_step_ = torch.library.custom_op(

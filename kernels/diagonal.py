@@ -24,6 +24,7 @@ from linrec.kernels.diagonal_kernels import (
     diagonal_forward_kernel,
 )
 from linrec.kernels.elementwise import on_device
+from linrec.kernels.first_order import first_order
 
 # Tokens and channels of a tile, warps, stages of the pipeline. One warp keeps a tile's scan inside a warp, and 32
 # channels make enough programs of a usual batch and width.
@@ -121,3 +122,4 @@ def _gradients(ctx: Any, dh: Tensor, dlast: Tensor) -> tuple[Tensor | None, ...]
 
 
 diagonal_scan.register_autograd(_gradients, setup_context=_setup)
+first_order(diagonal_scan_backward)

@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from linrec.kernels.elementwise import on_device
+from linrec.kernels.first_order import first_order
 
 # Numbers of a tile and rows of a program; the more rows, the fewer parts of the weight's gradient.
 TILE = 2048
@@ -189,3 +190,4 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 gated_rms_norm.register_autograd(_gradients, setup_context=_setup)
+first_order(gated_rms_norm_backward)

@@ -21,6 +21,7 @@ import triton
 from torch import Tensor
 
 from linrec.kernels.elementwise import on_device
+from linrec.kernels.first_order import first_order
 from linrec.kernels.selective_kernels import selective_backward_kernel, selective_forward_kernel
 
 # Channels times states of a tile, at the least, and warps. The more channels, the fewer parts of the gradients of
@@ -159,3 +160,4 @@ def _gradients(ctx: Any, dy: Tensor | None, dlast: Tensor | None, _: Any) -> tup
 
 
 selective_scan.register_autograd(_gradients, setup_context=_setup)
+first_order(selective_scan_backward)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from linrec.engines.forward_mode import silu
 from linrec.engines.linear import linear
 from linrec.errors import ConfigError, DeviceError, DtypeError, RangeError, ShapeError
 from linrec.files import tensor_chunks
@@ -44,7 +44,7 @@ class SwiGLU(nn.Module):
         self.down = Linear(width, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        return self.down(silu(self.gate(x)) * self.up(x))
 
 
 class Block(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from linrec.kernels.first_order import first_order
 from linrec.kernels.matrix.backward import matrix_backward
 from linrec.kernels.matrix.forward import forward, step_
 from linrec.kernels.matrix.prepare import default_chunk
@@ -97,3 +98,4 @@ def _gradients(ctx: Any, do: Tensor | None, dlast: Tensor | None, *_: Any) -> tu
 
 
 matrix_scan.register_autograd(_gradients, setup_context=_setup)
+first_order(matrix_scan_backward)

@@ -9,7 +9,8 @@ Then a step is two batched products over all chunks of a piece, however long the
     H_i x_i = e^{G_i} H_entry x_i + sum_{j <= i} e^{G_i - G_j} (w_j . x_i) k_j
 
 On a GPU it is one call of the matrix engine. Derivatives are implicit: with A x = q, dx = A^-1 (dq - dA x), one more
-solve whatever the number of iterations, and dA x is the derivative of one product. There are first derivatives only.
+solve whatever the number of iterations, and dA x is the derivative of one product. For second derivatives, forward mode
+and function transforms x + A^-1 (q - A x), with x held fixed, is solved directly at every token.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from linrec.engines.backends import prefers_triton
 from linrec.engines.checks import differentiated, readable, transformed
 from linrec.engines.decays import between, grown, lower
+from linrec.engines.derivatives import adjoint, differentiated_again, without_autocast
 from linrec.engines.matrix import MatrixTerms
 from linrec.engines.matrix.chunk import cumulative_decay
 from linrec.engines.program import Run
@@ -56,35 +57,43 @@ def solve(run: Run, system: System, q: Tensor, iterations: int) -> tuple[Tensor,
     if not differentiated(q, *system):
         return x, gram
     change = q - seen - system.lam * x  # no more than rounding, with the derivative dq - dA x
-    return _Implicit.apply(change, x, *fixed, run, iterations), gram
+    if transformed(q, *system):
+        y = _direct(change, *system)
+        return x + (y - y.detach()), gram
+    return _Implicit.apply(run, iterations, x, change, *system), gram
 
 
 class _Implicit(torch.autograd.Function):
-    """x, with the derivative A^-1 of the change of A x. A is symmetric, so it is its own adjoint."""
+    """x + A^-1 change, for the derivative of the change alone: A^-1 of it. A is symmetric, so it is its own adjoint.
 
-    generate_vmap_rule = True
+    Of the system it needs no derivative, as long as no second one is asked for: the change is zero.
+    """
 
     @staticmethod
-    def forward(change: Tensor, x: Tensor, *rest: Any) -> Tensor:
+    def forward(ctx: Any, run: Run, iterations: int, x: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.how = run, iterations
+        ctx.save_for_backward(*tensors)
         return x.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, _, *system, run, iterations = inputs
-        ctx.save_for_backward(*system)
-        ctx.save_for_forward(*system)
-        ctx.how = run, iterations
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        change, *system = ctx.saved_tensors
+        if differentiated_again(grad):
+            return None, None, None, *adjoint(_plain, (change, *system), (grad,))
         run, iterations = ctx.how
-        return _solved(run, System(*ctx.saved_tensors), grad, iterations), *[None] * 8
+        with without_autocast(grad):
+            solution = _solved(run, System(*system), grad, iterations)
+        return None, None, None, solution, *[None] * len(system)
 
-    @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, *rest: Any) -> Tensor:
-        run, iterations = ctx.how
-        return _solved(run, System(*ctx.saved_tensors), tangent, iterations)
+
+def _plain(change: Tensor, *system: Tensor) -> tuple[Tensor]:
+    return (_direct(change, *system),)
+
+
+def _direct(q: Tensor, k: Tensor, w: Tensor, g: Tensor, lam: Tensor, gram: Tensor) -> Tensor:
+    """A^-1 q from every H_t ``[B, T, HV, K, K]``, in calls that can be differentiated any number of times."""
+    grams = recurrence(g.exp()[..., None, None], w[..., :, None] * k[..., None, :], gram)
+    return (torch.linalg.inv(grams.mT + torch.diag_embed(lam)) @ q[..., None])[..., 0]
 
 
 def _solved(run: Run, system: System, q: Tensor, iterations: int) -> Tensor:

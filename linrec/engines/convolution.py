@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines import forward_mode
 from linrec.engines.backends import auto_on, chosen_backend, prefers_triton
 from linrec.errors import DtypeError, ShapeError
 from linrec.packing import by_segment
@@ -70,7 +71,7 @@ def causal_convolution(
             state,
             cu_seqlens.tolist(),
         )
-    return (F.silu(y) if silu else y), state
+    return (forward_mode.silu(y) if silu else y), state
 
 
 def _last_inputs(x: Tensor, state: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -12,8 +12,8 @@ h_{t-1} instead of h_t if ``late``. A complex state is stored as pairs of real n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from linrec.engines import scans
 from linrec.engines.backends import auto_on, chosen_backend
 from linrec.engines.checks import checked_state, differentiated
+from linrec.engines.forward_mode import forward_mode
 from linrec.engines.recurrence import recurrence, recurrence_in_place
 from linrec.packing import by_segment
 from linrec.rule import Call, Terms
@@ -45,8 +46,9 @@ class DiagonalTerms(Terms):
 
     ``expand`` returns the decay ``[B or 1, L or 1, *channels]``, its logarithm if ``log``, and the input
     ``[B, L, *channels]``. ``recompute`` says that the expanded tensors are much larger than the tokens: the
-    backward pass then expands each chunk again instead of keeping all of them. ``transposed`` says that expand and
-    read see the last two axes of the state the other way round, because long rows are quicker.
+    backward pass then expands each chunk again instead of keeping all of them. ``constants``, without a time axis, are
+    what expand and read find beside the tokens: the engine knows of all that is read again. ``transposed`` says that
+    expand and read see the last two axes of the state the other way round, because long rows are quicker.
     ``parallel`` is the algorithm of the parallel form; "convolution" is for a decay that is constant in time,
     and ``gain`` ``[*channels]`` then says that the input is gain * x_t with tokens["x"] ``[B, T, *channels[:-1]]`` and
     that ``read`` is linear in h alone: parallel and chunkwise convolve tokens["x"] with the output's response.
@@ -64,6 +66,7 @@ class DiagonalTerms(Terms):
     late: bool = False
     recompute: bool = False
     transposed: bool = False
+    constants: Tokens = field(default_factory=dict)
     parallel: Literal["associative", "quadratic", "convolution"] = "associative"
     gain: Tensor | None = None
     selective: Selective | None = None
@@ -72,6 +75,17 @@ class DiagonalTerms(Terms):
     def over_time(self) -> dict[str, Tensor]:
         """The tokens."""
         return dict(self.tokens)
+
+    @property
+    def given(self) -> dict[str, Tensor]:
+        """What expand and read see."""
+        return {**self.tokens, **self.constants}
+
+    def holding(self, tensors: Iterable[Tensor]) -> DiagonalTerms:
+        """The same with other tokens and constants, given in their order."""
+        found = iter(tensors)
+        tokens = {name: next(found) for name in self.tokens}
+        return replace(self, tokens=tokens, constants={name: next(found) for name in self.constants})
 
     def widened(self) -> DiagonalTerms:
         """The same with all tokens in accumulator precision."""
@@ -171,19 +185,17 @@ def in_chunks(
     terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, chunk: int, one_chunk: OneChunk
 ) -> tuple[Tensor, Tensor]:
     """Chunk after chunk of ``chunk`` tokens; token by token is a chunk of one."""
-    outputs = []
+    outputs, constants = [], tuple(terms.constants.values())
     # split, because the gradients of its parts are joined once; those of slices are each padded to full length
     parts = zip(*(x.split(chunk, dim=1) for x in terms.tokens.values()), strict=True)
     for number, part in enumerate(parts):
-        chunked = replace(terms, tokens=dict(zip(terms.tokens, part, strict=True)))
         real = None if lengths is None else _real(lengths, number * chunk, part[0].shape[1])
 
-        def one(
-            h: Tensor, part: DiagonalTerms = chunked, real: Tensor | None = real
-        ) -> tuple[Tensor, Tensor]:
-            return one_chunk(part, h, real)
+        def one(h: Tensor, *tensors: Tensor, real: Tensor | None = real) -> tuple[Tensor, Tensor]:
+            return one_chunk(terms.holding(tensors), h, real)
 
-        o, h = _recomputed(one, h) if terms.recompute and chunk > 1 else one(h)
+        tensors = h, *part, *constants
+        o, h = _recomputed(one, *tensors) if terms.recompute and chunk > 1 else one(*tensors)
         outputs.append(o)
     return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), h
 
@@ -206,7 +218,7 @@ def without_padding(
 def _one_chunk(
     terms: DiagonalTerms, h: Tensor, real: Tensor | None, scale: float, scan: Scan
 ) -> tuple[Tensor, Tensor]:
-    decay, x = terms.expand(terms.tokens)
+    decay, x = terms.expand(terms.given)
     decay, x = without_padding(terms, decay.expand(-1, x.shape[1], *x.shape[2:]), x, real)
     # What is expanded to more than the tokens is the engine's own, and may be overwritten. (A decay that is constant
     # in time is not contiguous here, unless there is one token.)
@@ -218,30 +230,33 @@ def _one_chunk(
         scan = recurrence_in_place
     every = scan(decay, x, h)
     seen = torch.cat([h[:, None], every[:, :-1]], dim=1) if terms.late else every
-    o = terms.read(terms.tokens, seen if scale == 1 else scale * seen)
-    return o, every[:, -1] if x.shape[1] else h
+    o = terms.read(terms.given, seen if scale == 1 else scale * seen)
+    last = every[:, -1] if x.shape[1] else h
+    return o, last.clone() if x.shape[1] > 1 else last  # a view would keep every state of the chunk alive
 
 
 def _real(lengths: Tensor, start: int, count: int) -> Tensor:
     return torch.arange(start, start + max(count, 0), device=lengths.device) < lengths[:, None]
 
 
-def _recomputed(one: Callable[[Tensor], tuple[Tensor, Tensor]], h: Tensor) -> tuple[Tensor, Tensor]:
-    """Keep nothing of a chunk but its entry state; torch.func's transforms cannot, and keep everything."""
-    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
-        return one(h)
-    return checkpoint(one, h, use_reentrant=False, preserve_rng_state=False)
+def _recomputed(one: Callable[..., tuple[Tensor, Tensor]], *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    """Keep nothing of a chunk but ``tensors``, all that a caller may change in place: torch looks for that there.
+
+    torch.func's transforms and forward mode cannot, and keep everything."""
+    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active() or forward_mode():
+        return one(*tensors)
+    return checkpoint(one, *tensors, use_reentrant=False, preserve_rng_state=False)
 
 
 def _convolution(
     terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Constant decay: the response to an input is a power of it, and the whole sequence one FFT product."""
-    decay, x = terms.expand(terms.tokens)
+    decay, x = terms.expand(terms.given)
     ladder = scans.ladder(decay[0, 0], x.shape[1] + 1)
     entry = ladder[-1] if lengths is None else ladder.index_select(0, lengths)
     at_end = x if lengths is None else _right_aligned(x, lengths)
-    o = terms.read(terms.tokens, scale * (ladder[1:] * h[:, None] + scans.convolve(ladder[:-1], x)))
+    o = terms.read(terms.given, scale * (ladder[1:] * h[:, None] + scans.convolve(ladder[:-1], x)))
     return o, entry * h + (ladder[:-1].flip(0) * at_end).sum(1)
 
 
@@ -252,17 +267,17 @@ def _responses(
     state becomes; no state within a chunk is formed. Powers and response are those of every chunk."""
     x = terms.tokens["x"]
     assert terms.gain is not None
-    decay, _ = terms.expand({"x": x[:, :1]})
+    decay, _ = terms.expand({**terms.given, "x": x[:, :1]})
     ladder = scans.ladder(decay[0, 0], min(chunk, x.shape[1]) + 1)
     response = ladder[:-1] * terms.gain
-    seen = terms.read(terms.tokens, scale * response)
+    seen = terms.read(terms.given, scale * response)
     backwards = response.flip(0).movedim(0, -2).contiguous()
 
-    def one(part: Tensor, real: Tensor | None, held: bool, h: Tensor) -> tuple[Tensor, Tensor]:
+    def one(real: Tensor | None, held: bool, h: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
         count = part.shape[1]
         o = scans.convolve(seen[:count], part)
         if held:
-            o = o + terms.read(terms.tokens, scale * ladder[1 : count + 1] * h[:, None])
+            o = o + terms.read(terms.given, scale * ladder[1 : count + 1] * h[:, None])
         at_end = (part if real is None else _right_aligned(part, real)).to(response.dtype)
         written = torch.einsum("...tn,bt...->b...n", backwards[..., -count:, :], at_end)
         return o, (ladder[count] if real is None else ladder.index_select(0, real)) * h + written
@@ -270,8 +285,8 @@ def _responses(
     outputs = []
     for number, part in enumerate(x.split(chunk, dim=1)):
         real = None if lengths is None else (lengths - number * chunk).clamp(0, part.shape[1])
-        now = partial(one, part, real, number > 0 or not terms.fresh)
-        o, h = _recomputed(now, h) if chunk < x.shape[1] else now(h)
+        now = partial(one, real, number > 0 or not terms.fresh)
+        o, h = _recomputed(now, h, part) if chunk < x.shape[1] else now(h, part)
         outputs.append(o)
     return torch.cat(outputs, dim=1), h
 

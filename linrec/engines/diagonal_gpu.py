@@ -44,7 +44,7 @@ def _expanded(
 ) -> tuple[Tensor, Tensor]:
     from linrec.kernels.diagonal import diagonal_scan
 
-    decay, x = without_padding(terms, *terms.expand(terms.tokens), real)
+    decay, x = without_padding(terms, *terms.expand(terms.given), real)
     start = state.mT if terms.transposed else state
     log, shape = terms.log, start.shape
     if terms.complex:
@@ -57,7 +57,7 @@ def _expanded(
     h, last = diagonal_scan(decay, x.flatten(*inner), start, bounds, log, terms.late)
     h, last = h.unflatten(2, x.shape[2:-1] if terms.complex else x.shape[2:]), last.reshape(shape)
     h = torch.view_as_complex(h) if terms.complex else h
-    o = terms.read(terms.tokens, h if scale == 1 else scale * h)
+    o = terms.read(terms.given, h if scale == 1 else scale * h)
     return o, last.mT if terms.transposed else last
 
 

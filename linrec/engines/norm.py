@@ -8,6 +8,7 @@ from torch import Tensor
 
 from linrec.engines.backends import prefers_triton
 from linrec.engines.checks import only_values
+from linrec.engines.forward_mode import silu
 
 
 def gated_rms_norm(
@@ -31,7 +32,7 @@ def gated_rms_norm(
         return norm.gated_rms_norm(x, weight, gate, eps, activation, gate_first, groups)
     if gate is None:
         return rms_norm(x, weight, eps, groups)
-    act = F.silu(gate) if activation == "silu" else gate.sigmoid()
+    act = silu(gate) if activation == "silu" else gate.sigmoid()
     return rms_norm(x * act, weight, eps, groups) if gate_first else rms_norm(x, weight, eps, groups) * act
 
 

@@ -50,9 +50,10 @@ def selective_terms(
     factors = {"rate": rate, "into": into, "out": out}
     constants = {name: y for name, y in factors.items() if y.dim() == 2}
     rows = {name: y.mT.contiguous() for name, y in constants.items()}
+    held = rows if skip is None else rows | {"skip": skip}
 
     def states_first(t: Tokens, name: str) -> Tensor:
-        return rows[name] if name in rows else t[name][..., None]
+        return t[name] if name in rows else t[name][..., None]
 
     def expand(t: Tokens) -> tuple[Tensor, Tensor]:
         exponent = t["step"][:, :, None] * states_first(t, "rate")
@@ -60,8 +61,8 @@ def selective_terms(
         return exponent if exponential else 1 + exponent, written
 
     def read(t: Tokens, h: Tensor) -> Tensor:
-        o = (rows["out"] * h).sum(2) if "out" in rows else (t["out"][:, :, None] @ h)[:, :, 0]
-        return o if skip is None else torch.addcmul(o, skip, t["x"])
+        o = (t["out"] * h).sum(2) if "out" in rows else (t["out"][:, :, None] @ h)[:, :, 0]
+        return o if skip is None else torch.addcmul(o, t["skip"], t["x"])
 
     return DiagonalTerms(
         {"step": step, "x": x, **{name: y for name, y in factors.items() if y.dim() == 3}},
@@ -71,5 +72,6 @@ def selective_terms(
         log=exponential,
         recompute=True,
         transposed=True,
+        constants=held,
         selective=Selective(constants, skip, exponential),
     )

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
+from linrec.engines.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
 from linrec.layers.parts import GatedRMSNorm, Linear, ShortConvolution, widened
@@ -107,7 +108,7 @@ class HGRN(ChannelsLayer):
         if self.lower_bound:
             bound = g.new_tensor(self.lower_bound)
             g = torch.logaddexp(bound.log(), torch.log1p(-bound) + g)
-        return {"x": F.silu(parts[0]), "g": g}
+        return {"x": silu(parts[0]), "g": g}
 
     def output(self, o: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
         """Norm, gate, projection."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
+from linrec.engines.forward_mode import silu
 from linrec.layers.heads import HeadsLayer
 from linrec.layers.parts import Linear, widened
 
@@ -41,7 +42,7 @@ class HGRN2(HeadsLayer):
             floor = g.new_tensor(self.lower_bound)
             g = torch.logaddexp(floor.log(), torch.log1p(-floor) + g).clamp(max=0)
         groups = self.num_v_heads // self.num_heads
-        return {"q": F.silu(q), "v": v, "g": g.repeat_interleave(groups, dim=2)}
+        return {"q": silu(q), "v": v, "g": g.repeat_interleave(groups, dim=2)}
 
 
 class MLSTM(HeadsLayer):
@@ -98,7 +99,7 @@ class GatedSlotAttention(HeadsLayer):
         return {"g": F.logsigmoid(raw) / self.gate_temperature}
 
     def _output(self, o: Tensor, x: Tensor) -> Tensor:
-        return super()._output(F.silu(o), x)
+        return super()._output(silu(o), x)
 
 
 class MesaNet(HeadsLayer):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from linrec.engines.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions, tokens_seen
 from linrec.layers.parts import GatedRMSNorm, Linear, ShortConvolution, rotate, unit_norm
@@ -116,7 +116,7 @@ class HeadsLayer(Layer):
         if self.conv is not None:
             qkv, conv = self.conv(qkv, state.conv, cu_seqlens)
         elif self.activation:
-            qkv = F.silu(qkv)
+            qkv = silu(qkv)
         q, k, v = qkv.split(self.widths, dim=-1)
         q, k = (z.unflatten(-1, (self.num_heads, -1)) for z in (q, k))
         v = v.unflatten(-1, (self.num_v_heads, -1))

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
+from linrec.engines.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
 from linrec.layers.parts import Linear, ShortConvolution, time_step_bias, widened
@@ -73,7 +74,7 @@ class SelectiveLayer(Layer):
         rank, into, out = self.x_proj(u).split(self.widths, dim=-1)
         arguments = self.arguments(u.to(into.dtype), widened(self.step_proj(rank)), into, out)
         y, memory = self.rule(**arguments, D=self.D, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
-        return self.out_proj(y * F.silu(z)), MambaState(conv, memory)
+        return self.out_proj(y * silu(z)), MambaState(conv, memory)
 
 
 class Mamba(SelectiveLayer):

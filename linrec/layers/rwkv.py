@@ -6,10 +6,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
+from linrec.engines.forward_mode import layer_norm, silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count
 from linrec.layers.delta import low_rank
@@ -35,7 +35,7 @@ class HeadNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x ``[B, T, heads, width]``."""
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight + self.bias
+        return layer_norm(x, self.eps) * self.weight + self.bias
 
 
 class RWKVLayer(Layer):
@@ -105,7 +105,7 @@ class BonusLayer(RWKVLayer):
         )
         g = self.log_decay(signals)
         o, memory = self.rule(r, k, v, g, self.u, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
-        y = self.norm(o).flatten(2) * F.silu(self.g_proj(signals["g"]))
+        y = self.norm(o).flatten(2) * silu(self.g_proj(signals["g"]))
         return self.o_proj(y.to(x.dtype)), RWKVState(last, memory)
 
 

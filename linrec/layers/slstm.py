@@ -6,10 +6,10 @@ import math
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
+from linrec.engines.forward_mode import layer_norm
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
 from linrec.layers.parts import ShortConvolution
@@ -65,5 +65,5 @@ class SLSTM(Layer):
         dtype = z.dtype
         z, i, f, o = (gate.to(dtype) for gate in (z, i, f, o))
         h, memory = self.rule(z, i, f, o, *self.feedback, state=state.memory, cu_seqlens=cu_seqlens)
-        h = F.layer_norm(h, h.shape[-1:], eps=self.norm_eps) * self.norm_weight
+        h = layer_norm(h, self.norm_eps) * self.norm_weight
         return h.flatten(2).to(x.dtype), SLSTMLayerState(conv, memory)

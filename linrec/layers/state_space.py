@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
+from linrec.engines.forward_mode import glu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
 from linrec.layers.parts import Linear, widened
@@ -59,7 +60,7 @@ class StateSpaceLayer(Layer):
         y, memory = self.rule(
             x, **self.parameters_of_rule(), D=self.D, state=memory, cu_seqlens=cu_seqlens, **self.how
         )
-        return F.glu(self.out_proj(F.gelu(y)), dim=-1), StateSpaceState(memory)
+        return glu(self.out_proj(F.gelu(y))), StateSpaceState(memory)
 
 
 def log_uniform(size: int, low: float = 1e-3, high: float = 0.1) -> Tensor:

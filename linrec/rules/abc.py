@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
+from linrec.engines.forward_mode import logcumsumexp
 from linrec.engines.matrix import on_value_heads
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.rule import Key, Query, Value, rule
@@ -43,7 +44,7 @@ def abc(q: Query, k: Key, v: Value, z: SlotLogits) -> ProgramTerms:
     def body(run: Run, x: dict[str, Tensor], state: ABCState) -> tuple[Tensor, ABCState]:
         q, k = (on_value_heads(x[n], x["v"]) for n in ("q", "k"))
         start = state.log_weight[:, None]
-        total = torch.logaddexp(start, x["z"].logcumsumexp(1))
+        total = torch.logaddexp(start, logcumsumexp(x["z"]))
         before = torch.cat([start, total[:, :-1]], dim=1)
         fresh = torch.isneginf(before)  # nothing was there to decay
         g = torch.where(fresh, 0.0, torch.where(fresh, total, before) - total).clamp(max=0)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
+from linrec.engines.forward_mode import softmax
 from linrec.engines.matrix import MatrixTerms, on_value_heads
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.engines.two_sided import two_sided
@@ -65,5 +66,5 @@ def attend_slots(
     write (how much of the token each slot takes) and g ``[B, T, HV, M]``.
     """
     scores, keys = two_sided(run, q, k, write, None, g, state.keys)
-    o, values = run.matrix(MatrixTerms(scores.softmax(-1), write, v, g), state.values)
+    o, values = run.matrix(MatrixTerms(softmax(scores), write, v, g), state.values)
     return o, SlotState(keys, values)

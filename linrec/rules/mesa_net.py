@@ -7,6 +7,7 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.conjugate import System, solve
+from linrec.engines.forward_mode import solve as solve_directly
 from linrec.engines.matrix import MatrixTerms, on_value_heads, strengthened
 from linrec.engines.program import PROGRAM, ChunkStep, ProgramTerms, Run
 from linrec.rule import Decay, Query, Strength, UnitKey, Value, rule
@@ -42,7 +43,7 @@ def mesa_net(
     q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0, beta ``[B, T, HV]`` >= 0, lam
     ``[HV, K]`` > 0, not decayed. The parallel and chunkwise forms take at most ``iterations`` conjugate-gradient steps
     (K of them are exact but for rounding; on a CPU no more than bring every residual below rounding), the recurrent
-    form and step solve directly. The state is a ``MesaState(memory, gram)``; default scale 1. First derivatives only.
+    form and step solve directly. The state is a ``MesaState(memory, gram)``; default scale 1.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: MesaState) -> tuple[Tensor, MesaState]:
@@ -71,7 +72,7 @@ def _token_of(lam: Tensor) -> ChunkStep:
         decay, w = x["g"][:, 0, :, None, None].exp(), x["w"][:, 0, :, :, None]
         memory = decay * state.memory + w * x["v"][:, 0, :, None]
         gram = decay * state.gram + w * x["k"][:, 0, :, None]
-        solution = torch.linalg.solve(gram.mT + torch.diag_embed(lam), x["q"][:, 0, :, :, None])
+        solution = solve_directly(gram.mT + torch.diag_embed(lam), x["q"][:, 0, :, :, None])
         return (memory.mT @ solution)[:, None, ..., 0], MesaState(memory, gram)
 
     return token

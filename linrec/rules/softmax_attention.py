@@ -30,8 +30,7 @@ def softmax_attention(q: GroupedQuery, k: Key, v: Value, window: int | None = No
     q ``[B, T, HQ, K]``, k ``[B, T, H, K]``, v ``[B, T, H, V]``, HQ a multiple of H (query head h reads key head
     h // (HQ // H)). The state is a ``KVCache(k, v, length)``, which grows by K + V floats a token and key head,
     with a window up to window - 1 tokens only. ``chunkwise`` attends for ``chunk_size`` queries at a time;
-    default scale K^-1/2. Raises ShapeError for a window below 1. Second derivatives exist in the composite path
-    of torch's attention only (``torch.nn.attention.sdpa_kernel(SDPBackend.MATH)``).
+    default scale K^-1/2. Raises ShapeError for a window below 1.
     """
     if window is not None and (not isinstance(window, int) or window < 1):
         raise ShapeError(f"softmax_attention: window must be None or a positive integer, got {window!r}")

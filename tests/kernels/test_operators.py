@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linrec import rules
+from linrec.errors import BackendError
 from linrec.testing import example_inputs
 
 
@@ -64,6 +65,23 @@ CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor", "test_
 @pytest.mark.parametrize("name", arguments("cpu"))
 def test_opcheck(device: str, name: str) -> None:
     torch.library.opcheck(operator(name), arguments(device)[name], test_utils=CHECKS)
+
+
+@pytest.mark.parametrize("name", arguments("cpu"))
+def test_a_gradient_of_a_gradient_is_refused(device: str, name: str) -> None:
+    """The gradient with a graph is the one without; what would need the derivative of a kernel says what has one."""
+    given = arguments(device)[name]
+    if "matrix_scan" in name:
+        given = (*given[:-1], True)
+    leaves = list({id(x): x for x in given if isinstance(x, Tensor) and x.requires_grad}.values())
+    result = operator(name)(*given)
+    loss = (result if isinstance(result, Tensor) else result[0]).square().sum()
+    want = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+    got = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
+    known = [(a, b) for a, b in zip(got, want, strict=True) if b is not None]
+    assert known and all(torch.equal(a, b) for a, b in known)
+    with pytest.raises(BackendError, match="first derivatives only"):
+        torch.autograd.grad(known[0][0].sum(), leaves, allow_unused=True)
 
 
 def test_opcheck_of_the_step_in_place(device: str) -> None:

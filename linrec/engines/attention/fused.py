@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from linrec.engines.checks import transformed
+from linrec.engines.decays import lower
+from linrec.engines.derivatives import differentiable_again
 
 
 def sdpa(
@@ -15,20 +19,32 @@ def sdpa(
     """q ``[B, n, HQ, K]``, k ``[B, S, H, K]``, v ``[B, S, H, V]`` -> ``[B, n, HQ, V]``, with grouped heads.
 
     ``mask`` is boolean (true: attend) or an additive float bias, broadcastable to ``[B, HQ, n, S]``. The fused
-    kernels have no forward-mode derivative; under it the composite path is taken.
+    kernels have first derivatives in reverse mode only; all others are those of :func:`_in_products`.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if q.shape[1] != k.shape[1]:
         k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-
-    def call() -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
-
+    plain = partial(_in_products, causal=causal, scale=scale)
     operands = [q, k, v] if mask is None else [q, k, v, mask]
-    if any(forward_ad.unpack_dual(x).tangent is not None for x in operands):
-        with sdpa_kernel(SDPBackend.MATH):
-            return call().transpose(1, 2)
-    return call().transpose(1, 2)
+    if transformed(*operands):
+        return plain(*operands)[0].transpose(1, 2)
+    o = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=scale)
+    return differentiable_again(o, plain, *operands).transpose(1, 2)
+
+
+def _in_products(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, causal: bool, scale: float
+) -> tuple[Tensor]:
+    """The same, heads first, in calls that can be differentiated any number of times and in both modes."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scores = (q.to(wide) * scale) @ k.to(wide).mT
+    keep = lower(q.shape[2], q.device) if causal else torch.ones_like(scores, dtype=torch.bool)
+    if mask is not None and mask.dtype == torch.bool:
+        keep = keep & mask
+    elif mask is not None:
+        keep = keep & ~torch.isneginf(mask)
+        scores = scores + mask.masked_fill(torch.isneginf(mask), 0.0)
+    return ((masked_softmax(scores, keep) @ v.to(wide)).to(q.dtype),)
 
 
 def merge(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor]:

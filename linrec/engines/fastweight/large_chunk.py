@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.engines.fastweight.engine import FastState, FastTerms
 from linrec.engines.fastweight.muon import orthogonalised
+from linrec.engines.forward_mode import silu
 
 
 @dataclass
@@ -29,7 +29,7 @@ class LargeChunkTerms(FastTerms):
     def block(self, x: dict[str, Tensor], first: int, memory: FastState) -> tuple[Tensor, FastState]:
         """Apply, and gather gradients."""
         w1, w2, w3 = memory.start
-        o = (F.silu(x["q"] @ w1) * (x["q"] @ w3)) @ w2
+        o = (silu(x["q"] @ w1) * (x["q"] @ w3)) @ w2
         z1, z3 = x["k"] @ w1, x["k"] @ w3
         gate = z1.sigmoid()
         dy = -x["lr"][..., None] * x["v"]

@@ -17,17 +17,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.engines.checks import transformed
+from linrec.engines.derivatives import adjoint, differentiated_again
+from linrec.engines.forward_mode import layer_norm
 
 EPS = 1e-6
 
 
 def normed(z: Tensor) -> Tensor:
     """z without mean at unit variance."""
-    return F.layer_norm(z, z.shape[-1:], eps=EPS)
+    return layer_norm(z, EPS)
 
 
 def norm_loss_gradient(z: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -59,14 +60,10 @@ class _Gradient(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, x, rate, off, y = ctx.saved_tensors
-        if torch.is_grad_enabled():  # a graph of the gradient is wanted
-            with torch.enable_grad():
-                again = _in_calls(*inputs)
-            wanted = [t for t in inputs if t.requires_grad]
-            found = iter(torch.autograd.grad(again, wanted, dy, create_graph=True))
-            return tuple(next(found) if t.requires_grad else None for t in inputs)  # type: ignore[misc]
+        if differentiated_again(dy):
+            return adjoint(lambda *values: (_in_calls(*values),), inputs, (dy,))
         weight, bias = inputs[2:]
         u, back = dy * rate, off * weight
         along = _mean(u, x)

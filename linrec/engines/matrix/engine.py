@@ -71,7 +71,7 @@ def _decodes(terms: MatrixTerms, call: Call) -> bool:
 
 
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    if call.form == "chunkwise" and not transformed(state, *terms.over_time().values()):
+    if call.form == "chunkwise" and not transformed(state, *terms.tensors()):
         return _run_lane(terms, state, call)
     if call.form in ONE_BY_ONE:
         return scan_tokens(terms, state, call.scale)
@@ -91,8 +91,8 @@ def _run_lane(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Te
         lane, terms = ChannelLane, _by_channel(terms)
 
     def plain(state: Tensor, *values: Tensor | None) -> tuple[Tensor, Tensor]:
-        same = replace(terms, bonus=None, **dict(zip(lane.NAMES, values, strict=True))).explicit()
-        heads = to_heads(same, plan.scale)
+        same = replace(terms, bonus=None, **dict(zip(lane.NAMES, values, strict=True)))
+        heads = to_heads(same.explicit(), plan.scale)
         o, last = scan_chunks(
             heads, state.unflatten(1, (terms.k.shape[2], -1)), plan.chunk, plan.predict, plan.readout
         )

@@ -7,17 +7,15 @@ between chunks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from linrec.engines.derivatives import Plain, adjoint, differentiated_again
 from linrec.engines.matrix.plan import Plan, Span, Tensors, chunk_bounds
 from linrec.engines.memory import fresh
 from linrec.engines.products import fitting_products
-
-Plain = Callable[..., tuple[Tensor, Tensor]]
 
 
 class Lane(Protocol):
@@ -93,8 +91,8 @@ class ChunkScan(torch.autograd.Function):
     def backward(ctx: Any, do: Tensor, dlast: Tensor) -> tuple[Any, ...]:
         state, *values, states = ctx.saved_tensors
         names = ctx.lane.NAMES
-        if torch.is_grad_enabled():  # a graph of the gradient is wanted
-            return (None, None, None, *_through(ctx.plain, (state, *values), (do, dlast)))
+        if differentiated_again(do, dlast):
+            return (None, None, None, *adjoint(ctx.plain, (state, *values), (do, dlast)))
         tensors = dict(zip(names, values, strict=True))
         grads = {name: fresh(x, x.shape, x.dtype) for name, x in tensors.items() if x is not None}
         work = ctx.lane(ctx.plan, tensors, state.dtype)
@@ -108,16 +106,3 @@ class ChunkScan(torch.autograd.Function):
             if name in grads:
                 grads[name].copy_(whole)
         return (None, None, None, work.outer(dstate), *(grads.get(name) for name in names))
-
-
-def _through(
-    plain: Plain, values: tuple[Tensor | None, ...], outer: tuple[Tensor, Tensor]
-) -> list[Tensor | None]:
-    """The gradient as a differentiable function, by way of the plain path."""
-    wanted = [x for x in values if x is not None and x.requires_grad]
-    # The final state, say, does not depend on q: only outputs that lead somewhere can be asked.
-    outputs, weights = zip(
-        *[(y, w) for y, w in zip(plain(*values), outer, strict=True) if y.requires_grad], strict=True
-    )
-    found = iter(torch.autograd.grad(outputs, wanted, weights, create_graph=True, allow_unused=True))
-    return [next(found) if x is not None and x.requires_grad else None for x in values]

@@ -43,6 +43,11 @@ class MatrixTerms(Terms):
         named = {n: getattr(self, n) for n in ("q", "k", "v", "g", "a", "b", "write", "erase")}
         return {n: x for n, x in named.items() if x is not None}
 
+    def tensors(self) -> list[Tensor]:
+        """All of them."""
+        others = (self.bonus, self.skip)
+        return [*self.over_time().values(), *(x for x in others if x is not None)]
+
     @property
     def leading(self) -> Tensor:
         """q."""
