@@ -73,6 +73,8 @@ def ladder(log_a: Tensor, count: int) -> Tensor:
 def convolve(kernel: Tensor, x: Tensor) -> Tensor:
     """sum_{j <= t} kernel_{t-j} x_j by FFT; kernel ``[T, ...]``, x ``[B, T, ...]``, both real or both complex."""
     length = x.shape[1]
+    if not x.numel():  # no Fourier transform takes that
+        return kernel * x
     size = 2 * length
     if x.is_complex():
         return torch.fft.ifft(torch.fft.fft(kernel, size, 0) * torch.fft.fft(x, size, 1), dim=1)[:, :length]
@@ -87,7 +89,9 @@ def floored(g: Tensor) -> Tensor:
     if g.is_complex():
         return torch.complex(floored(g.real), g.imag)
     looks = g.numel() > SMALL and g.is_cpu and readable(g) and not transformed(g)
-    if looks and bool(g.amin() >= NOTHING):  # reading costs less than writing; False also where it is not a number
+    if looks and bool(
+        g.amin() >= NOTHING
+    ):  # reading costs less than writing; False also where it is not a number
         return g
     return g.clamp(min=NOTHING)
 

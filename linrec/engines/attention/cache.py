@@ -25,7 +25,7 @@ class KVCache(NamedTuple):
 
 
 class GatedCache(NamedTuple):
-    """A KVCache with c ``[B, L, HQ]``, the cumulative log-decay of each token in float64; 1e30 where it is forgotten for
+    """A KVCache with c ``[B, L, HQ]``, the cumulative log-decay of each token in float64, 1e30 if it is forgotten for
     good."""
 
     k: Tensor

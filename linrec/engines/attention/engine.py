@@ -219,7 +219,9 @@ def _attend(
             bias = bias.masked_fill(unseen(seen[:, i:j], last - first, first), -torch.inf)
     else:
         assert terms.slope is not None
-        steepest = torch.finfo(terms.slope.dtype).min  # minus infinity for every purpose, but for its own token
+        steepest = torch.finfo(
+            terms.slope.dtype
+        ).min  # minus infinity for every purpose, but for its own token
         bias = terms.slope.clamp(min=steepest)[:, None, None] * distance[:, None]
     bias = bias.masked_fill(~keep[:, None], -torch.inf)
     return sdpa(q, k, v, mask=bias.to(torch.promote_types(q.dtype, torch.float32)), scale=scale)

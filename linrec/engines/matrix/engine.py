@@ -82,7 +82,7 @@ def _floored(terms: MatrixTerms, call: Call) -> MatrixTerms:
 
 
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    if call.form == "chunkwise" and not transformed(state, *terms.over_time().values()):
+    if call.form == "chunkwise" and terms.v.shape[0] and not transformed(state, *terms.over_time().values()):
         return _run_lane(terms, state, call)
     if call.form in ONE_BY_ONE:
         return scan_tokens(terms, state, call.scale)
