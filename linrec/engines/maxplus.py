@@ -28,7 +28,7 @@ def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor
 def _running(f: Tensor, i: Tensor, m0: Tensor) -> Tensor:
     """In closed form m_t = F_t + max(m_0, max_{j <= t} (i_j - F_j)) with F the cumulative sum of f; with strong decays
     by doubling, where sums are never subtracted."""
-    if readable(f) and not transformed(f) and bool((f >= STRONG).all()):
+    if f.shape[1] > 1 and readable(f) and not transformed(f) and bool((f >= STRONG).all()):
         total = f.cumsum(1)
         return total + torch.maximum(m0[:, None], (i - total).cummax(1).values)
     m, reach = torch.cat([torch.maximum(i[:, :1], f[:, :1] + m0[:, None]), i[:, 1:]], dim=1), 1

@@ -96,31 +96,25 @@ def last_of_row(column: Tensor, held: Tensor) -> Tensor:
 
 
 def cumulative(g: Tensor, column: Tensor, held: Tensor) -> Tensor:
-    """The cumulative log-decay of fresh tokens, going on from the cache, in the cache's dtype.
+    """The cumulative log-decay of fresh tokens, going on from the cache, in the cache's dtype."""
+    return last_of_row(column, held) + g.to(column.dtype).cumsum(1)
 
-    Full resets (-inf, or no more than ``FORGOTTEN``) are left out: their differences would be none, or lose all digits.
-    :func:`first_seen` has them.
+
+def without_resets(g: Tensor, start: Tensor | int) -> tuple[Tensor, Tensor | None]:
+    """Log-decays without full resets (-inf, or no more than ``FORGOTTEN``), over which sums would have no difference, or
+    lose all digits; and the slot ``[B, T, HQ]`` of the last reset up to each fresh token, 0 before the first; None if
+    there is none. ``start`` is the slot of the first fresh token, of all rows or of each.
     """
-    g = g.to(column.dtype)
-    return last_of_row(column, held) + g.masked_fill(g <= FORGOTTEN, 0.0).cumsum(1)
-
-
-def first_seen(g: Tensor, start: Tensor | int) -> Tensor | None:
-    """The slot ``[B, T, HQ]`` of the last full reset up to each fresh token, 0 before the first; None without any.
-
-    ``start`` is the slot of the first fresh token, of all rows or of each.
-    """
+    if readable(g) and not transformed(g) and (not g.numel() or float(g.detach().amin()) > FORGOTTEN):
+        return g, None
     reset = g <= FORGOTTEN
-    if readable(g) and not transformed(g) and not bool(reset.any()):
-        return None
-    slot = torch.arange(g.shape[1], device=g.device)[None, :, None] + (
-        start[:, None, None] if isinstance(start, Tensor) else start
-    )
-    return torch.where(reset, slot, 0).cummax(1).values
+    slot = torch.arange(g.shape[1], device=g.device)[:, None]
+    slot = slot + (start[:, None, None] if isinstance(start, Tensor) else start)
+    return g.masked_fill(reset, 0.0), torch.where(reset, slot, 0).cummax(1).values
 
 
 def forget(c: Tensor, first: Tensor | None) -> Tensor:
-    """The column c once the last of the tokens has been; ``first`` as :func:`first_seen` gives it."""
+    """The column c once the last of the tokens has been; ``first`` as :func:`without_resets` gives it."""
     if first is None or not first.shape[1]:
         return c
     return c.masked_fill(torch.arange(c.shape[1], device=c.device)[:, None] < first[:, -1:], FAR)

@@ -7,7 +7,7 @@ or factored keys and values) say what they cache and how keys and values come ou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,6 @@ from linrec.engines.attention.cache import (
     check_cache,
     cumulative,
     empty_cache,
-    first_seen,
     forget,
     gate_dtype,
     held_tokens,
@@ -27,6 +26,7 @@ from linrec.engines.attention.cache import (
     join,
     keep_last,
     unseen,
+    without_resets,
 )
 from linrec.engines.attention.fused import sdpa
 from linrec.packing import by_segment
@@ -154,10 +154,13 @@ class AttentionEngine(CacheEngine):
     ) -> tuple[Tensor, Any]:
         """Append, attend block by block, drop what the window no longer needs."""
         held = held_tokens(cache.length, terms.window)
+        seen = None
+        if terms.g is not None:
+            g, seen = without_resets(terms.g, held)
+            terms = replace(terms, g=g)
         columns, have = join(cache[:-1], terms.fresh(cache, held), held, lengths)
         one_by_one = call.form in ("recurrent", "step")
         x = terms.operands(columns, one_by_one)
-        seen = None if terms.g is None else first_seen(terms.g, held)
         if is_even(held, cache[0].shape[1]):
             held = cache[0].shape[1]
         gates = columns[2] if terms.g is not None else None

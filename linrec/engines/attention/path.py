@@ -28,11 +28,11 @@ from linrec.engines.attention.cache import (
     KVCache,
     cumulative,
     empty_cache,
-    first_seen,
     forget,
     gate_dtype,
     join,
     unseen,
+    without_resets,
 )
 from linrec.engines.attention.engine import CacheEngine, block_rows
 from linrec.engines.attention.fused import masked_softmax, weighted_values
@@ -91,8 +91,8 @@ class PathEngine(CacheEngine):
         values = torch.cat([cache.v, terms.v], dim=1)
         gates = seen = None
         if terms.g is not None:
-            gates = torch.cat([cache.c, cumulative(terms.g, cache.c, cache.length)], dim=1)
-            seen = first_seen(terms.g, held)
+            g, seen = without_resets(terms.g, held)
+            gates = torch.cat([cache.c, cumulative(g, cache.c, cache.length)], dim=1)
         keys, outputs = cache.k.transpose(1, 2), []
         rows = block_rows(call, length, CHUNK)
         for i in range(0, length, rows):

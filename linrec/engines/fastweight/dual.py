@@ -143,17 +143,13 @@ class MomentumTerms(DualTerms):
     def rows(self, x: dict[str, Tensor], first: int) -> Rows:
         """A = (decays of the weights) Diag(real) (decays of the momentum) Diag(lr): every exponent is <= 0."""
         lr = x["lr"]
-        decay, fade = (cumulative_decay(x[name], -1)[..., None] for name in ("g", "mu"))
-        keep = lower(lr.shape[-1], lr.device)
-        weights = between(decay, decay, keep, lr) * x["real"][..., None, :]
-        sigma = (weights @ grown(fade, lr))[..., 0]
-        to_end = grown(fade[..., -1:, :] - fade, lr)[..., 0] * lr
+        total = cumulative_decay(torch.stack([x["g"], x["mu"]]), -1)[..., None]
+        within = between(total, total, lower(lr.shape[-1], lr.device), lr)
+        decay, fade = grown(total, lr)[..., 0]
+        weights = within[0] * x["real"][..., None, :]
+        sigma = (weights @ fade[..., None])[..., 0]
         return Rows(
-            grown(decay, lr)[..., 0],
-            sigma,
-            weights @ between(fade, fade, keep, lr) * lr[..., None, :],
-            grown(fade[..., -1, 0], lr),
-            to_end,
+            decay, sigma, weights @ within[1] * lr[..., None, :], fade[..., -1], within[1, ..., -1, :] * lr
         )
 
     def finished(self, memory: FastState) -> FastState:

@@ -112,12 +112,12 @@ class ScalarLane:
         plan = self.plan
         between("q", row, plan.reads_now, w.decay_q)
         if self.erases and plan.reads_now == plan.predicts_now:
-            w.decay_a.copy_(w.decay_q).tril_(-1)
+            w.decay_a.copy_(w.decay_q)
         elif self.erases:
             between("a", row, False, w.decay_a)
         torch.bmm(w.reads, w.keys.mT, out=w.grams)
-        self._up_to_diagonal(w.grams_h)
         torch.mul(w.grams_h, w.decay_h, out=w.weights_h)
+        self._up_to_diagonal(w.weights_h)
         torch.bmm(w.reads, state, out=w.seen)
         w.seen_h.mul_(row.at)
         if row.write is None:

@@ -1,7 +1,7 @@
 """Scores with decay between the rows of a chunk, and their adjoint.
 
-M_ij = sum_d x_id y_jd e^{at_x_id - at_y_jd} for j <= i (j < i without the diagonal), else 0. What is above the diagonal is
-never only multiplied by zero but replaced by it: a product there, which the recurrence does not have, may be infinite.
+M_ij = sum_d x_id y_jd e^{at_x_id - at_y_jd} for j <= i (j < i without the diagonal), else 0. What is above the diagonal
+is never only multiplied by zero but replaced by it: a product there, which the recurrence does not have, may be infinite.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def decayed_scores(x: Tensor, y: Tensor, at_x: Tensor, at_y: Tensor, *, diagonal
     ``at_y`` is the inclusive cumulative log-decay, ``at_x`` that or the exclusive one; last dimension 1 or K.
     """
     if at_y.shape[-1] == 1:
-        return (x @ y.mT).tril_(0 if diagonal else -1) * decay_matrix(at_x, at_y, diagonal, x.dtype)
+        return (x @ y.mT).tril(0 if diagonal else -1) * decay_matrix(at_x, at_y, diagonal, x.dtype)
     keep = keep_mask(x.shape[-2], diagonal, x.device)
     rows = [_block_row(x, y, at_x, at_y, keep, start, stop) for start, stop in sub_chunks(x.shape[-2])]
     return torch.cat(rows, dim=-2)
