@@ -101,9 +101,10 @@ def cumulative(g: Tensor, column: Tensor, held: Tensor) -> Tensor:
 
 
 def without_resets(g: Tensor, start: Tensor | int) -> tuple[Tensor, Tensor | None]:
-    """Log-decays without full resets (-inf, or no more than ``FORGOTTEN``), over which sums would have no difference, or
-    lose all digits; and the slot ``[B, T, HQ]`` of the last reset up to each fresh token, 0 before the first; None if
-    there is none. ``start`` is the slot of the first fresh token, of all rows or of each.
+    """Log-decays without full resets (-inf, or no more than ``FORGOTTEN``): sums over these have no difference, or
+    lose all digits. And the slot ``[B, T, HQ]`` of the last reset up to each fresh token, 0 before the first, or None.
+
+    ``start`` is the slot of the first fresh token, of all rows or of each.
     """
     if readable(g) and not transformed(g) and (not g.numel() or float(g.detach().amin()) > FORGOTTEN):
         return g, None

@@ -123,7 +123,7 @@ def _cut(x: Tensor | None, length: int, chunks: int) -> list[Tensor] | list[None
 
 
 def between(at: str, n: Numbers, diagonal: bool, decay: Tensor) -> Tensor:
-    """Fills ``decay`` with e^{at_i - G_j} for rows that q or a sees ("q", "a"), and any finite numbers above the diagonal."""
+    """Fills ``decay`` with e^{at_i - G_j} for rows that q or a sees ("q", "a"); anything finite above the diagonal."""
     up, reader = (n.up_q, n.sums[1]) if at == "q" else (n.up_a, n.sums[2])
     if n.near:
         return torch.mul(up, n.down.mT, out=decay)

@@ -1,7 +1,7 @@
 """Scores with decay between the rows of a chunk, and their adjoint.
 
 M_ij = sum_d x_id y_jd e^{at_x_id - at_y_jd} for j <= i (j < i without the diagonal), else 0. What is above the diagonal
-is never only multiplied by zero but replaced by it: a product there, which the recurrence does not have, may be infinite.
+is never only multiplied by zero but replaced by it: a product that the recurrence does not have may be infinite.
 """
 
 from __future__ import annotations
