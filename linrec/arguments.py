@@ -25,6 +25,7 @@ DOMAINS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "negative": ("finite and < 0", lambda x: torch.isfinite(x) & (x < 0)),
 }
 PLAIN = (Tensor, torch.nn.Parameter)
+MAY_BE_EMPTY = ("B", "T")  # no sequences, or no tokens; every width and number of heads is at least one
 TOKEN_DRAWS = ("normal", "unit")
 
 
@@ -108,6 +109,8 @@ def _check_shape(name: str, arg: Arg, x: Tensor, dims: dict[str, int], who: str)
         if dims.setdefault(dim, size) != size:
             expected = ", ".join(f"{d}={dims[d]}" if d in dims else d for d in shape)
             raise ShapeError(f"{who}: {name} must be [{expected}], got {list(x.shape)}")
+        if size == 0 and dim not in MAY_BE_EMPTY:
+            raise ShapeError(f"{who}: {name} must be {arg} with {dim} > 0, got {list(x.shape)}")
 
 
 def _check_groups(dims: dict[str, int], who: str) -> None:

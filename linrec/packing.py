@@ -97,4 +97,4 @@ def _gather(x: Tensor, source: Tensor, keep: Tensor) -> Tensor:
     """``[1, T, ...] -> [n, L, ...]``, zero where ``keep`` is false."""
     flat = x[0] if x.shape[1] else x.new_zeros(1, *x.shape[2:])
     rows = flat.index_select(0, source.flatten()).unflatten(0, source.shape)
-    return rows * keep.reshape(*keep.shape, *[1] * (rows.dim() - 2)).to(rows.dtype)
+    return rows.masked_fill(~keep.reshape(*keep.shape, *[1] * (rows.dim() - 2)), 0)  # 0 * nan would be nan

@@ -70,7 +70,7 @@ def example_state(rule: Rule, inputs: dict[str, Any], *, seed: int = 1, segments
     dims = {d: size for shape in shapes.values() for d, size in shape.items()}
     dims.update(T=5, B=segments or dims["B"])
     before = example_inputs(rule, seed=seed, dtype=first.dtype, device=first.device, **dims)
-    before = {n: x if "T" in rule.arguments[n].shapes[0] else inputs[n] for n, x in before.items()}
+    before = {n: x if "T" in shapes[n] else inputs[n] for n, x in before.items()}
     return rule.recurrent(**before).state
 
 

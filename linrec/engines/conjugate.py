@@ -25,10 +25,9 @@ from torch import Tensor
 
 from linrec.engines.backends import prefers_triton
 from linrec.engines.checks import differentiated, readable, transformed
-from linrec.engines.decays import between, grown, lower
+from linrec.engines.decays import between, cumulative_decay, grown, lower
 from linrec.engines.derivatives import adjoint, differentiated_again, without_autocast
 from linrec.engines.matrix import MatrixTerms
-from linrec.engines.matrix.chunk import cumulative_decay
 from linrec.engines.program import Run
 from linrec.engines.recurrence import recurrence
 

@@ -8,8 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.scans import exact, floored
+
 LOG2 = math.log(2.0)
 REACH = 40.0  # e^40 squared is within single precision, and e^-40 squared above its smallest normal number
+
+
+def cumulative_decay(g: Tensor, dim: int = -2) -> Tensor:
+    """Cumulative sum of log-decays over the chunk, in float64 where the device has it; g as :func:`floored`.
+
+    Only differences of these sums are used; in float32 one strong reset (g = -400) would cost the decays
+    after it three digits.
+    """
+    return exact(floored(g)).cumsum(dim)
 
 
 def grown(exponent: Tensor, like: Tensor) -> Tensor:

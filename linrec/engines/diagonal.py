@@ -178,7 +178,12 @@ def scan_batch(
 
         o, h = in_chunks(terms, h, lengths, chunk or call.chunk_size or _chunk_length(h.numel()), one)
     h = h.mT if terms.transposed else h
-    return o, torch.view_as_real(h) if terms.complex else h
+    return o, _pairs(h) if terms.complex else h
+
+
+def _pairs(h: Tensor) -> Tensor:
+    """Real and imaginary parts ``[..., 2]``; of no numbers at all, torch cannot take the derivative of a view."""
+    return torch.view_as_real(h) if h.numel() else torch.stack([h.real, h.imag], dim=-1)
 
 
 def in_chunks(

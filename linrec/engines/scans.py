@@ -11,10 +11,13 @@ import math
 import torch
 from torch import Tensor
 
+from linrec.engines.checks import readable, transformed
+
 EMPTY = -1e38  # running maximum of nothing: minus infinity for every purpose, without the nan of inf - inf
 NOTHING = (
     -750.0
 )  # e^-750 is zero in double precision; a longer way down would cost cumulative sums their digits
+SMALL = 1 << 12  # numbers that are written sooner than looked at
 
 
 def associative(a: Tensor, x: Tensor, start: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ def quadratic(g: Tensor, x: Tensor, start: Tensor) -> Tensor:
     """Every h_t as one masked product, h_t = e^{G_t} h_0 + sum_{j <= t} e^{G_t - G_j} x_j; a = e^g, g real or
     complex with a real part <= 0. Memory grows with T squared."""
     length = x.shape[1]
-    total = exact(g).cumsum(1)
+    total = exact(floored(g)).cumsum(1)
     keep = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
     keep = keep.reshape(length, length, *[1] * (x.dim() - 2))
     # The exponent is masked, not the result: exp of the upper triangle could overflow, and 0 * inf has no gradient.
@@ -56,7 +59,7 @@ def ladder(log_a: Tensor, count: int) -> Tensor:
     Products of two powers of few, so that few exponentials are taken. All in double precision: in single precision the
     phase n * angle would be lost after some thousand steps.
     """
-    few = max(math.isqrt(count), 1)
+    few, log_a = max(math.isqrt(count), 1), floored(log_a)
 
     def powers(exponents: Tensor) -> Tensor:
         n = exact(exponents.to(log_a.real.dtype)).reshape(-1, *[1] * log_a.dim())
@@ -70,10 +73,27 @@ def ladder(log_a: Tensor, count: int) -> Tensor:
 def convolve(kernel: Tensor, x: Tensor) -> Tensor:
     """sum_{j <= t} kernel_{t-j} x_j by FFT; kernel ``[T, ...]``, x ``[B, T, ...]``, both real or both complex."""
     length = x.shape[1]
+    if not x.numel():  # no Fourier transform takes that
+        return kernel * x
     size = 2 * length
     if x.is_complex():
         return torch.fft.ifft(torch.fft.fft(kernel, size, 0) * torch.fft.fft(x, size, 1), dim=1)[:, :length]
     return torch.fft.irfft(torch.fft.rfft(kernel, size, 0) * torch.fft.rfft(x, size, 1), size, 1)[:, :length]
+
+
+def floored(g: Tensor) -> Tensor:
+    """Log-decays of at least ``NOTHING``, where e^g is zero already: a reset, -inf as well, stays exact, and sums over
+    it stay finite and keep the digits of their other terms. The derivative through a reset is zero. Of complex ones
+    that holds of the real part.
+    """
+    if g.is_complex():
+        return torch.complex(floored(g.real), g.imag)
+    looks = g.numel() > SMALL and g.is_cpu and readable(g) and not transformed(g)
+    if looks and bool(
+        g.amin() >= NOTHING
+    ):  # reading costs less than writing; False also where it is not a number
+        return g
+    return g.clamp(min=NOTHING)
 
 
 def exact(x: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linrec.engines.decays import between, exclusive, grown
-from linrec.engines.matrix.chunk import cumulative_decay
+from linrec.engines.decays import between, cumulative_decay, exclusive, grown
 from linrec.engines.program import Run, heads_first
 from linrec.engines.triangular import solve_unit_lower
 

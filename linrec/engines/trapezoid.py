@@ -5,8 +5,14 @@
     U_t = sum_r k_tr v_tr^T
     S_t = e^{g_t} (S_{t-1} + (1 - lam_t) dt_t U_{t-1}) + lam_t dt_t U_t;    y_tr = S_t^T q_tr
 
-A token is written once, with its own weight and the one that the next token gives it; the weight from the next
-token, and the pairs that a query has not met yet among the R of its token, are put right on the diagonal.
+What of S_t is older than the token, M_t = S_t - lam_t dt_t U_t, is an ordinary recurrence that writes each token once, a
+token late, when the weight is known that the next one gives it:
+
+.. code-block:: text
+
+    M_t = e^{g_t} (M_{t-1} + (lam_{t-1} dt_{t-1} + (1 - lam_t) dt_t) U_{t-1});    y_tr = M_t^T q_tr + lam_t dt_t U_t^T q_tr
+
+so nothing is taken off again, and no token is read before its time.
 """
 
 from __future__ import annotations
@@ -26,21 +32,24 @@ def trapezoid(
     v: Tensor,
     g: Tensor,
     shares: tuple[Tensor, Tensor],
-    start: tuple[Tensor, Tensor],
+    start: tuple[Tensor, Tensor, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """y ``[B, T, HV, R, V]`` and the last S.
 
     q, k ``[B, T, HV, R, K]``, v ``[B, T, HV, R, V]``, g ``[B, T, HV]``; ``shares`` are lam dt and (1 - lam) dt, each
-    ``[B, T, HV]``; ``start`` is S and U of the token before, each ``[B, HV, K, V]``.
+    ``[B, T, HV]``; ``start`` is S ``[B, HV, K, V]``, and k and v of the token before, without a time axis.
     """
     now, late = shares
-    memory, before = start
+    memory, *before = start
     ranks = q.shape[3]
-    ahead = F.pad(late[:, 1:], (0, 0, 0, 1))  # the next token's part, none at the end of a call
+    earlier = F.pad(now[:, :-1], (0, 0, 1, 0))  # S at the entry has this share of its last token already
+    weight = (g.exp() * (earlier + late))[..., None, None]
+    old_k, old_v = (torch.cat([x[:, None], y[:, :-1]], dim=1) for x, y in zip(before, (k, v), strict=True))
+    written = weight * old_v
     decay = F.pad(g[..., None], (0, ranks - 1))  # a token decays once, at its first pair
-    q_steps, k_steps, v_steps = (micro_steps(x) for x in (q, k, (now + ahead)[..., None, None] * v))
-    terms = MatrixTerms(q_steps, k_steps, v_steps, micro_steps(decay))
-    y, memory = run.matrix(terms, memory + late[:, 0, :, None, None] * before)
-    met = torch.ones(ranks, ranks, dtype=torch.bool, device=q.device).tril()
-    missing = torch.where(met, -ahead[..., None, None], now[..., None, None])
-    return y.unflatten(1, (-1, ranks)).transpose(2, 3) + (missing * (q @ k.mT)) @ v, memory
+    terms = MatrixTerms(*(micro_steps(x) for x in (q, old_k, written, decay)))
+    y, memory = run.matrix(terms, memory)
+    y = y.unflatten(1, (-1, ranks)).transpose(2, 3) + (q @ k.mT) @ (now[..., None, None] * v)
+    if ranks > 1:  # a pair is read before the later ones of the older token are written
+        y = y + (q @ old_k.mT).triu(1) @ written
+    return y, memory + now[:, -1, :, None, None] * (k[:, -1].mT @ v[:, -1])

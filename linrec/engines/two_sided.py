@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from linrec.engines.decays import grown, lower
-from linrec.engines.matrix.chunk import cumulative_decay
+from linrec.engines.decays import cumulative_decay, grown, lower
 from linrec.engines.matrix.scores import SUB_CHUNK, decayed_scores
 from linrec.engines.program import Run, heads_first
 

@@ -25,8 +25,9 @@ def counted_positions(emb: Tensor) -> Weighing:
         below = position.detach().floor()
         part = position - below
         table = grouped_scores(q * scale, emb[None, :, None].expand(q.shape[0], -1, k.shape[2], -1))
-        low = table.gather(-1, below.long())
-        high = table.gather(-1, (below.long() + 1).clamp(max=emb.shape[0] - 1))
+        place = below.long().clamp(min=0)  # what is not a number has no place, and remains none by ``part``
+        low = table.gather(-1, place)
+        high = table.gather(-1, (place + 1).clamp(max=emb.shape[0] - 1))
         return weighted_values(masked_softmax(z + low + part * (high - low), keep), v)
 
     return weigh

@@ -94,7 +94,7 @@ def turning_trapezoid(
     angle = cumulative_angle(t["theta"])
     q, k = (turn(on_value_heads(t[n], t["x"]), angle[..., None, :]) for n in ("C", "B"))
     shares = t["lam"] * t["dt"], (1 - t["lam"]) * t["dt"]
-    before = state.k.mT @ v_before
-    y, memory = trapezoid(run, q * run.scale, k, v, t["dt"] * A, shares, (state.memory, before))
+    start = state.memory, state.k, v_before
+    y, memory = trapezoid(run, q * run.scale, k, v, t["dt"] * A, shares, start)
     last = angle[:, -1]
     return y, Mamba3State(turn_rows(memory, -last), turn(k[:, -1], -last[:, :, None]), t["x"][:, -1])

@@ -5,9 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from linrec.engines.decays import between, exclusive, grown, lower
+from linrec.engines.decays import between, cumulative_decay, exclusive, grown, lower
 from linrec.engines.matrix import on_value_heads
-from linrec.engines.matrix.chunk import cumulative_decay
 from linrec.engines.program import PROGRAM, ProgramTerms, Run, heads_first
 from linrec.engines.triangular import solve_unit_lower
 from linrec.rule import Decay, Query, Strength, UnitKey, Value, rule

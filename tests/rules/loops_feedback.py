@@ -38,24 +38,40 @@ def alibi(q, k, v, g, scale=None, state=None):
     (k, v), before = joined(state, k, v)
 
     def row(b, i, h, hq, q):
-        s = torch.stack([scale * (q @ k[b, j, h]) + g[hq] * (i - j) for j in range(i + 1)])
+        faded = [sum([g[hq]] * (i - j), torch.zeros_like(g[hq])) for j in range(i + 1)]
+        s = torch.stack([scale * (q @ k[b, j, h]) + faded[j] for j in range(i + 1)])
         return torch.softmax(s, 0) @ v[b, : i + 1, h]
 
     return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v])
 
 
+def fading(held, g):
+    """For each new token the log-decay since every token up to it, summed and never subtracted; and the cache's c.
+
+    ``held`` is c of the tokens before. In the cache a token that is forgotten for good is far above all others.
+    """
+    since, c, rows = [held[-1] - x for x in held], list(held), []
+    for step in g:
+        reset = step <= -1e4
+        last = (c[-1] if c else 0) + torch.where(reset, 0, step)
+        c = [torch.where(reset, 1e30, x) for x in c] + [last]
+        since = [x + step for x in since] + [torch.zeros_like(step)]
+        rows.append(since)
+    return rows, c
+
+
 def forgetting_attention(q, k, v, g, scale=None, state=None):
     scale = default(scale, q.shape[-1])
-    c = [torch.zeros_like(g[:, 0]) if state is None else state.c[:, -1]]
-    for t in range(g.shape[1]):
-        c.append(c[-1] + g[:, t])
-    (k, v, c), before = joined(state, k, v, torch.stack(c[1:], 1))
+    held = [] if state is None else list(state.c.unbind(1))
+    faded, c = fading(held, list(g.unbind(1)))
+    (k, v, _), before = joined(state, k, v, g)
 
     def row(b, i, h, hq, q):
-        s = torch.stack([scale * (q @ k[b, j, h]) + c[b, i, hq] - c[b, j, hq] for j in range(i + 1)])
+        bias = faded[i - before]
+        s = torch.stack([scale * (q @ k[b, j, h]) + bias[j][b, hq] for j in range(i + 1)])
         return torch.softmax(s, 0) @ v[b, : i + 1, h]
 
-    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v, c])
+    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v, torch.stack(c, 1)])
 
 
 def stick_breaking(q, k, v, scale=None, state=None):
@@ -132,21 +148,21 @@ def path_attention(q, k, v, w, beta=None, g=None, scale=None, state=None):
             keys = [] if state is None else list(state.k[b, :, h])
             values = [] if state is None else list(state.v[b, :, h])
             heads = range(h * (q.shape[2] // k.shape[2]), (h + 1) * (q.shape[2] // k.shape[2]))
-            c = {hq: [] if state is None or g is None else list(state.c[b, :, hq]) for hq in heads}
+            held = {hq: [] if state is None or g is None else list(state.c[b, :, hq]) for hq in heads}
+            gates = {hq: fading(held[hq], [] if g is None else list(g[b, :, hq])) for hq in heads}
             for t in range(q.shape[1]):
                 keys = [x - beta[b, t, h] * w[b, t, h] * (w[b, t, h] @ x) for x in keys] + [k[b, t, h]]
                 values.append(v[b, t, h])
                 for hq in heads:
                     s = scale * (torch.stack(keys) @ q[b, t, hq])
                     if g is not None:
-                        c[hq].append((c[hq][-1] if c[hq] else 0) + g[b, t, hq])
-                        s = s + c[hq][-1] - torch.stack(c[hq])
+                        s = s + torch.stack(gates[hq][0][t])
                     outputs.append((b, t, hq, torch.softmax(s, 0) @ torch.stack(values)))
             last.append(
                 (
                     torch.stack(keys),
                     torch.stack(values),
-                    [torch.stack(c[hq]) for hq in heads if g is not None],
+                    [torch.stack(gates[hq][1]) for hq in heads if g is not None],
                 )
             )
     o = torch.stack([x for *_, x in sorted(outputs, key=lambda row: row[:3])])

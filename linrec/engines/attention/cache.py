@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
+from linrec.engines.checks import readable, transformed
 from linrec.errors import DtypeError, ShapeError
 
 
@@ -24,7 +25,8 @@ class KVCache(NamedTuple):
 
 
 class GatedCache(NamedTuple):
-    """A KVCache with c ``[B, L, HQ]``, the cumulative log-decay of each token in float64."""
+    """A KVCache with c ``[B, L, HQ]``, the cumulative log-decay of each token in float64, 1e30 if it is forgotten for
+    good."""
 
     k: Tensor
     v: Tensor
@@ -32,6 +34,8 @@ class GatedCache(NamedTuple):
     length: Tensor
 
 
+FORGOTTEN = -1e4  # a log-decay that no difference of scores makes up for: nothing before it is seen again
+FAR = 1e30  # a cumulative log-decay that no later one comes near: plus infinity for every purpose
 AnyCache = TypeVar("AnyCache", bound=tuple)
 
 
@@ -94,6 +98,32 @@ def last_of_row(column: Tensor, held: Tensor) -> Tensor:
 def cumulative(g: Tensor, column: Tensor, held: Tensor) -> Tensor:
     """The cumulative log-decay of fresh tokens, going on from the cache, in the cache's dtype."""
     return last_of_row(column, held) + g.to(column.dtype).cumsum(1)
+
+
+def without_resets(g: Tensor, start: Tensor | int) -> tuple[Tensor, Tensor | None]:
+    """Log-decays without full resets (-inf, or no more than ``FORGOTTEN``): sums over these have no difference, or
+    lose all digits. And the slot ``[B, T, HQ]`` of the last reset up to each fresh token, 0 before the first, or None.
+
+    ``start`` is the slot of the first fresh token, of all rows or of each.
+    """
+    if readable(g) and not transformed(g) and (not g.numel() or float(g.detach().amin()) > FORGOTTEN):
+        return g, None
+    reset = g <= FORGOTTEN
+    slot = torch.arange(g.shape[1], device=g.device)[:, None]
+    slot = slot + (start[:, None, None] if isinstance(start, Tensor) else start)
+    return g.masked_fill(reset, 0.0), torch.where(reset, slot, 0).cummax(1).values
+
+
+def forget(c: Tensor, first: Tensor | None) -> Tensor:
+    """The column c once the last of the tokens has been; ``first`` as :func:`without_resets` gives it."""
+    if first is None or not first.shape[1]:
+        return c
+    return c.masked_fill(torch.arange(c.shape[1], device=c.device)[:, None] < first[:, -1:], FAR)
+
+
+def unseen(first: Tensor, size: int, offset: int = 0) -> Tensor:
+    """Which of the slots ``offset ..`` come before ``first`` ``[B, n, HQ]``: ``[B, HQ, n, size]``."""
+    return torch.arange(offset, offset + size, device=first.device) < first.transpose(1, 2)[..., None]
 
 
 def gate_dtype(g: Tensor) -> torch.dtype:

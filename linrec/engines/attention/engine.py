@@ -7,7 +7,7 @@ or factored keys and values) say what they cache and how keys and values come ou
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -19,11 +19,14 @@ from linrec.engines.attention.cache import (
     check_cache,
     cumulative,
     empty_cache,
+    forget,
     gate_dtype,
     held_tokens,
     is_even,
     join,
     keep_last,
+    unseen,
+    without_resets,
 )
 from linrec.engines.attention.fused import sdpa
 from linrec.packing import by_segment
@@ -151,6 +154,10 @@ class AttentionEngine(CacheEngine):
     ) -> tuple[Tensor, Any]:
         """Append, attend block by block, drop what the window no longer needs."""
         held = held_tokens(cache.length, terms.window)
+        seen = None
+        if terms.g is not None:
+            g, seen = without_resets(terms.g, held)
+            terms = replace(terms, g=g)
         columns, have = join(cache[:-1], terms.fresh(cache, held), held, lengths)
         one_by_one = call.form in ("recurrent", "step")
         x = terms.operands(columns, one_by_one)
@@ -160,11 +167,13 @@ class AttentionEngine(CacheEngine):
         length = x.q.shape[1]
         rows = block_rows(call, length, CHUNK)
         outputs = [
-            _attend(terms, x, gates, held, i, min(i + rows, length), call.scale)
+            _attend(terms, x, gates, seen, held, i, min(i + rows, length), call.scale)
             for i in range(0, length, rows)
         ]
         o = torch.cat(outputs, dim=1) if outputs else x.v.new_zeros(*x.q.shape[:3], x.v.shape[3])
         grown = cache.length + (length if lengths is None else lengths)
+        if gates is not None:
+            columns[2] = forget(gates, seen)
         return (o if x.finish is None else x.finish(o)), type(cache)(
             *keep_last(columns, have, terms.window), grown
         )
@@ -176,9 +185,16 @@ def block_rows(call: Call, length: int, chunk: int) -> int:
 
 
 def _attend(
-    terms: Attending, x: Operands, gates: Tensor | None, held: Tensor | int, i: int, j: int, scale: float
+    terms: Attending,
+    x: Operands,
+    gates: Tensor | None,
+    seen: Tensor | None,
+    held: Tensor | int,
+    i: int,
+    j: int,
+    scale: float,
 ) -> Tensor:
-    """Queries i .. j of this call against the keys up to their own position.
+    """Queries i .. j of this call against the keys up to their own position, and from the slots ``seen`` on.
 
     Slot s of a row is its token number s; query t is token ``held + t``.
     """
@@ -202,9 +218,14 @@ def _attend(
         return sdpa(q, k, v, mask=keep[:, None], scale=scale)
     if gates is not None:
         bias = _gate_bias(gates, held, i, j, first, last)
+        if seen is not None:
+            bias = bias.masked_fill(unseen(seen[:, i:j], last - first, first), -torch.inf)
     else:
         assert terms.slope is not None
-        bias = terms.slope[:, None, None] * distance[:, None]
+        steepest = torch.finfo(
+            terms.slope.dtype
+        ).min  # minus infinity for every purpose, but for its own token
+        bias = terms.slope.clamp(min=steepest)[:, None, None] * distance[:, None]
     bias = bias.masked_fill(~keep[:, None], -torch.inf)
     return sdpa(q, k, v, mask=bias.to(torch.promote_types(q.dtype, torch.float32)), scale=scale)
 

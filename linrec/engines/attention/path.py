@@ -28,8 +28,11 @@ from linrec.engines.attention.cache import (
     KVCache,
     cumulative,
     empty_cache,
+    forget,
     gate_dtype,
     join,
+    unseen,
+    without_resets,
 )
 from linrec.engines.attention.engine import CacheEngine, block_rows
 from linrec.engines.attention.fused import masked_softmax, weighted_values
@@ -86,9 +89,10 @@ class PathEngine(CacheEngine):
         """Block by block; the past is the cache and the blocks before."""
         held, length = cache.k.shape[1], terms.q.shape[1]
         values = torch.cat([cache.v, terms.v], dim=1)
-        gates = None
+        gates = seen = None
         if terms.g is not None:
-            gates = torch.cat([cache.c, cumulative(terms.g, cache.c, cache.length)], dim=1)
+            g, seen = without_resets(terms.g, held)
+            gates = torch.cat([cache.c, cumulative(g, cache.c, cache.length)], dim=1)
         keys, outputs = cache.k.transpose(1, 2), []
         rows = block_rows(call, length, CHUNK)
         for i in range(0, length, rows):
@@ -96,12 +100,14 @@ class PathEngine(CacheEngine):
             scores, keys = transported(block, keys)
             if gates is not None:
                 scores = scores + _gate_bias(gates[:, : keys.shape[2]], scores)
+            if seen is not None:
+                hidden = unseen(seen[:, i : i + rows], keys.shape[2])
+                scores = scores.masked_fill(hidden.unflatten(1, scores.shape[1:3]), -torch.inf)
             weights = masked_softmax(scores, _visible(cache.length, held, scores))
             outputs.append(weighted_values(weights, values[:, : keys.shape[2]]))
         o = torch.cat(outputs, dim=1) if outputs else values.new_zeros(*terms.q.shape[:3], values.shape[3])
-        keys = keys.transpose(1, 2)
-        old = [keys[:, :held], *cache[1:-1]]
-        fresh = [keys[:, held:], terms.v] + ([] if gates is None else [gates[:, held:]])
+        kept = [keys.transpose(1, 2), values] + ([] if gates is None else [forget(gates, seen)])
+        old, fresh = ([x[:, part] for x in kept] for part in (slice(held), slice(held, None)))
         columns, have = join(old, fresh, cache.length, lengths)
         return o, type(cache)(*columns, have)
 

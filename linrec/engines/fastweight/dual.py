@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.decays import between, cumulative_decay, grown, lower
 from linrec.engines.fastweight.engine import FastState, FastTerms, Maps
 
 
@@ -141,24 +142,20 @@ class MomentumTerms(DualTerms):
 
     def rows(self, x: dict[str, Tensor], first: int) -> Rows:
         """A = (decays of the weights) Diag(real) (decays of the momentum) Diag(lr): every exponent is <= 0."""
-        decay, fade = x["g"].cumsum(-1), x["mu"].cumsum(-1)
-        weights = _decays(decay) * x["real"][..., None, :]
-        sigma = (weights @ fade.exp()[..., None])[..., 0]
-        to_end = (fade[..., -1:] - fade).exp() * x["lr"]
+        lr = x["lr"]
+        total = cumulative_decay(torch.stack([x["g"], x["mu"]]), -1)[..., None]
+        within = between(total, total, lower(lr.shape[-1], lr.device), lr)
+        decay, fade = grown(total, lr)[..., 0]
+        weights = within[0] * x["real"][..., None, :]
+        sigma = (weights @ fade[..., None])[..., 0]
         return Rows(
-            decay.exp(), sigma, weights @ _decays(fade) * x["lr"][..., None, :], fade[..., -1].exp(), to_end
+            decay, sigma, weights @ within[1] * lr[..., None, :], fade[..., -1], within[1, ..., -1, :] * lr
         )
 
     def finished(self, memory: FastState) -> FastState:
         """Gradients are taken at the current weights from here on."""
         assert memory.now is not None
         return memory._replace(start=memory.now)
-
-
-def _decays(total: Tensor) -> Tensor:
-    """exp(total_i - total_j) for j <= i, else 0; the exponent is masked before exp."""
-    keep = torch.ones(total.shape[-1], total.shape[-1], dtype=torch.bool, device=total.device).tril()
-    return (total[..., :, None] - total[..., None, :]).masked_fill(~keep, -torch.inf).exp()
 
 
 def gelu(x: Tensor) -> Tensor:

@@ -112,7 +112,7 @@ def _run_batch(
     ends = state.place + (length if lengths is None else lengths)
     if length == 0:
         return terms.v, state
-    before = 0 if begins else int(state.place[0])
+    before = 0 if begins or not len(ends) else int(state.place[0])
     moved = not begins and not bool((state.place == before).all())
     if moved:  # rows stand at different places of their mini-batches: shift each to its own
         x, before = {name: _shifted(t, state.place) for name, t in x.items()}, 0

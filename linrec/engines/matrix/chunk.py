@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.decays import cumulative_decay
 from linrec.engines.matrix.scores import decayed_scores
 from linrec.engines.matrix.terms import Heads
-from linrec.engines.scans import exact
 from linrec.engines.triangular import solve_unit_lower
 
 
@@ -54,15 +54,6 @@ def one_chunk(x: Heads, state: Tensor, predict: str, readout: str) -> tuple[Tens
             new_state = new_state + (x.b * to_end).mT @ predicted
             written = x.v
     return o + scores_qk @ written, new_state + (x.k * to_end).mT @ written
-
-
-def cumulative_decay(g: Tensor) -> Tensor:
-    """Cumulative sum of log-decays over the chunk, in float64 where the device has it.
-
-    Only differences of these sums are used; in float32 one strong reset (g = -400) would cost the decays
-    after it three digits.
-    """
-    return exact(g).cumsum(-2)
 
 
 def _exp(exponent: Tensor, like: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from linrec.engines.matrix.recurrent import scan_tokens
 from linrec.engines.matrix.scalar import ScalarLane
 from linrec.engines.matrix.scan import ChunkScan
 from linrec.engines.matrix.terms import MatrixTerms, from_heads, strengthened, to_heads
+from linrec.engines.scans import floored
 from linrec.errors import DeviceError, DtypeError, ShapeError
 from linrec.packing import by_segment
 from linrec.rule import Call
@@ -49,6 +50,7 @@ class MatrixEngine:
         state = None if state is None else _checked(state, terms, rows, who)
         if state is not None and _decodes(terms, call):
             return scan_tokens(terms, state, call.scale)
+        terms = _floored(terms, call)
         tensors = (*terms.over_time().values(), *(() if state is None else (state,)))
         if chosen_backend(call, who, *tensors, unfit=gpu.unfit(terms)) == "triton":
             o, last = gpu.scan_packed(terms, state, call)
@@ -70,8 +72,17 @@ def _decodes(terms: MatrixTerms, call: Call) -> bool:
     return one and terms.v.is_cpu and terms.v.shape[1] == 1
 
 
+def _floored(terms: MatrixTerms, call: Call) -> MatrixTerms:
+    """With log-decays whose sums may be subtracted. One token after the other needs none, nor do kernels for decays by
+    channel: they add up the decays between two rows."""
+    g = terms.g
+    if g is None or (g.shape[1] == 1 or g.dim() == 4 if g.is_cuda else call.form in ONE_BY_ONE):
+        return terms
+    return replace(terms, g=floored(g))
+
+
 def _run_batch(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    if call.form == "chunkwise" and not transformed(state, *terms.tensors()):
+    if call.form == "chunkwise" and terms.v.shape[0] and not transformed(state, *terms.tensors()):
         return _run_lane(terms, state, call)
     if call.form in ONE_BY_ONE:
         return scan_tokens(terms, state, call.scale)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from linrec.engines.matrix.chunk import cumulative_decay
+from linrec.engines.decays import cumulative_decay
 from linrec.engines.matrix.plan import Plan, decay_gradient
 from linrec.engines.matrix.scores import Decay
 from linrec.engines.triangular import solve_unit_lower, solve_unit_lower_transposed

@@ -123,12 +123,11 @@ def _cut(x: Tensor | None, length: int, chunks: int) -> list[Tensor] | list[None
 
 
 def between(at: str, n: Numbers, diagonal: bool, decay: Tensor) -> Tensor:
-    """Fills ``decay`` with e^{at_i - G_j} for rows that q or a sees ("q", "a"), zero above the diagonal."""
+    """Fills ``decay`` with e^{at_i - G_j} for rows that q or a sees ("q", "a"); anything finite above the diagonal."""
     up, reader = (n.up_q, n.sums[1]) if at == "q" else (n.up_a, n.sums[2])
-    below = 0 if diagonal else -1
     if n.near:
-        return torch.mul(up, n.down.mT, out=decay).tril_(below)
+        return torch.mul(up, n.down.mT, out=decay)
     # The exponent is masked, not the result: exp of the upper triangle could overflow.
     exponent = reader - n.sums[0].mT
-    hidden = torch.ones(exponent.shape[-2:], dtype=torch.bool, device=up.device).triu(below + 1)
+    hidden = torch.ones(exponent.shape[-2:], dtype=torch.bool, device=up.device).triu(1 if diagonal else 0)
     return decay.copy_(exponent.masked_fill_(hidden, -torch.inf)).exp_()

@@ -112,11 +112,12 @@ class ScalarLane:
         plan = self.plan
         between("q", row, plan.reads_now, w.decay_q)
         if self.erases and plan.reads_now == plan.predicts_now:
-            w.decay_a.copy_(w.decay_q).tril_(-1)
+            w.decay_a.copy_(w.decay_q)
         elif self.erases:
             between("a", row, False, w.decay_a)
         torch.bmm(w.reads, w.keys.mT, out=w.grams)
         torch.mul(w.grams_h, w.decay_h, out=w.weights_h)
+        self._up_to_diagonal(w.weights_h)
         torch.bmm(w.reads, state, out=w.seen)
         w.seen_h.mul_(row.at)
         if row.write is None:
@@ -177,6 +178,7 @@ class ScalarLane:
         if self.erases:
             w.systems.solve_transposed(d.dx, d.dright)
         torch.bmm(d.outer, w.written.mT, out=d.paired)
+        self._up_to_diagonal(d.paired_h)
 
     def _through_reads(self, w: Forward, d: Backward, row: Numbers, entry: Tensor, dexit: Tensor) -> None:
         """Y, dR and what of dk comes through what was written."""
@@ -192,6 +194,12 @@ class ScalarLane:
             paired = paired.unflatten(0, (-1, self.sizes.repeat)).sum(1)
         d.dreads.baddbmm_(paired, w.keys)
         d.dkeys.baddbmm_(paired.mT, w.reads)
+
+    def _up_to_diagonal(self, pairs: Tensor) -> None:
+        """Zero where no row reads: products that the recurrence does not have may be infinite there."""
+        pairs[:, :, :, -1].tril_(0 if self.plan.reads_now else -1)
+        if self.erases:
+            pairs[:, :, :, 0].tril_(-1)
 
     def _forward(self, span: Span) -> Forward:
         """Memory for chunks of this length."""

@@ -1,6 +1,7 @@
 """Scores with decay between the rows of a chunk, and their adjoint.
 
-M_ij = sum_d x_id y_jd e^{at_x_id - at_y_jd} for j <= i (j < i without the diagonal), else 0.
+M_ij = sum_d x_id y_jd e^{at_x_id - at_y_jd} for j <= i (j < i without the diagonal), else 0. What is above the diagonal
+is never only multiplied by zero but replaced by it: a product that the recurrence does not have may be infinite.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def decayed_scores(x: Tensor, y: Tensor, at_x: Tensor, at_y: Tensor, *, diagonal
     ``at_y`` is the inclusive cumulative log-decay, ``at_x`` that or the exclusive one; last dimension 1 or K.
     """
     if at_y.shape[-1] == 1:
-        return (x @ y.mT) * decay_matrix(at_x, at_y, diagonal, x.dtype)
+        return (x @ y.mT).tril(0 if diagonal else -1) * decay_matrix(at_x, at_y, diagonal, x.dtype)
     keep = keep_mask(x.shape[-2], diagonal, x.device)
     rows = [_block_row(x, y, at_x, at_y, keep, start, stop) for start, stop in sub_chunks(x.shape[-2])]
     return torch.cat(rows, dim=-2)
@@ -58,7 +59,9 @@ def _block_row(
     """
     xi, yi = x[..., start:stop, :], y[..., start:stop, :]
     decay = _diagonal_decay(at_x, at_y, keep, start, stop, x.dtype)
-    here = (xi[..., :, None, :] * yi[..., None, :, :] * decay).sum(-1)
+    here = (
+        (xi[..., :, None, :] * yi[..., None, :, :] * decay).sum(-1).where(keep[start:stop, start:stop], 0.0)
+    )
     right = x.shape[-2] - stop
     if start == 0:
         return F.pad(here, (0, right))
@@ -112,11 +115,12 @@ class Decay:
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
         """M ``[N, C, C]``."""
         if self.shared:
-            return torch.bmm(x, y.mT).mul_(self.matrix)
+            return torch.bmm(x, y.mT).tril_(0 if self.diagonal else -1).mul_(self.matrix)
         return decayed_scores(x, y, self.at_x, self.at_y, diagonal=self.diagonal)
 
     def adjoint(self, dm: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
         """Add the gradients of x and y from that of M to dx and dy; the decay's own follows from them."""
+        dm = dm.tril_(0 if self.diagonal else -1)
         if self.shared:
             weighted = dm.mul_(self.matrix)
             dx.baddbmm_(weighted, y)
