@@ -35,7 +35,7 @@ def save_checkpoint(model: LanguageModel, folder: str | os.PathLike[str]) -> Non
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"{folder}: expected a folder to write a checkpoint to, got a file")
     weights = {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
-    dtype = str(model.embed.weight.dtype).removeprefix("torch.")
+    dtype = str(model.dtype).removeprefix("torch.")
     config = {
         "model_type": MODEL_TYPE,
         "architectures": ["LinrecForCausalLM"],
