@@ -90,7 +90,7 @@ def state_bytes_after(model: LanguageModel, contexts: Sequence[int]) -> list[int
     model.eval()
     with torch.inference_mode():
         for context in contexts:
-            tokens = torch.randint(END, (1, context - done), device=model.embed.weight.device)
+            tokens = torch.randint(END, (1, context - done), device=model.device)
             state, done = model.prefill(tokens, state, chunk=1024).state, context
             sizes.append(state_bytes(state))
     return sizes

@@ -79,7 +79,7 @@ def save_checkpoint(
     config = {
         "model_type": MODEL_TYPE,
         "architectures": ["LinrecForCausalLM"],
-        "dtype": str(model.embed.weight.dtype).removeprefix("torch."),
+        "dtype": str(model.dtype).removeprefix("torch."),
         "linrec": model.config.to_dict(),
     }
     own = json.dumps(config, sort_keys=True)

@@ -97,7 +97,7 @@ class LinrecForCausalLM(PreTrainedModel, GenerationMixin):
         with torch.device("meta"):
             wrapped = cls(LinrecConfig.from_linrec(model.config))
         wrapped.model = model
-        wrapped.config.dtype = model.embed.weight.dtype
+        wrapped.config.dtype = model.dtype
         return wrapped.eval() if not model.training else wrapped
 
     @classmethod

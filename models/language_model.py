@@ -6,18 +6,21 @@ import hashlib
 import json
 import math
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from linrec.engines.forward_mode import silu
-from linrec.engines.linear import linear
+from linrec.engines.products import wide_products
 from linrec.errors import ConfigError, DeviceError, DtypeError, RangeError, ShapeError
 from linrec.files import tensor_chunks
 from linrec.layers import LAYERS, Layer
-from linrec.layers.parts import Linear, RMSNorm
+from linrec.layers.parts import RMSNorm
+from linrec.layers.projection import project
 from linrec.models.config import Config
+from linrec.models.tying import Vocabulary
 from linrec.state import State, all_tensors, map_tensors, named_tensors
 
 
@@ -39,12 +42,12 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, width: int):
         super().__init__()
-        self.gate = Linear(d_model, width, bias=False)
-        self.up = Linear(d_model, width, bias=False)
-        self.down = Linear(width, d_model, bias=False)
+        self.gate = nn.Linear(d_model, width, bias=False)
+        self.up = nn.Linear(d_model, width, bias=False)
+        self.down = nn.Linear(width, d_model, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(silu(self.gate(x)) * self.up(x))
+        return project(self.down, silu(project(self.gate, x)) * project(self.up, x))
 
 
 class Block(nn.Module):
@@ -69,7 +72,7 @@ class Block(nn.Module):
         return x, state
 
 
-class LanguageModel(nn.Module):
+class LanguageModel(Vocabulary):
     """A causal language model; its mixing layers are named by ``config.pattern``.
 
     The state goes in and out explicitly: feeding a sequence in pieces, each with the state of the piece
@@ -77,13 +80,11 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(self, config: Config):
-        super().__init__()
+        super().__init__(config.vocab_size, config.d_model)
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.blocks = nn.ModuleList(Block(config, name) for name in config.layer_names)
         self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
-        # With tied embeddings there is no second parameter, so nothing can come untied or be stored twice.
-        self.head = None if config.tie_embeddings else Linear(config.d_model, config.vocab_size, bias=False)
+        self.add_head(config.tie_embeddings)
         initialise(self)
 
     def forward(
@@ -115,14 +116,17 @@ class LanguageModel(nn.Module):
         states = self._layer_states(state, rows)
         x = self.embed(tokens)
         new_states = []
-        for block, layer_state in zip(self.blocks, states, strict=True):
-            x, layer_state = block(x, layer_state, cu_seqlens, attention_mask)
-            new_states.append(layer_state)
+        with _products(x):
+            for block, layer_state in zip(self.blocks, states, strict=True):
+                x, layer_state = block(x, layer_state, cu_seqlens, attention_mask)
+                new_states.append(layer_state)
         return self.norm(x), ModelState(tuple(new_states))
 
     def logits(self, h: Tensor) -> Tensor:
         """``[..., d_model] -> [..., vocab_size]``."""
-        return linear(h, self.embed.weight if self.head is None else self.head.weight)
+        self.tie()
+        with _products(h):
+            return project(self.head, h)
 
     def prefill(
         self,
@@ -160,7 +164,7 @@ class LanguageModel(nn.Module):
 
     def init_state(self, batch_size: int = 1) -> ModelState:
         """The empty state for ``batch_size`` rows, on the device and in the dtype of the model."""
-        nothing = torch.zeros(batch_size, 0, dtype=torch.long, device=self.embed.weight.device)
+        nothing = torch.zeros(batch_size, 0, dtype=torch.long, device=self.device)
         with torch.no_grad():
             return self.hidden(nothing)[1]
 
@@ -195,8 +199,8 @@ class LanguageModel(nn.Module):
             raise DtypeError(f"tokens: expected an int64 or int32 tensor of ids, got {came}")
         if tokens.dim() != 2:
             raise ShapeError(f"tokens: expected shape [B, T], got {list(tokens.shape)}")
-        if tokens.device != self.embed.weight.device:
-            raise DeviceError(f"tokens are on {tokens.device}, the model is on {self.embed.weight.device}")
+        if tokens.device != (device := self.device):
+            raise DeviceError(f"tokens are on {tokens.device}, the model is on {device}")
         # Reading values back from a GPU stops its queue, which a prompt can afford and a single step cannot.
         affordable = tokens.device.type == "cpu" or (tokens.is_cuda and tokens.shape[1] > 1)
         if tokens.numel() and affordable and not torch.compiler.is_compiling():
@@ -242,7 +246,7 @@ def initialise(model: LanguageModel) -> None:
     std = model.config.init_std
     residual = std / math.sqrt(2 * len(model.blocks))
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
+        if isinstance(module, nn.Linear | nn.Embedding) and not (module is model.head and model.tied):
             writes = name.rsplit(".", 1)[-1] in ("down", "out_proj", "o_proj", "out")
             nn.init.normal_(module.weight, std=residual if writes else std)
 
@@ -262,6 +266,12 @@ def _check_prompt(tokens: Tensor, mask: Tensor | None, chunk: int) -> None:
     if mask is not None and not bool(mask.bool().any(1).all()):
         empty = (~mask.bool().any(1)).nonzero().flatten().tolist()
         raise ShapeError(f"prefill: expected at least one real token a row, got none in rows {empty}")
+
+
+def _products(x: Tensor) -> AbstractContextManager[None]:
+    """For several tokens read at once without gradients; a training loop covers its backward pass as well."""
+    tokens = x.numel() > x.shape[-1] and not torch.is_grad_enabled()
+    return wide_products() if tokens and not torch.compiler.is_compiling() else nullcontext()
 
 
 def _own_storage(tensor: Tensor) -> Tensor:

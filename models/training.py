@@ -154,7 +154,7 @@ def train_step(
     model: LanguageModel, optimizer: torch.optim.Optimizer, batch: Tensor, config: TrainConfig, step: int
 ) -> float:
     """One step on windows ``[B, T + 1]``; the mean loss in nats. Raises TrainingError if it is not finite."""
-    batch = batch.to(model.embed.weight.device)
+    batch = batch.to(model.device)
     logits = model(batch[:, :-1]).logits
     loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
     return descend(model, optimizer, loss, config, step)
@@ -215,7 +215,7 @@ def bits_per_byte(
 
 def _nats(model: LanguageModel, rows: list[Tensor], chunk: int) -> float:
     """Rows are padded at the end: a causal model's predictions before the padding do not see it."""
-    device, eos = model.embed.weight.device, ByteTokenizer.eos_id
+    device, eos = model.device, ByteTokenizer.eos_id
     longest = max(r.numel() for r in rows)
     tokens = torch.full((len(rows), longest + 1), eos, dtype=torch.long)
     targets = torch.full((len(rows), longest), -100, dtype=torch.long)

@@ -66,7 +66,7 @@ class Reader(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where it runs."""
-        return self.model.embed.weight.device
+        return self.model.device
 
 
 def run(
@@ -175,7 +175,7 @@ def _lowest(reader: Reader, sets: list[Batch]) -> float:
 @torch.no_grad()
 def state_floats(model: LanguageModel, length: int) -> int:
     """Floats of one row's state after ``length`` tokens, measured on the state itself."""
-    tokens = torch.zeros(1, length, dtype=torch.long, device=model.embed.weight.device)
+    tokens = torch.zeros(1, length, dtype=torch.long, device=model.device)
     state = model.hidden(tokens)[1]
     return sum(t.numel() for _, t in named_tensors(state) if t.is_floating_point())
 

@@ -1,61 +1,85 @@
-"""Matrix products of activations with a weight, where only values are wanted."""
+"""The product of one row with a weight, where only values are wanted: decoding at batch one on a CPU.
+
+It is little arithmetic and much reading, and how fast a weight is read depends on the call and on the processor: one
+library reads it for one row at half the speed of memory, another does so for parts of it in a batched product.
+"""
 
 from __future__ import annotations
 
 import math
-from functools import cache
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.engines.checks import only_values
+from linrec.engines.choices import chosen
 
-WORTH = 1 << 20  # multiply-adds from which oneDNN's time to set up, some ten microseconds, is won back
-WIDE = (torch.float32, torch.float64)
+WORTH = 1 << 18  # numbers in a weight from which its reading counts; nothing is timed for less
+COLD = 16 << 20  # bytes to read in turn, so that weights are timed as they are met: out of the nearest cache
 PARTS = 32  # at most; more than one is enough, and a thread reads at least one
+WIDE = (torch.float32, torch.float64)
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x ``[..., n]``, weight ``[m, n]``, bias ``[m]`` or None -> x weight^T + bias ``[..., m]``.
+def one_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    """x ``[..., n]`` of one row, weight ``[m, n]``, bias ``[m]`` or None -> x weight^T + bias ``[..., m]``.
 
-    On a CPU, without gradients, the library behind ``torch.mm`` may read a weight for one row at half the speed of
-    memory, and may not use the widest instructions of the processor for several. So one row is a batched product of
-    parts of the weight, which it reads at the speed of memory; several go through oneDNN, in float32.
+    None where this is no such product, or :func:`torch.nn.functional.linear` is the call for it.
     """
-    if x.dtype is weight.dtype and x.dtype in WIDE and x.shape[-1] == weight.shape[1] and _plain(x, weight):
-        parts = _parts(weight.shape[0]) if 0 < x.numel() == x.shape[-1] else 1
-        if parts > 1:
-            return _one_row(x, weight, bias, parts)
-        if x.dtype == torch.float32 and x.numel() * weight.shape[0] >= WORTH and _onednn():
-            return torch.ops.mkldnn._linear_pointwise.default(x.contiguous(), weight, bias, "none", [], "")
-    return F.linear(x, weight, bias)
+    if weight.numel() < WORTH or x.dtype is not weight.dtype or x.dtype not in WIDE:
+        return None
+    if x.numel() != weight.shape[1] or x.shape[-1] != weight.shape[1] or not _plain(x, weight, bias):
+        return None
+    name = best_product(weight.shape[0], weight.shape[1], bias is not None, weight.dtype)
+    return None if name is None or name == "F.linear" else PRODUCTS[name](x, weight, bias)
 
 
-def _one_row(x: Tensor, weight: Tensor, bias: Tensor | None, parts: int) -> Tensor:
-    width = weight.shape[1]
-    rows = weight.view(parts, -1, width)
-    column = x.contiguous().as_strided(
-        (parts, width, 1), (0, 1, width)
-    )  # with other strides MKL takes a slow way
-    y = torch.bmm(rows, column) if bias is None else torch.baddbmm(bias.view(parts, -1, 1), rows, column)
+def best_product(rows: int, width: int, biased: bool, dtype: torch.dtype) -> str | None:
+    """The name in ``PRODUCTS`` of the fastest call for a weight ``[rows, width]``."""
+    sizes = (f"[{rows}, {width}]", "with a bias" if biased else "without bias", dtype)
+    return chosen("one row times a weight", sizes, lambda: _works(rows, width, biased, dtype))
+
+
+def by_vector(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As the product of a matrix and a vector."""
+    row = x.reshape(-1)
+    y = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)
     return y.view(*x.shape[:-1], -1)
 
 
-@cache
-def _parts(rows: int) -> int:
-    """Into how many equal parts this many rows are cut; one where there is no batched product that is faster."""
-    return math.gcd(rows, PARTS) if rows and torch.backends.mkl.is_available() else 1
+def by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As a batched product of equal parts of the weight."""
+    rows, width = weight.shape
+    parts = math.gcd(rows, PARTS)
+    pieces = weight.view(parts, -1, width)
+    # With other strides MKL takes a slow way.
+    column = x.contiguous().as_strided((parts, width, 1), (0, 1, width))
+    y = torch.bmm(pieces, column) if bias is None else torch.baddbmm(bias.view(parts, -1, 1), pieces, column)
+    return y.view(*x.shape[:-1], -1)
 
 
-def _plain(x: Tensor, weight: Tensor) -> bool:
-    return only_values(x, weight) and weight.is_contiguous() and not torch.is_autocast_enabled("cpu")
+PRODUCTS: dict[str, Product] = {"F.linear": F.linear, "mv": by_vector, "bmm of parts": by_parts}
 
 
-def _onednn() -> bool:
-    return torch._C._get_mkldnn_enabled() and _has_onednn()
+def _works(rows: int, width: int, biased: bool, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+    """Each product, with another weight in turn at each call; a large weight stands for all larger ones."""
+    most = max(COLD // (2 * width * dtype.itemsize), 1)
+    rows = rows if rows <= most else max(most // PARTS, 1) * PARTS
+    count = max(COLD // (rows * width * dtype.itemsize), 1)
+    weights = torch.full((count, rows, width), 0.5, dtype=dtype, device="cpu")
+    x = torch.ones(1, 1, width, dtype=dtype, device="cpu")
+    bias = x.new_ones(rows) if biased else None
+
+    def work(product: Product) -> Callable[[], object]:
+        turn = iter(range(1 << 30))
+        return lambda: product(x, weights[next(turn) % count], bias)
+
+    return {name: work(product) for name, product in PRODUCTS.items()}
 
 
-@cache
-def _has_onednn() -> bool:
-    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    values = only_values(x, weight) if bias is None else only_values(x, weight, bias)
+    return values and weight.is_contiguous() and not torch.is_autocast_enabled("cpu")

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import Linear, widened
+from linrec.layers.parts import widened
 
 
 class ABC(HeadsLayer):
@@ -30,7 +30,7 @@ class ABC(HeadsLayer):
         if num_slots < 1:
             raise ConfigError(f"ABC: num_slots must be at least 1, got {num_slots}")
         self.num_slots, self.clamp = num_slots, clamp
-        self.slot_proj = Linear(d_model, self.num_v_heads * num_slots, bias=False)
+        self.slot_proj = nn.Linear(d_model, self.num_v_heads * num_slots, bias=False)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """z ``[B, T, HV, M]``."""
@@ -57,8 +57,8 @@ class DFW(HeadsLayer):
         **sizes: Any,
     ):
         super().__init__(d_model, num_heads, use_gate=use_gate, use_norm=use_norm, **sizes)
-        self.key_decay = Linear(d_model, self.num_v_heads * self.head_dim)
-        self.value_decay = Linear(d_model, self.num_v_heads * self.value_dim)
+        self.key_decay = nn.Linear(d_model, self.num_v_heads * self.head_dim)
+        self.value_decay = nn.Linear(d_model, self.num_v_heads * self.value_dim)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """g ``[B, T, HV, K]``, h ``[B, T, HV, V]``."""
@@ -81,7 +81,7 @@ class GateLoop(HeadsLayer):
         if self.head_dim % 2:
             raise ConfigError(f"GateLoop: head_dim must be even, got {self.head_dim}")
         self.pairs = self.head_dim // 2
-        self.decay_proj = Linear(d_model, 2 * self.num_v_heads * self.pairs)
+        self.decay_proj = nn.Linear(d_model, 2 * self.num_v_heads * self.pairs)
         with torch.no_grad():
             spread = torch.linspace(0.5, 5.0, self.pairs).repeat(self.num_v_heads)
             angles = torch.linspace(0, math.pi / 2, self.pairs).repeat(self.num_v_heads)

@@ -12,7 +12,8 @@ from linrec import rules
 from linrec.engines.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import GatedRMSNorm, Linear, ShortConvolution, widened
+from linrec.layers.parts import GatedRMSNorm, ShortConvolution, widened
+from linrec.layers.projection import project
 from linrec.layers.shift import token_shift
 
 
@@ -50,8 +51,8 @@ class ChannelsLayer(Layer):
             raise ConfigError(f"{type(self).__name__}: d_model={d_model}, expand={expand} leave no channels")
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
         self.conv = ShortConvolution(d_model, conv_size, bias=True, activation=False) if conv_size else None
-        self.in_proj = Linear(d_model, self.parts * self.inner, bias=self.bias)
-        self.out_proj: nn.Module = Linear(self.inner, d_model, bias=False)
+        self.in_proj = nn.Linear(d_model, self.parts * self.inner, bias=self.bias)
+        self.out_proj: nn.Module = nn.Linear(self.inner, d_model, bias=False)
 
     def context(
         self, x: Tensor, conv: Tensor | None, cu_seqlens: Tensor | None
@@ -65,7 +66,7 @@ class ChannelsLayer(Layer):
 
     def output(self, o: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
         """From the rule's output to the layer's."""
-        return self.out_proj(o)
+        return project(self.out_proj, o)
 
     def mix(
         self, x: Tensor, state: ChannelsState | None, cu_seqlens: Tensor | None
@@ -73,7 +74,7 @@ class ChannelsLayer(Layer):
         """See :class:`Layer`."""
         state = state or ChannelsState(None, None)
         seen, conv = self.context(x, state.conv, cu_seqlens)
-        parts = self.in_proj(seen).chunk(self.parts, dim=-1)
+        parts = project(self.in_proj, seen).chunk(self.parts, dim=-1)
         o, memory = self.rule(
             **self.arguments(x, parts), state=state.memory, cu_seqlens=cu_seqlens, **self.how
         )
@@ -112,7 +113,7 @@ class HGRN(ChannelsLayer):
 
     def output(self, o: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
         """Norm, gate, projection."""
-        return self.out_proj(self.norm(o, parts[2]))
+        return project(self.out_proj, self.norm(o, parts[2]))
 
 
 class MinGRU(ChannelsLayer):
@@ -156,7 +157,7 @@ class QRNN(ChannelsLayer):
 
     def __init__(self, d_model: int, num_heads: int = 1, **sizes: Any):
         super().__init__(d_model, num_heads, **sizes)
-        self.in_proj = Linear(2 * d_model, self.parts * self.inner)
+        self.in_proj = nn.Linear(2 * d_model, self.parts * self.inner)
         if self.inner == d_model:
             self.out_proj = nn.Identity()
 

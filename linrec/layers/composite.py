@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.engines.forward_mode import silu
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import Linear, widened
+from linrec.layers.parts import widened
 
 
 class HGRN2(HeadsLayer):
@@ -58,7 +58,7 @@ class MLSTM(HeadsLayer):
     def __init__(self, d_model: int, num_heads: int = 4, *, gate_cap: float = 15.0, **sizes: Any):
         super().__init__(d_model, num_heads, **sizes)
         self.gate_cap = gate_cap
-        self.i_proj, self.f_proj = (Linear(d_model, self.num_v_heads) for _ in range(2))
+        self.i_proj, self.f_proj = (nn.Linear(d_model, self.num_v_heads) for _ in range(2))
         with torch.no_grad():
             self.i_proj.bias.fill_(-10.0)
             self.f_proj.bias.copy_(torch.linspace(3.0, 6.0, self.num_v_heads))
@@ -91,7 +91,7 @@ class GatedSlotAttention(HeadsLayer):
     ):
         super().__init__(d_model, num_heads, use_gate=use_gate, **sizes)
         self.num_slots, self.gate_temperature = num_slots, gate_temperature
-        self.f_proj = Linear(d_model, self.num_v_heads * num_slots, bias=False)
+        self.f_proj = nn.Linear(d_model, self.num_v_heads * num_slots, bias=False)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """g ``[B, T, HV, M]``."""
@@ -126,7 +126,7 @@ class MesaNet(HeadsLayer):
     ):
         super().__init__(d_model, num_heads, conv_size=conv_size, **sizes)
         self.iterations, self.ridge = iterations, ridge
-        self.a_proj, self.b_proj = (Linear(d_model, self.num_v_heads) for _ in range(2))
+        self.a_proj, self.b_proj = (nn.Linear(d_model, self.num_v_heads) for _ in range(2))
         with torch.no_grad():
             self.a_proj.bias.copy_(torch.linspace(3.0, 6.0, self.num_v_heads))
         self.lam = nn.Parameter(torch.zeros(self.num_v_heads, self.head_dim))

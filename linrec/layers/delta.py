@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from linrec import rules
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import DecayRate, Linear, widened
+from linrec.layers.parts import DecayRate, widened
 
 
 class DeltaNet(HeadsLayer):
@@ -34,7 +34,7 @@ class DeltaNet(HeadsLayer):
     ):
         super().__init__(d_model, num_heads, conv_size=conv_size, use_gate=use_gate, **sizes)
         self.beta_range = 2.0 if allow_neg_eigval else 1.0
-        self.b_proj = Linear(d_model, self.num_v_heads, bias=False)
+        self.b_proj = nn.Linear(d_model, self.num_v_heads, bias=False)
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """beta ``[B, T, HV]``."""
@@ -52,7 +52,7 @@ class GatedDeltaNet(DeltaNet):
 
     def __init__(self, d_model: int, num_heads: int = 4, *, use_gate: bool = True, **options: Any):
         super().__init__(d_model, num_heads, use_gate=use_gate, **options)
-        self.a_proj = Linear(d_model, self.num_v_heads, bias=False)
+        self.a_proj = nn.Linear(d_model, self.num_v_heads, bias=False)
         self.decay = DecayRate(self.num_v_heads)
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
@@ -90,4 +90,4 @@ class KimiDeltaAttention(DeltaNet):
 
 def low_rank(d_in: int, rank: int, d_out: int, bias: bool = False) -> nn.Sequential:
     """Two projections with ``rank`` channels between them."""
-    return nn.Sequential(Linear(d_in, rank, bias=False), Linear(rank, d_out, bias=bias))
+    return nn.Sequential(nn.Linear(d_in, rank, bias=False), nn.Linear(rank, d_out, bias=bias))

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.delta import GatedDeltaNet, KimiDeltaAttention, low_rank
-from linrec.layers.parts import Linear, unit_norm, widened
+from linrec.layers.parts import unit_norm, widened
 from linrec.rules.feature_maps import taylor2
 
 
@@ -50,7 +50,7 @@ class MomentumDelta(GatedDeltaNet):
 
     def __init__(self, d_model: int, num_heads: int = 4, **options: Any):
         super().__init__(d_model, num_heads, **options)
-        self.momentum_proj = Linear(d_model, self.num_v_heads)
+        self.momentum_proj = nn.Linear(d_model, self.num_v_heads)
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """g, h, eta and beta ``[B, T, HV]``."""
@@ -78,7 +78,7 @@ class Omega(GatedDeltaNet):
                 f"Omega: window must be at least 1 and degree 1 or 2, got window={window}, degree={degree}"
             )
         self.window, self.degree = window, degree
-        self.b_proj = Linear(d_model, self.num_v_heads * window, bias=False)
+        self.b_proj = nn.Linear(d_model, self.num_v_heads * window, bias=False)
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> dict[str, Any]:
         """q, k ``[B, T, H, K or 1 + K + K^2]`` of unit norm, g ``[B, T, HV]``, eta ``[B, T, HV, R]``."""

@@ -12,7 +12,7 @@ from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.delta import DeltaNet, GatedDeltaNet
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import DecayRate, Linear, unit_norm, widened
+from linrec.layers.parts import DecayRate, unit_norm, widened
 
 
 class Comba(GatedDeltaNet):
@@ -64,7 +64,7 @@ class DeltaProduct(GatedDeltaNet):
             del self.a_proj, self.decay
         queries, keys, values = self.widths
         self._make_projections([queries, keys * num_steps, values * num_steps], conv_size)
-        self.b_proj = Linear(d_model, self.num_v_heads * num_steps, bias=False)
+        self.b_proj = nn.Linear(d_model, self.num_v_heads * num_steps, bias=False)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """g and beta, the strengths of all steps in one dimension."""
@@ -95,7 +95,7 @@ class LogLinearAttention(HeadsLayer):
         self, d_model: int, num_heads: int = 4, *, num_levels: int = 16, conv_size: int = 4, **sizes: Any
     ):
         super().__init__(d_model, num_heads, conv_size=conv_size, **sizes)
-        self.a_proj = Linear(d_model, self.num_v_heads, bias=False)
+        self.a_proj = nn.Linear(d_model, self.num_v_heads, bias=False)
         self.decay = DecayRate(self.num_v_heads)
         self.levels = LevelWeights(d_model, self.num_v_heads, num_levels)
 
@@ -126,7 +126,7 @@ class LevelWeights(nn.Module):
         if levels < 2:
             raise ConfigError(f"log-linear attention: num_levels must be at least 2, got {levels}")
         self.heads = heads
-        self.proj = Linear(d_model, heads * levels)
+        self.proj = nn.Linear(d_model, heads * levels)
         with torch.no_grad():
             self.proj.bias.fill_(1.0)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import Linear, widened
+from linrec.layers.parts import widened
 
 
 class FastWeightLayer(HeadsLayer):
@@ -37,7 +37,7 @@ class FastWeightLayer(HeadsLayer):
                 f"mini_batch={mini_batch} be positive"
             )
         self.mini_batch, self.base_lr = mini_batch, base_lr
-        self.lr_proj = Linear(d_model, num_heads)
+        self.lr_proj = nn.Linear(d_model, num_heads)
 
     def rate(self, x: Tensor) -> Tensor:
         """The learning rate ``[B, T, H]``."""
@@ -138,8 +138,8 @@ class Titans(FastWeightLayer):
         width = (memory_width or 4 * self.head_dim) if memory_depth == 2 else self.value_dim
         self.w1 = self.first_map(self.head_dim, width)
         self.w2 = self.first_map(width, self.value_dim) if memory_depth == 2 else None
-        self.momentum_proj = Linear(d_model, num_heads)
-        self.decay_proj = Linear(d_model, num_heads)
+        self.momentum_proj = nn.Linear(d_model, num_heads)
+        self.decay_proj = nn.Linear(d_model, num_heads)
         nn.init.constant_(self.decay_proj.bias, -4.0)  # at first the memory forgets two percent a token
 
     def gates(self, x: Tensor) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from linrec import rules
 from linrec.layers.delta import low_rank
-from linrec.layers.parts import Linear, ShortConvolution, unit_norm, widened
+from linrec.layers.parts import ShortConvolution, unit_norm, widened
+from linrec.layers.projection import project
 from linrec.layers.softmax import SoftmaxAttention
 from linrec.state import State
 
@@ -41,7 +42,7 @@ class ForgettingAttention(SoftmaxAttention):
 
     def __init__(self, d_model: int, num_heads: int = 4, *, rope_base: float | None = None, **options: Any):
         super().__init__(d_model, num_heads, rope_base=rope_base, **options)
-        self.f_proj = Linear(d_model, num_heads)
+        self.f_proj = nn.Linear(d_model, num_heads)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """g ``[B, T, HQ]``."""
@@ -93,7 +94,7 @@ class DeltaFormer(SoftmaxAttention):
     def __init__(self, d_model: int, num_heads: int = 4, *, normalize: bool = True, **options: Any):
         super().__init__(d_model, num_heads, **options)
         self.normalize = normalize
-        self.b_proj = Linear(d_model, self.num_kv_heads, bias=False)
+        self.b_proj = nn.Linear(d_model, self.num_kv_heads, bias=False)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """beta ``[B, T, H]``."""
@@ -129,10 +130,10 @@ class PathAttention(SoftmaxAttention):
     ):
         super().__init__(d_model, num_heads, rope_base=rope_base, **options)
         width = self.num_kv_heads * self.head_dim
-        self.w_proj = low_rank(d_model, w_rank, width) if w_rank else Linear(d_model, width, bias=False)
+        self.w_proj = low_rank(d_model, w_rank, width) if w_rank else nn.Linear(d_model, width, bias=False)
         self.w_conv = ShortConvolution(width, w_conv) if w_conv else None
-        self.b_proj = Linear(d_model, self.num_kv_heads)
-        self.f_proj = Linear(d_model, num_heads) if use_forget_gate else None
+        self.b_proj = nn.Linear(d_model, self.num_kv_heads)
+        self.f_proj = nn.Linear(d_model, num_heads) if use_forget_gate else None
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """beta ``[B, T, H]``, g ``[B, T, HQ]`` or None."""
@@ -143,9 +144,9 @@ class PathAttention(SoftmaxAttention):
         """See :class:`Layer`."""
         state = state or PathState(None, None)
         q, k, v = self.heads(x, state.cache, cu_seqlens)
-        w, conv = self.w_proj(x), None
+        w, conv = project(self.w_proj, x), None
         if self.w_conv is not None:
             w, conv = self.w_conv(w, state.conv, cu_seqlens)
         w = unit_norm(w.unflatten(-1, (-1, self.head_dim))).to(q.dtype)
         o, cache = self.rule(q, k, v, w, **self.gates(x), state=state.cache, cu_seqlens=cu_seqlens)
-        return self.o_proj(o.flatten(2)), PathState(conv, cache)
+        return project(self.o_proj, o.flatten(2)), PathState(conv, cache)

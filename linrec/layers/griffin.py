@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions, tokens_seen
-from linrec.layers.parts import Linear, ShortConvolution, widened
+from linrec.layers.parts import ShortConvolution, widened
+from linrec.layers.projection import project
 
 SHARPNESS = 8.0  # Griffin's constant c
 RESET = -100.0  # e^-100 is zero and sqrt(1 - e^-200) is one, in every precision
@@ -54,7 +55,7 @@ class RGLRU(Layer):
         self.full_start = full_start
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
         width = self.inner // num_heads
-        self.in_proj = Linear(d_model, 2 * self.inner)
+        self.in_proj = nn.Linear(d_model, 2 * self.inner)
         self.conv = ShortConvolution(self.inner, conv_size, bias=True, activation=False)
         bound = 1 / math.sqrt(width)
         self.gate_weight = nn.Parameter(torch.empty(num_heads, width, 2 * width).uniform_(-bound, bound))
@@ -62,7 +63,7 @@ class RGLRU(Layer):
         # At r = 1 the squared decays are uniform between 0.9^2 and 0.999^2.
         decay = torch.empty(self.inner).uniform_(0.9**2, 0.999**2).sqrt()
         self.rate = nn.Parameter(torch.log(torch.expm1(-decay.log() / SHARPNESS)))
-        self.out_proj = Linear(self.inner, d_model)
+        self.out_proj = nn.Linear(self.inner, d_model)
 
     def mix(
         self, x: Tensor, state: RGLRUState | None, cu_seqlens: Tensor | None
@@ -71,14 +72,14 @@ class RGLRU(Layer):
         if state is None:
             rows = segment_count(x, cu_seqlens)
             state = RGLRUState(None, None, torch.zeros(rows, dtype=torch.int64, device=x.device))
-        u, gate = self.in_proj(x).chunk(2, dim=-1)
+        u, gate = project(self.in_proj, x).chunk(2, dim=-1)
         u, conv = self.conv(u, state.conv, cu_seqlens)
         g, i = self._gates(u)
         if self.full_start:  # nothing precedes the first token, and forgetting everything gives it weight one
             first = token_positions(x, state.seen, cu_seqlens) == 0
             g = torch.where(first[..., None], RESET, g)
         h, memory = self.rule(u, g, i, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
-        y = self.out_proj(h * F.gelu(gate, approximate="tanh"))
+        y = project(self.out_proj, h * F.gelu(gate, approximate="tanh"))
         return y, RGLRUState(conv, memory, tokens_seen(state.seen, x, cu_seqlens))
 
     def _gates(self, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from linrec.engines.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions, tokens_seen
-from linrec.layers.parts import GatedRMSNorm, Linear, ShortConvolution, rotate, unit_norm
+from linrec.layers.parts import GatedRMSNorm, ShortConvolution, rotate, unit_norm
+from linrec.layers.projection import project
 from linrec.state import State
 
 
@@ -64,11 +65,11 @@ class HeadsLayer(Layer):
         self.gate_proj = self.make_gate(values) if use_gate else None
         normed = values if self.norm_all_heads else self.value_dim
         self.norm = GatedRMSNorm(normed, norm_eps, self.gate_activation) if use_norm else None
-        self.o_proj = Linear(values, d_model, bias=False)
+        self.o_proj = nn.Linear(values, d_model, bias=False)
 
     def _make_projections(self, widths: list[int], conv_size: int) -> None:
         self.widths = widths
-        self.qkv_proj = Linear(self.d_model, sum(widths), bias=False)
+        self.qkv_proj = nn.Linear(self.d_model, sum(widths), bias=False)
         self.conv = ShortConvolution(sum(widths), conv_size) if conv_size else None
 
     def _check_sizes(self) -> None:
@@ -87,7 +88,7 @@ class HeadsLayer(Layer):
 
     def make_gate(self, width: int) -> nn.Module:
         """The projection of the output gate."""
-        return Linear(self.d_model, width, bias=False)
+        return nn.Linear(self.d_model, width, bias=False)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """The rule's arguments besides q, k and v, from the layer's input."""
@@ -112,7 +113,7 @@ class HeadsLayer(Layer):
     def _project(
         self, x: Tensor, state: HeadsState, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        qkv, conv = self.qkv_proj(x), None
+        qkv, conv = project(self.qkv_proj, x), None
         if self.conv is not None:
             qkv, conv = self.conv(qkv, state.conv, cu_seqlens)
         elif self.activation:
@@ -128,11 +129,11 @@ class HeadsLayer(Layer):
         return q, k, v, conv
 
     def _output(self, o: Tensor, x: Tensor) -> Tensor:
-        gate = None if self.gate_proj is None else self.gate_proj(x).view_as(o)
+        gate = None if self.gate_proj is None else project(self.gate_proj, x).view_as(o)
         if self.norm_all_heads:
             o, gate = o.flatten(2), None if gate is None else gate.flatten(2)
         if self.norm is not None:
             o = self.norm(o, gate)
         elif gate is not None:
             o = o * gate.sigmoid()
-        return self.o_proj(o if self.norm_all_heads else o.flatten(2))
+        return project(self.o_proj, o if self.norm_all_heads else o.flatten(2))

@@ -13,7 +13,8 @@ from linrec import rules
 from linrec.engines.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import Linear, ShortConvolution, time_step_bias, widened
+from linrec.layers.parts import ShortConvolution, time_step_bias, widened
+from linrec.layers.projection import project
 
 
 class MambaState(NamedTuple):
@@ -52,13 +53,13 @@ class SelectiveLayer(Layer):
             )
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
         self.widths = [rank, state_size, state_size]
-        self.in_proj = Linear(d_model, 2 * self.inner, bias=False)
+        self.in_proj = nn.Linear(d_model, 2 * self.inner, bias=False)
         self.conv = ShortConvolution(self.inner, conv_size, bias=True)
-        self.x_proj = Linear(self.inner, sum(self.widths), bias=False)
-        self.step_proj = Linear(rank, self.inner)
+        self.x_proj = nn.Linear(self.inner, sum(self.widths), bias=False)
+        self.step_proj = nn.Linear(rank, self.inner)
         nn.init.uniform_(self.step_proj.weight, -(rank**-0.5), rank**-0.5)
         self.D = nn.Parameter(torch.ones(self.inner))
-        self.out_proj = Linear(self.inner, d_model, bias=False)
+        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
 
     def arguments(self, u: Tensor, step: Tensor, into: Tensor, out: Tensor) -> dict[str, Tensor]:
         """The rule's arguments from the channels, the raw step and the two projections."""
@@ -69,12 +70,12 @@ class SelectiveLayer(Layer):
     ) -> tuple[Tensor, MambaState]:
         """See :class:`Layer`."""
         state = state or MambaState(None, None)
-        u, z = self.in_proj(x).chunk(2, dim=-1)
+        u, z = project(self.in_proj, x).chunk(2, dim=-1)
         u, conv = self.conv(u, state.conv, cu_seqlens)
         rank, into, out = self.x_proj(u).split(self.widths, dim=-1)
         arguments = self.arguments(u.to(into.dtype), widened(self.step_proj(rank)), into, out)
         y, memory = self.rule(**arguments, D=self.D, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
-        return self.out_proj(y * silu(z)), MambaState(conv, memory)
+        return project(self.out_proj, y * silu(z)), MambaState(conv, memory)
 
 
 class Mamba(SelectiveLayer):

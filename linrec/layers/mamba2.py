@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import DecayRate, GatedRMSNorm, Linear, ShortConvolution, widened
+from linrec.layers.parts import GatedRMSNorm, ShortConvolution, TimeStep
+from linrec.layers.projection import project
 
 
 class Mamba2State(NamedTuple):
@@ -58,27 +58,26 @@ class Mamba2(Layer):
         self.chunk_size, self.backend = chunk_size, backend
         mixed = self.inner + 2 * num_groups * state_size
         self.widths = [self.inner, mixed, self.num_heads]
-        self.in_proj = Linear(d_model, sum(self.widths), bias=False)
+        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
         self.conv = ShortConvolution(mixed, conv_size, bias=True)
-        self.decay = DecayRate(self.num_heads)
+        self.decay = TimeStep(self.num_heads)
         self.D = nn.Parameter(torch.ones(self.num_heads))
         self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True, groups=num_groups)
-        self.out_proj = Linear(self.inner, d_model, bias=False)
+        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
 
     def mix(
         self, x: Tensor, state: Mamba2State | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Mamba2State]:
         """See :class:`Layer`."""
         state = state or Mamba2State(None, None)
-        z, mixed, raw = self.in_proj(x).split_with_sizes(self.widths, -1)
+        z, mixed, raw = project(self.in_proj, x).split_with_sizes(self.widths, -1)
         mixed, conv = self.conv(mixed, state.conv, cu_seqlens)
         bc = self.num_groups * self.state_size
         u, b, c = mixed.split_with_sizes([self.inner, bc, bc], -1)
-        batch, length, decay = x.shape[0], x.shape[1], self.decay
+        batch, length = x.shape[:2]
         y, memory = self.rule(
             u.view(batch, length, self.num_heads, self.inner // self.num_heads),
-            F.softplus(widened(raw) + decay.bias.view(-1)),
-            -decay.A_log.view(-1).exp(),
+            *self.decay(raw),
             b.view(batch, length, self.num_groups, self.state_size),
             c.view(batch, length, self.num_groups, self.state_size),
             self.D,
@@ -87,4 +86,4 @@ class Mamba2(Layer):
             chunk_size=self.chunk_size,
             backend=self.backend,
         )
-        return self.out_proj(self.norm(y.flatten(2), z)), Mamba2State(conv, memory)
+        return project(self.out_proj, self.norm(y.flatten(2), z)), Mamba2State(conv, memory)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import DecayRate, GatedRMSNorm, Linear, widened
+from linrec.layers.parts import GatedRMSNorm, TimeStep, widened
+from linrec.layers.projection import project
 from linrec.rules.mamba3 import Mamba3State
 
 
@@ -59,15 +59,15 @@ class Mamba3(Layer):
         self.how = {"chunk_size": chunk_size, "backend": backend}
         bc = num_groups * mimo_rank * state_size
         self.widths = [self.inner, self.inner, bc, bc, self.num_heads, self.num_heads, self.angles]
-        self.in_proj = Linear(d_model, sum(self.widths), bias=False)
+        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
         self.b_norm, self.c_norm = (GatedRMSNorm(state_size, norm_eps) for _ in range(2))
         self.b_bias, self.c_bias = (
             nn.Parameter(torch.ones(self.num_heads, *self._key_shape())) for _ in range(2)
         )
-        self.decay = DecayRate(self.num_heads)
+        self.decay = TimeStep(self.num_heads)
         self.D = nn.Parameter(torch.ones(self.num_heads))
         self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True)
-        self.out_proj = Linear(self.inner, d_model, bias=False)
+        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
         if mimo_rank > 1:
             spread = torch.ones(self.num_heads, mimo_rank, self.inner // self.num_heads)
             self.mimo_x, self.mimo_o = (nn.Parameter(spread / mimo_rank) for _ in range(2))
@@ -77,9 +77,8 @@ class Mamba3(Layer):
         self, x: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Mamba3State]:
         """See :class:`Layer`."""
-        z, u, b, c, dt, lam, angle = self.in_proj(x).split(self.widths, dim=-1)
-        dt = F.softplus(widened(dt) + self.decay.bias[:, 0])
-        rate = -self.decay.A_log[:, 0].exp()
+        z, u, b, c, dt, lam, angle = project(self.in_proj, x).split(self.widths, dim=-1)
+        dt, rate = self.decay(dt)
         terms = {
             "x": u.unflatten(-1, (self.num_heads, -1)),
             "dt": dt,
@@ -93,9 +92,9 @@ class Mamba3(Layer):
         how = {"state": state, "cu_seqlens": cu_seqlens, **self.how}
         if self.mimo_rank == 1:
             y, memory = rules.mamba3(**terms, **how)
-            return self.out_proj(self.norm(y.flatten(2), z)), memory
+            return project(self.out_proj, self.norm(y.flatten(2), z)), memory
         y, memory = rules.mamba3_mimo(**terms, mimo_x=self.mimo_x, **how)
-        return self.out_proj(self._joined(y, z)), memory
+        return project(self.out_proj, self._joined(y, z)), memory
 
     def _joined(self, y: Tensor, z: Tensor) -> Tensor:
         """y ``[B, T, HV, R, P]`` gated and normalised in every rank, then added: ``[B, T, inner]``."""

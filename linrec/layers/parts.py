@@ -9,17 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec.engines.convolution import causal_convolution
-from linrec.engines.linear import linear
 from linrec.engines.norm import gated_rms_norm, rms_norm
 from linrec.errors import ShapeError
-
-
-class Linear(nn.Linear):
-    """x W^T + b, as :class:`torch.nn.Linear`; on a CPU faster where no gradient is asked for (decoding)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x ``[..., in_features]`` -> ``[..., out_features]``."""
-        return linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -129,3 +120,11 @@ class DecayRate(nn.Module):
         """x ``[B, T, heads, channels]`` -> log-decay of that shape, at least float32."""
         wide = widened(x)
         return -self.A_log.to(wide.dtype).exp() * F.softplus(wide + self.bias.to(wide.dtype))
+
+
+class TimeStep(DecayRate):
+    """Mamba-2's step and rate apart: dt = softplus(x + bias), A = -e^{A_log}; their product is the log-decay."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """x ``[B, T, heads]`` -> (dt of that shape, at least float32; A ``[heads]``)."""
+        return F.softplus(widened(x) + self.bias.view(-1)), -self.A_log.view(-1).exp()

@@ -13,7 +13,8 @@ from linrec.engines.forward_mode import layer_norm, silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count
 from linrec.layers.delta import low_rank
-from linrec.layers.parts import Linear, unit_norm, widened
+from linrec.layers.parts import unit_norm, widened
+from linrec.layers.projection import project
 from linrec.layers.shift import token_shift
 
 
@@ -64,7 +65,7 @@ class RWKVLayer(Layer):
         self.how = {"chunk_size": chunk_size, "backend": backend}
         self.mu = nn.Parameter(torch.rand(len(self.signals), d_model))
         self.r_proj, self.k_proj, self.v_proj, self.o_proj = (
-            Linear(d_model, d_model, bias=False) for _ in range(4)
+            nn.Linear(d_model, d_model, bias=False) for _ in range(4)
         )
         self.norm = HeadNorm(num_heads, self.head_dim, norm_eps or 1e-5 * self.head_dim)
 
@@ -83,7 +84,7 @@ class BonusLayer(RWKVLayer):
     def __init__(self, d_model: int, num_heads: int = 4, **options: object):
         super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
         self.u = nn.Parameter(torch.linspace(-0.5, 0.5, d_model).view(num_heads, self.head_dim))
-        self.g_proj = Linear(d_model, d_model, bias=False)
+        self.g_proj = nn.Linear(d_model, d_model, bias=False)
 
     def shares(self, x: Tensor, change: Tensor) -> Tensor:
         """How much of the change since the last token each signal takes: ``[signals, D]`` or ``[B, T, signals, D]``."""
@@ -101,12 +102,13 @@ class BonusLayer(RWKVLayer):
         mixed = (x[:, :, None] + change[:, :, None] * self.shares(x, change)).to(x.dtype)
         signals = dict(zip(self.signals, mixed.unbind(2), strict=True))
         r, k, v = (
-            self.heads(p(signals[n])) for n, p in (("r", self.r_proj), ("k", self.k_proj), ("v", self.v_proj))
+            self.heads(project(p, signals[n]))
+            for n, p in (("r", self.r_proj), ("k", self.k_proj), ("v", self.v_proj))
         )
         g = self.log_decay(signals)
         o, memory = self.rule(r, k, v, g, self.u, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
-        y = self.norm(o).flatten(2) * silu(self.g_proj(signals["g"]))
-        return self.o_proj(y.to(x.dtype)), RWKVState(last, memory)
+        y = self.norm(o).flatten(2) * silu(project(self.g_proj, signals["g"]))
+        return project(self.o_proj, y.to(x.dtype)), RWKVState(last, memory)
 
 
 class RWKV5(BonusLayer):
@@ -142,7 +144,7 @@ class RWKV6(BonusLayer):
         super().__init__(d_model, num_heads, **options)
         n = len(self.signals)
         self.mu_x = nn.Parameter(torch.rand(d_model))
-        self.mix_down = Linear(d_model, n * self.mix_rank, bias=False)
+        self.mix_down = nn.Linear(d_model, n * self.mix_rank, bias=False)
         self.mix_up = nn.Parameter(torch.empty(n, self.mix_rank, d_model).uniform_(-0.01, 0.01))
         self.w_proj = _tanh_low_rank(d_model, self.gate_rank)
         self.w_bias = nn.Parameter(torch.linspace(-6, -1, d_model))
@@ -154,7 +156,7 @@ class RWKV6(BonusLayer):
 
     def log_decay(self, signals: dict[str, Tensor]) -> Tensor:
         """-e^{w0 + tanh(x W1) W2} ``[B, T, H, K]``."""
-        return -self.heads(widened(self.w_proj(signals["w"])) + self.w_bias).exp()
+        return -self.heads(widened(project(self.w_proj, signals["w"])) + self.w_bias).exp()
 
 
 class RWKV7(RWKVLayer):
@@ -174,8 +176,8 @@ class RWKV7(RWKVLayer):
         self.w_bias = nn.Parameter(torch.linspace(-6, 1, d_model))
         self.a_proj = low_rank(d_model, self.gate_rank, d_model)
         self.a_bias = nn.Parameter(torch.zeros(d_model))
-        self.g_down = Linear(d_model, self.gate_rank, bias=False)
-        self.g_up = Linear(self.gate_rank, d_model, bias=False)
+        self.g_down = nn.Linear(d_model, self.gate_rank, bias=False)
+        self.g_up = nn.Linear(self.gate_rank, d_model, bias=False)
         self.xi = nn.Parameter(torch.full((d_model,), 0.85))
         self.k_a = nn.Parameter(torch.ones(d_model))
         self.rho = nn.Parameter(torch.full((num_heads, self.head_dim), 0.1))
@@ -185,8 +187,8 @@ class RWKV7(RWKVLayer):
         state = self.start(x, state, cu_seqlens)
         before, last = token_shift(x, state.last, cu_seqlens)
         xr, xw, xk, xv, xa, xg = (x[:, :, None] + (before - x)[:, :, None] * self.mu.to(x.dtype)).unbind(2)
-        r, k, v = self.r_proj(xr), self.k_proj(xk), self.v_proj(xv)
-        g = -math.exp(-0.5) * (widened(self.w_proj(xw)) + self.w_bias).sigmoid()
+        r, k, v = project(self.r_proj, xr), project(self.k_proj, xk), project(self.v_proj, xv)
+        g = -math.exp(-0.5) * (widened(project(self.w_proj, xw)) + self.w_bias).sigmoid()
         eta = (widened(self.a_proj(xa)) + self.a_bias).sigmoid()
         kappa = unit_norm(self.heads(k * self.xi.to(k.dtype)))
         k = (k * (1 + (eta - 1) * self.k_a)).to(k.dtype)
@@ -194,8 +196,8 @@ class RWKV7(RWKVLayer):
         o, memory = self.rule(r, k, v, g, kappa, eta, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
         bonus = (r * k * self.rho.to(k.dtype)).sum(-1, keepdim=True) * v
         y = (self.norm(o) + bonus).flatten(2) * self.g_up(self.g_down(xg).sigmoid())
-        return self.o_proj(y.to(x.dtype)), RWKVState(last, memory)
+        return project(self.o_proj, y.to(x.dtype)), RWKVState(last, memory)
 
 
 def _tanh_low_rank(width: int, rank: int) -> nn.Sequential:
-    return nn.Sequential(Linear(width, rank, bias=False), nn.Tanh(), Linear(rank, width, bias=False))
+    return nn.Sequential(nn.Linear(width, rank, bias=False), nn.Tanh(), nn.Linear(rank, width, bias=False))

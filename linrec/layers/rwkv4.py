@@ -11,7 +11,8 @@ from linrec import rules
 from linrec.engines.wkv import WKVState
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import Linear, widened
+from linrec.layers.parts import widened
+from linrec.layers.projection import project
 from linrec.layers.shift import token_shift
 
 
@@ -55,7 +56,7 @@ class RWKV4(Layer):
         self.mix_v = nn.Parameter(mixture + 0.3 * rises)
         self.mix_r = nn.Parameter(mixture.sqrt())
         self.k_proj, self.v_proj, self.r_proj, self.out_proj = (
-            Linear(d_model, d_model, bias=False) for _ in range(4)
+            nn.Linear(d_model, d_model, bias=False) for _ in range(4)
         )
 
     def mix(
@@ -65,8 +66,8 @@ class RWKV4(Layer):
         state = state or RWKV4State(None, None)
         before, last = token_shift(x, state.last, cu_seqlens)
         k, v, r = (
-            project(torch.lerp(before, x, part.to(x.dtype)))
-            for project, part in (
+            project(module, torch.lerp(before, x, part.to(x.dtype)))
+            for module, part in (
                 (self.k_proj, self.mix_k),
                 (self.v_proj, self.mix_v),
                 (self.r_proj, self.mix_r),
@@ -74,4 +75,4 @@ class RWKV4(Layer):
         )
         w = -widened(self.decay).exp()
         o, memory = self.rule(k, v, w, self.bonus, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
-        return self.out_proj(r.sigmoid() * o), RWKV4State(last, memory)
+        return project(self.out_proj, r.sigmoid() * o), RWKV4State(last, memory)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import GatedRMSNorm, Linear, rotate
+from linrec.layers.parts import GatedRMSNorm, rotate
+from linrec.layers.projection import affine_map, project
 from linrec.layers.softmax import cache_positions, projection
 from linrec.state import State
 
@@ -49,26 +50,38 @@ class MultiHeadLatentAttention(Layer):
             raise ConfigError(
                 f"MultiHeadLatentAttention: head_dim={self.head_dim} must be positive, rope_dim={self.rope_dim} even"
             )
-        self.q_proj = Linear(d_model, num_heads * (self.head_dim + self.rope_dim), bias=False)
-        self.down_proj = Linear(d_model, self.latent_dim + self.rope_dim, bias=False)
+        self.q_proj = nn.Linear(d_model, num_heads * (self.head_dim + self.rope_dim), bias=False)
+        self.down_proj = nn.Linear(d_model, self.latent_dim + self.rope_dim, bias=False)
         self.norm = GatedRMSNorm(self.latent_dim, norm_eps) if latent_norm else None
-        self.up_proj = Linear(self.latent_dim, num_heads * (self.head_dim + self.value_dim), bias=False)
-        self.o_proj = Linear(num_heads * self.value_dim, d_model, bias=False)
+        self.up_proj = nn.Linear(self.latent_dim, num_heads * (self.head_dim + self.value_dim), bias=False)
+        self.o_proj = nn.Linear(num_heads * self.value_dim, d_model, bias=False)
 
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """See :class:`Layer`."""
-        q = self.q_proj(x).unflatten(-1, (self.num_heads, -1))
+        q = project(self.q_proj, x).unflatten(-1, (self.num_heads, -1))
         q, q_rope = q.split([self.head_dim, self.rope_dim], dim=-1)
-        latent, k_rope = self.down_proj(x).split([self.latent_dim, self.rope_dim], dim=-1)
+        latent, k_rope = project(self.down_proj, x).split([self.latent_dim, self.rope_dim], dim=-1)
         if self.norm is not None:
             latent = self.norm(latent)
         where = cache_positions(x, state, cu_seqlens)
         q_rope = rotate(q_rope, where, self.rope_base)
         k_rope = rotate(k_rope[:, :, None], where, self.rope_base)[:, :, 0]
-        maps = self.up_proj.weight.unflatten(0, (self.num_heads, -1)).mT
-        w_k, w_v = maps.split([self.head_dim, self.value_dim], dim=-1)
+        w_k, w_v, offset = self._maps(latent)
         o, state = self.rule(q, q_rope, latent, k_rope, w_k, w_v, state=state, cu_seqlens=cu_seqlens)
-        return self.o_proj(o.flatten(2)), state
+        o = o.flatten(2) if offset is None else o.flatten(2) + offset.to(o.dtype)
+        return project(self.o_proj, o), state
+
+    def _maps(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """w_k ``[H, C, K]``, w_v ``[H, C, V]``, and what is added to the values ``[H V]``, where something is.
+
+        The same vector added to all keys would change nothing: softmax takes no notice.
+        """
+        maps, offset = affine_map(self.up_proj, self.latent_dim, latent)
+        parts = [self.head_dim, self.value_dim]
+        w_k, w_v = maps.unflatten(1, (self.num_heads, -1)).transpose(0, 1).split(parts, dim=-1)
+        if offset is not None:
+            offset = offset.unflatten(0, (self.num_heads, -1)).split(parts, dim=-1)[1].flatten()
+        return w_k, w_v, offset
 
 
 class SharedKVAttention(Layer):
@@ -115,15 +128,17 @@ class SharedKVAttention(Layer):
             )
         self.parts = [self.shared_dim, self.rope_dim] + ([self.rope_dim] if variant == "S1" else [])
         self.q_proj = projection(d_model, num_heads * width, qo_rank)
-        self.kv_proj = Linear(d_model, self.num_kv_heads * sum(self.parts), bias=False)
+        self.kv_proj = nn.Linear(d_model, self.num_kv_heads * sum(self.parts), bias=False)
         read = self.shared_dim if variant == "S3" else width
         self.o_proj = projection(num_heads * read, d_model, qo_rank)
 
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """See :class:`Layer`."""
         where = cache_positions(x, state, cu_seqlens)
-        q, q_rope = self.q_proj(x).unflatten(-1, (self.num_heads, -1)).split(self.parts[:2], dim=-1)
-        c, k_rope, *own = self.kv_proj(x).unflatten(-1, (self.num_kv_heads, -1)).split(self.parts, dim=-1)
+        q, q_rope = project(self.q_proj, x).unflatten(-1, (self.num_heads, -1)).split(self.parts[:2], dim=-1)
+        c, k_rope, *own = (
+            project(self.kv_proj, x).unflatten(-1, (self.num_kv_heads, -1)).split(self.parts, dim=-1)
+        )
         q_rope, k_rope = (rotate(z, where, self.rope_base) for z in (q_rope, k_rope))
         if self.variant == "S2":
             q, c = torch.cat([q, q_rope], dim=-1), torch.cat([c, k_rope], dim=-1)
@@ -132,7 +147,7 @@ class SharedKVAttention(Layer):
             o = torch.cat([o, rotate(turned, -where, self.rope_base)], dim=-1)
         else:
             o, state = self.rule(q, c, q_rope, k_rope, *own, state=state, cu_seqlens=cu_seqlens)
-        return self.o_proj(o.flatten(2)), state
+        return project(self.o_proj, o.flatten(2)), state
 
 
 class TensorProductAttention(Layer):
@@ -165,23 +180,25 @@ class TensorProductAttention(Layer):
             )
         self.q_rank = q_rank
         factors = num_heads + self.head_dim
-        self.q_proj = Linear(d_model, q_rank * factors if q_rank else num_heads * self.head_dim, bias=False)
-        self.k_proj = Linear(d_model, kv_rank * factors, bias=False)
-        self.v_proj = Linear(d_model, kv_rank * factors, bias=False)
-        self.o_proj = Linear(num_heads * self.head_dim, d_model, bias=False)
+        self.q_proj = nn.Linear(
+            d_model, q_rank * factors if q_rank else num_heads * self.head_dim, bias=False
+        )
+        self.k_proj = nn.Linear(d_model, kv_rank * factors, bias=False)
+        self.v_proj = nn.Linear(d_model, kv_rank * factors, bias=False)
+        self.o_proj = nn.Linear(num_heads * self.head_dim, d_model, bias=False)
 
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """See :class:`Layer`."""
         where = cache_positions(x, state, cu_seqlens)
-        a_k, b_k = self._factors(self.k_proj(x), where)
-        a_v, b_v = self._factors(self.v_proj(x), None)
+        a_k, b_k = self._factors(project(self.k_proj, x), where)
+        a_v, b_v = self._factors(project(self.v_proj, x), None)
         if self.q_rank:
-            a_q, b_q = self._factors(self.q_proj(x), where)
+            a_q, b_q = self._factors(project(self.q_proj, x), where)
             q = a_q.mT @ b_q / self.q_rank
         else:
-            q = self._turn(self.q_proj(x).unflatten(-1, (self.num_heads, -1)), where)
+            q = self._turn(project(self.q_proj, x).unflatten(-1, (self.num_heads, -1)), where)
         o, state = self.rule(q, a_k, b_k, a_v, b_v, state=state, cu_seqlens=cu_seqlens)
-        return self.o_proj(o.flatten(2)), state
+        return project(self.o_proj, o.flatten(2)), state
 
     def _factors(self, z: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
         a, b = z.unflatten(-1, (-1, self.num_heads + self.head_dim)).split(

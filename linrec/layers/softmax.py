@@ -11,7 +11,8 @@ from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions
 from linrec.layers.delta import low_rank
-from linrec.layers.parts import GatedRMSNorm, Linear, rotate
+from linrec.layers.parts import GatedRMSNorm, rotate
+from linrec.layers.projection import project
 from linrec.state import State
 
 
@@ -50,7 +51,7 @@ class SoftmaxAttention(Layer):
         self._check_sizes()
         self.widths = [h * self.head_dim for h in (num_heads, self.num_kv_heads, self.num_kv_heads)]
         self.q_proj = low_rank(d_model, qo_rank, self.widths[0]) if qo_rank else None
-        self.qkv_proj = Linear(d_model, sum(self.widths[1:] if qo_rank else self.widths), bias=False)
+        self.qkv_proj = nn.Linear(d_model, sum(self.widths[1:] if qo_rank else self.widths), bias=False)
         self.q_norm = GatedRMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.k_norm = GatedRMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.o_proj = projection(self.widths[0], d_model, qo_rank)
@@ -77,13 +78,13 @@ class SoftmaxAttention(Layer):
         """See :class:`Layer`."""
         q, k, v = self.heads(x, state, cu_seqlens)
         o, state = self.rule(q, k, v, **self.gates(x), state=state, cu_seqlens=cu_seqlens)
-        return self.o_proj(o.flatten(2)), state
+        return project(self.o_proj, o.flatten(2)), state
 
     def heads(self, x: Tensor, cache: State, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """q ``[B, T, HQ, K]``, k and v ``[B, T, H, K]``, normed and rotated."""
-        projected = self.qkv_proj(x)
+        projected = project(self.qkv_proj, x)
         if self.q_proj is not None:
-            projected = torch.cat([self.q_proj(x), projected], dim=-1)
+            projected = torch.cat([project(self.q_proj, x), projected], dim=-1)
         q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in projected.split(self.widths, dim=-1))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -111,4 +112,4 @@ def rotate_first(x: Tensor, positions: Tensor, base: float, width: int) -> Tenso
 
 def projection(d_in: int, d_out: int, rank: int | None) -> nn.Module:
     """A projection, through ``rank`` channels if it is given."""
-    return low_rank(d_in, rank, d_out) if rank else Linear(d_in, d_out, bias=False)
+    return low_rank(d_in, rank, d_out) if rank else nn.Linear(d_in, d_out, bias=False)

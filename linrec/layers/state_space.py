@@ -13,7 +13,8 @@ from linrec import rules
 from linrec.engines.forward_mode import glu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import Linear, widened
+from linrec.layers.parts import widened
+from linrec.layers.projection import project
 
 
 class StateSpaceState(NamedTuple):
@@ -46,7 +47,7 @@ class StateSpaceLayer(Layer):
         self.d_model, self.states = d_model, state_size // 2
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
         self.D = nn.Parameter(torch.randn(d_model))
-        self.out_proj = Linear(d_model, 2 * d_model)
+        self.out_proj = nn.Linear(d_model, 2 * d_model)
 
     def parameters_of_rule(self) -> dict[str, Tensor]:
         """The rule's arguments besides x and D."""
@@ -60,7 +61,7 @@ class StateSpaceLayer(Layer):
         y, memory = self.rule(
             x, **self.parameters_of_rule(), D=self.D, state=memory, cu_seqlens=cu_seqlens, **self.how
         )
-        return glu(self.out_proj(F.gelu(y))), StateSpaceState(memory)
+        return glu(project(self.out_proj, F.gelu(y))), StateSpaceState(memory)
 
 
 def log_uniform(size: int, low: float = 1e-3, high: float = 0.1) -> Tensor:

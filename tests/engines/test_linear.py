@@ -1,100 +1,82 @@
-"""The product with a weight: the same through either library, and only where values are all that is wanted."""
+"""The product of one row with a weight: the same by every call, and only where values are all that is wanted."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.profiler import profile
 
-from linrec.engines.linear import WORTH, _has_onednn, linear
+from linrec.engines import choices, linear
+from linrec.engines.linear import PRODUCTS, best_product, one_row
 
-SIZE = 1024
-needs_onednn = pytest.mark.skipif(not _has_onednn(), reason="this torch has no oneDNN")
+SIZE = 96
 
 
-def drawn(*rows, dtype=torch.float32):
+@pytest.fixture(autouse=True)
+def every_weight_counts(monkeypatch):
+    monkeypatch.setattr(linear, "WORTH", 0)
+    monkeypatch.setattr(choices, "_made", {})
+
+
+def drawn(*rows, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
     return draw(*rows, SIZE), draw(SIZE, SIZE) / SIZE**0.5, draw(SIZE)
 
 
-def calls(call):
-    with profile() as record:
-        call()
-    return {event.key for event in record.key_averages()}
-
-
-def by_parts(call):
-    return "aten::bmm" in calls(call)
-
-
-def through_onednn(call):
-    return "mkldnn::_linear_pointwise" in calls(call)
-
-
-@pytest.mark.parametrize("rows", [(1,), (1, 1), (2, 3), (40,), (0,)])
+@pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("biased", [True, False])
-def test_same_product(rows, biased):
-    x, weight, bias = drawn(*rows)
-    bias = bias if biased else None
-    with torch.no_grad():
-        for given in (x, drawn(*rows)[0].repeat_interleave(2, -1)[..., ::2]):
-            y, want = linear(given, weight, bias), F.linear(given, weight, bias)
-            assert y.shape == want.shape
-            assert torch.allclose(y, want, rtol=0, atol=1e-5)
-        assert torch.allclose(linear(x, weight.T, bias), F.linear(x, weight.T, bias), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("rows", [0, 8, 24, 1021])  # a prime number of rows has no equal parts
-@pytest.mark.parametrize("biased", [True, False])
-def test_one_row_by_parts_of_the_weight(rows, biased, dtype):
-    x, weight, bias = drawn(1, dtype=dtype)
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("rows", [1, 8, 24, 89])  # a prime number of rows has no equal parts
+def test_every_call_gives_the_same(name, shape, biased, rows, monkeypatch):
+    monkeypatch.setattr(linear, "best_product", lambda *_: name)
+    x, weight, bias = drawn(*shape)
     weight, bias = weight[:rows], bias[:rows] if biased else None
+    want = (weight * x).sum(-1) + (0 if bias is None else bias)
+    strided = x.repeat_interleave(2, -1)[..., ::2]
     with torch.no_grad():
-        assert torch.allclose(linear(x, weight, bias), F.linear(x, weight, bias), rtol=0, atol=1e-5)
+        for given in (x, strided):
+            y = one_row(given, weight, bias)
+            if name == "F.linear":
+                assert y is None
+                continue
+            assert y.shape == (*shape, rows)
+            assert torch.allclose(y, want.expand_as(y), rtol=0, atol=1e-12)
 
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="this torch has no MKL")
-def test_parts_where_only_values_count():
-    x, weight, _ = drawn(1)
+def test_only_where_nothing_but_values_counts(monkeypatch):
+    monkeypatch.setattr(linear, "best_product", lambda *_: "mv")
+    x, weight, _ = drawn(1, dtype=torch.float32)
+    assert one_row(x, weight) is None  # gradients are on
     with torch.no_grad():
-        assert by_parts(lambda: linear(x, weight)) and by_parts(lambda: linear(x.double(), weight.double()))
-        assert not by_parts(lambda: linear(x, weight[:1021]))
-        assert not by_parts(lambda: linear(x.bfloat16(), weight.bfloat16()))
+        assert one_row(x, weight) is not None
+        assert one_row(x.repeat(2, 1), weight) is None
+        assert one_row(x.bfloat16(), weight.bfloat16()) is None and one_row(x.double(), weight) is None
+        assert one_row(x, weight.T) is None and one_row(x.view(2, -1), weight[:, :48].contiguous()) is None
+        assert one_row(x.to("meta"), weight.to("meta")) is None
         with torch.autocast("cpu"):
-            assert linear(x, weight).dtype == torch.bfloat16
-    assert not by_parts(lambda: linear(x, weight))  # gradients are on
+            assert one_row(x, weight) is None
+        assert torch.func.vmap(lambda row: F.linear(row, weight) if one_row(row, weight) is None else row)(
+            x
+        ).shape
+        monkeypatch.setattr(linear, "WORTH", weight.numel() + 1)
+        assert one_row(x, weight) is None
 
 
-@needs_onednn
-def test_onednn_where_only_values_count_and_the_work_is_worth_it(monkeypatch):
-    x, weight, bias = drawn(2)
-    assert x.numel() * len(weight) >= WORTH
+def test_a_small_weight_is_never_timed(monkeypatch):
+    monkeypatch.setattr(linear, "WORTH", 1 << 18)
+    monkeypatch.setattr(linear, "best_product", lambda *_: pytest.fail("timed"))
     with torch.no_grad():
-        assert through_onednn(lambda: linear(x, weight, bias))
-        assert through_onednn(lambda: linear(x.repeat(1, 2)[:1], weight.repeat(1, 2)[:1021]))
-        assert not through_onednn(lambda: linear(x[:, :64], weight[:, :64].contiguous(), bias))
-        assert not through_onednn(lambda: linear(x.double(), weight.double()))
-        with torch.autocast("cpu"):
-            assert not through_onednn(lambda: linear(x, weight))
-            assert linear(x, weight).dtype == torch.bfloat16
-        assert not through_onednn(lambda: torch.func.vmap(lambda row: linear(row, weight))(x[None]))
-    assert not through_onednn(lambda: linear(x, weight))  # gradients are on
-    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
-    with torch.no_grad():
-        assert not through_onednn(lambda: linear(x, weight))
+        assert one_row(*drawn(1)) is None
 
 
-def test_derivatives():
-    x, weight, bias = (t.requires_grad_() for t in drawn(2))
-    gradients = torch.autograd.grad(linear(x, weight, bias).square().sum(), (x, weight, bias))
-    assert all(g.abs().sum() > 0 for g in gradients)
-    with torch.no_grad():
-        tangent = torch.func.jvp(lambda x: linear(x, weight), (x.detach(),), (torch.ones_like(x),))[1]
-    assert torch.allclose(tangent, weight.sum(1).expand(2, -1), atol=1e-4)
+@pytest.mark.parametrize(("rows", "width"), [(64, 32), (50288, 768), (7, 3), (1, 1)])
+def test_what_is_timed_is_bounded(rows, width, monkeypatch):
+    monkeypatch.setattr(linear, "COLD", 1 << 20)
+    works = linear._works(rows, width, True, torch.float32)
+    lengths = {name: work().numel() for name, work in works.items()}
+    assert len(set(lengths.values())) == 1 and 4 * width * next(iter(lengths.values())) <= max(
+        1 << 19, 4 * width
+    )
 
 
-def test_errors_are_those_of_torch():
-    x, weight, _ = drawn(2)
-    with torch.no_grad(), pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        linear(x[:, :600], weight)
+def test_the_choice_is_one_of_them():
+    assert best_product(64, 64, False, torch.float32) in PRODUCTS

@@ -7,6 +7,8 @@ between chunks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -77,7 +79,11 @@ class ChunkScan(torch.autograd.Function):
         entry = work.inner(state)
         # Where nothing is kept two take turns.
         states = fresh(state, (len(chunks) if keep else 2, *entry.shape), state.dtype)
-        with fitting_products(state):
+
+        def first_chunk() -> None:
+            work.forward(0, chunks[0], entry, states[0], o)
+
+        with _fitting_products(lane, plan, state, first_chunk if chunks else None):
             for number, span in enumerate(chunks):
                 leaving = states[number if keep else number % 2]
                 work.forward(number, span, entry, leaving, o)
@@ -98,7 +104,7 @@ class ChunkScan(torch.autograd.Function):
         work = ctx.lane(ctx.plan, tensors, state.dtype)
         entries, dstate = (work.inner(state), *states.unbind(0)), work.inner(dlast)
         chunks = reversed(list(enumerate(chunk_bounds(do.shape[1], ctx.plan.chunk))))
-        with fitting_products(state):
+        with _fitting_products(ctx.lane, ctx.plan, state):
             for number, span in chunks:
                 around = entries[number], entries[number + 1]
                 dstate = work.backward(number, span, around, do, dstate, grads)
@@ -106,3 +112,13 @@ class ChunkScan(torch.autograd.Function):
             if name in grads:
                 grads[name].copy_(whole)
         return (None, None, None, work.outer(dstate), *(grads.get(name) for name in names))
+
+
+def _fitting_products(
+    lane: type[Lane], plan: Plan, state: Tensor, work: Callable[[], None] | None = None
+) -> AbstractContextManager[None]:
+    """For heads and chunks of this size; numbers of heads that are alike are one size."""
+    batch, heads, width, values = state.shape
+    alike = 1 << max(batch * heads - 1, 0).bit_length()
+    sizes = (f"{alike} heads", f"K={width}", f"V={values}", f"C={plan.chunk}")
+    return fitting_products(state, lane.__name__, sizes, work)
