@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linrec.errors import ArgumentError, ConfigError
+from linrec.errors import ArgumentError, ConfigError, ShapeError
 from linrec.models.documents import Described, find_documents
 from linrec.models.read_cache import LinrecCache, resumed
 
@@ -41,12 +41,23 @@ class CachedGeneration:
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
         drafting = bool(getattr(config, "is_assistant", False))
         cache, name = one_cache(kwargs)
+        mask, ids = (
+            kwargs.get("attention_mask"),
+            kwargs.get("input_ids", args[0] if args else kwargs.get("inputs")),
+        )
         if cache is not None:
             # A drafting model's own cache goes to and fro, with what it keeps for going back.
             kwargs["cache"] = cache if drafting else cache.plain()
             kwargs["cache"].by_count = name == "state"
+            kwargs["cache"].masked = None if mask is None else mask.shape[1]
             if kwargs.get("use_cache") is False:
                 raise ArgumentError("use_cache=False contradicts the cache that is given")
+        elif (
+            ids is not None and mask is not None and "inputs_embeds" not in kwargs and mask.shape != ids.shape
+        ):
+            raise ShapeError(
+                f"attention_mask: expected {list(ids.shape)}, as input_ids, got {list(mask.shape)}"
+            )
         _check_positions(kwargs)
         if kwargs.get("cache_implementation") is not None:
             _refuse_implementation(kwargs["cache_implementation"])

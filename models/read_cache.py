@@ -56,6 +56,7 @@ class LinrecCache:
         self.real = None if attention_mask is None else attention_mask.bool()
         self.at = 0 if tokens is None or state is None else tokens.shape[1]  # columns that are in the state
         self.skipped = 0  # columns that were read before those of generate's input_ids
+        self.masked: int | None = None  # columns of the mask that generate was given
         self.by_count = False  # whether few input_ids are new ones, without a mask that says so
         self.expanded = 1  # rows that generate made of each row it was given
         self.prompt: LinrecCache | None = None  # before the first choice of beams
@@ -238,7 +239,9 @@ def resumed(cache: LinrecCache, ids: Tensor, mask: Tensor | None) -> LinrecCache
     new.prompt = None
     if cache.rows() not in (None, ids.shape[0]):
         raise ShapeError(f"the state has {cache.rows()} rows, expected {ids.shape[0]}, as input_ids")
-    if mask is not None and mask.shape[1] != length:
+    if new.masked not in (None, length):
+        if mask is None:  # transformers drops a mask without padding
+            mask = ids.new_ones(ids.shape[0], new.masked)
         return _given_by_mask(new, length, mask)
     if count == 0:
         return new

@@ -25,7 +25,7 @@ def hybrid() -> models.LanguageModel:
 
 @pytest.fixture
 def prompt() -> Tensor:
-    return torch.randint(0, 96, (2, 9), generator=torch.Generator().manual_seed(1))
+    return torch.randint(1, 96, (2, 9), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ def documents() -> list[Tensor]:
 def close(got: Tensor, want: Tensor) -> None:
     """Equal to 2e-6 of the whole, in float32."""
     assert got.shape == want.shape
-    assert float((got - want).norm()) <= 2e-6 * float(want.norm())
+    assert bool((got - want).norm() <= 2e-6 * want.norm())
 
 
 def alone(model: models.LanguageModel, documents: list[Tensor]) -> tuple[Tensor, Tensor]:
