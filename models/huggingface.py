@@ -11,7 +11,7 @@ import copy
 import dataclasses
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ class LinrecConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    keys_to_ignore_at_inference = ("cache",)
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache"]
 
     linrec: dict[str, Any] | None = None
     bos_token_id: int | None = None
