@@ -2,7 +2,7 @@
 
 The names and the nesting are those that transformers writes for ``LinrecForCausalLM``, so one format serves
 both: weights carry the prefix ``model.`` and our configuration sits under the key ``linrec``, apart from
-whatever transformers keeps beside it.
+whatever transformers keeps beside it. A model of bytes gets the files of its tokenizer as well.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from linrec.errors import CheckpointError, ConfigError
 from linrec.files import write_tensors, write_text
+from linrec.models.byte_tokenizer import has_byte_vocabulary, tokenizer_files
 from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel
 
@@ -42,8 +43,19 @@ def save_checkpoint(model: LanguageModel, folder: str | os.PathLike[str]) -> Non
         "dtype": dtype,
         "linrec": model.config.to_dict(),
     }
+    _write_tokenizer(model.config, folder)
     write_tensors(folder / WEIGHTS_FILE, weights, {"format": "pt"})
     write_text(folder / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+
+
+def _write_tokenizer(config: Config, folder: Path) -> None:
+    """The byte tokenizer beside a model of bytes; one from another model that stood here is none of this one."""
+    for name, text in tokenizer_files().items():
+        path = folder / name
+        if has_byte_vocabulary(config):
+            write_text(path, text)
+        elif path.is_file() and path.read_bytes() == text.encode():
+            path.unlink()
 
 
 def load_checkpoint(

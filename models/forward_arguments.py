@@ -55,7 +55,7 @@ def own_columns(mask: Tensor | None, cache: LinrecCache, x: Tensor) -> Tensor | 
             raise ArgumentError(
                 "attention_mask differs from the one with which the cache has read its tokens"
             )
-    return mask[:, mask.shape[1] - length :]
+    return mask[:, mask.shape[1] - length :].bool()
 
 
 def kept_logits(

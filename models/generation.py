@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -92,6 +92,10 @@ class CachedGeneration:
     ) -> None:
         if generation_config.cache_implementation is not None:
             _refuse_implementation(generation_config.cache_implementation)
+        if generation_config.assistant_early_exit is not None:
+            raise ConfigError(
+                "assistant_early_exit: expected None: the model has one head, after its last layer"
+            )
         if generation_config.use_cache is False:
             model_kwargs.pop("cache", None)
             return
@@ -142,6 +146,12 @@ class CachedGeneration:
             chosen.prompt = cache.select_rows(torch.arange(0, len(beam_idx), cache.expanded))
         return chosen
 
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Refused with ConfigError: continuous batching pages keys and values."""
+        _refuse_implementation("paged")
+
+    init_continuous_batching = generate_batch
+
     def _cache_of(self, result: Any) -> LinrecCache:
         """The cache of the returned sequences, with nothing left to read again."""
         cache: LinrecCache = result.cache
@@ -177,7 +187,7 @@ def _check_positions(kwargs: dict[str, Any]) -> None:
         )
 
 
-def _refuse_implementation(name: Any) -> None:
+def _refuse_implementation(name: Any) -> NoReturn:
     raise ConfigError(
         f"cache_implementation: expected None, got {name!r}: a recurrent state is no store of keys and values"
     )

@@ -10,7 +10,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import inspect
+import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -18,15 +20,18 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 from transformers.utils import ModelOutput as HfOutput
 
-from linrec.errors import ArgumentError, ConfigError, ShapeError
+from linrec.errors import ArgumentError, CheckpointError, ConfigError, ShapeError
 from linrec.models import forward_arguments
-from linrec.models.checkpoint import MODEL_TYPE
+from linrec.models.byte_tokenizer import END, TOKENIZER_FILE, byte_tokenizer
+from linrec.models.checkpoint import MODEL_TYPE, read_config
 from linrec.models.config import Config, check_name
 from linrec.models.documents import Described, Documents, find_documents
 from linrec.models.generation import CachedGeneration, one_cache
@@ -248,5 +253,26 @@ KEYWORDS = tuple(
     if name != "self" and p.kind is not p.VAR_KEYWORD
 )
 
+
+class LinrecTokenizer(PreTrainedTokenizerFast):
+    """The tokenizer of a checkpoint folder: the one whose files lie there, otherwise that of bytes."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> PreTrainedTokenizerFast:
+        """Raises CheckpointError for a folder without tokenizer files whose model is not one of bytes."""
+        folder = Path(name)
+        if not folder.is_dir() or (folder / TOKENIZER_FILE).is_file():
+            return PreTrainedTokenizerFast.from_pretrained(name, *args, **kwargs)
+        size = read_config(folder).vocab_size
+        if size != END + 1:
+            raise CheckpointError(
+                f"{folder}: expected {TOKENIZER_FILE}, or a model of bytes with vocab_size = {END + 1}, got {size}"
+            )
+        return byte_tokenizer(**kwargs)
+
+
 AutoConfig.register(MODEL_TYPE, LinrecConfig, exist_ok=True)
 AutoModelForCausalLM.register(LinrecConfig, LinrecForCausalLM, exist_ok=True)
+AutoTokenizer.register(LinrecConfig, LinrecTokenizer, exist_ok=True)

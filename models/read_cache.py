@@ -17,7 +17,7 @@ from torch import Tensor
 
 from linrec.errors import ArgumentError, ShapeError
 from linrec.models.language_model import ModelState
-from linrec.state import map_tensors, select_rows
+from linrec.state import State, map_tensors, select_rows
 
 SPACING = 16  # tokens between states that are kept for going back: fewer cost memory, more are read again
 UNKNOWN = -1  # the id of a token that was read as an embedding
@@ -91,6 +91,12 @@ class LinrecCache:
         state = ReadState(*self._state)
         state.tokens, state.real = self.tokens, self.real
         return state
+
+    @property
+    def layers(self) -> tuple[State, ...]:
+        """The states of the layers: a cache stands for its state in ``LanguageModel`` too."""
+        state = self.state
+        return () if state is None else state.layers
 
     @property
     def count(self) -> int | None:
