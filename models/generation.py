@@ -75,6 +75,9 @@ class CachedGeneration:
     ) -> tuple[Tensor, dict[str, Any]]:
         # Here the mask is final and the rows are still those that were given.
         cache = model_kwargs.pop("cache", None) or LinrecCache()
+        model_kwargs.pop(
+            "position_ids", None
+        )  # transformers' own, made from the mask; the caller's were checked
         embeds = model_kwargs.get("inputs_embeds")
         if input_ids is not None:
             mask = model_kwargs.get("attention_mask")
@@ -135,7 +138,6 @@ class CachedGeneration:
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        inputs.pop("position_ids", None)  # transformers' own, made from the mask; the caller's were checked
         if decoding and next_sequence_length == 1:
             inputs.pop("attention_mask", None)  # the new token of every row is real; padding is behind us
         return inputs

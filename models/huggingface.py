@@ -65,11 +65,9 @@ class LinrecConfig(PreTrainedConfig):
         for name in DERIVED:
             if (value := kwargs.pop(name, None)) is not None and value != getattr(self, name):
                 raise ConfigError(f"{name}: expected {getattr(self, name)}, as in linrec, got {value!r}")
-        for name in dataclasses.fields(Config):
-            if name.name in kwargs:
-                raise ConfigError(
-                    f"{name.name}: expected inside linrec={{...}}, got it as an argument beside it"
-                )
+        for field in dataclasses.fields(Config):
+            if field.name in kwargs:
+                raise ConfigError(f"{field.name}: expected inside linrec={{...}}, got it beside it")
         super().__post_init__(**kwargs)
 
     @classmethod

@@ -8,7 +8,6 @@ with a cache returns another one, and holding on to a cache is a fork.
 
 from __future__ import annotations
 
-import copy
 import itertools
 from typing import Any
 
@@ -130,7 +129,8 @@ class LinrecCache:
 
     def fork(self) -> LinrecCache:
         """The same cache, for one who may change it."""
-        new = copy.copy(self)
+        new = object.__new__(type(self))  # copy.copy takes as long as a small tensor operation
+        new.__dict__.update(self.__dict__)
         new._kept = list(self._kept)
         return new
 
@@ -204,7 +204,7 @@ class LinrecCache:
 
     def select_rows(self, rows: Tensor) -> LinrecCache:
         """Row i of the result is row ``rows[i]``."""
-        new = copy.copy(self)
+        new = self.fork()
         new._state = select_rows(self._state, rows)
         new._kept = [(at, select_rows(state, rows)) for at, state in self._kept]
         new.tokens = None if self.tokens is None else self.tokens.index_select(0, rows.to(self.tokens.device))
@@ -257,16 +257,14 @@ def resumed(cache: LinrecCache, ids: Tensor, mask: Tensor | None) -> LinrecCache
             "LinrecCache(state, tokens=<the ids it has read>), or new ids alone with an attention_mask that covers the "
             "ids read before as well"
         )
-    if length >= count and _agree(new.tokens, ids[:, :count], mask):
+    tokens = new.tokens
+    if length >= count and _agree(tokens, ids[:, :count], mask):
         if length == count or not _same_mask(new.real, mask, count):
             new = LinrecCache()
             new.recording, new.piece, new._kept = cache.recording, cache.piece, [(0, None)]
         return new
-    if (
-        cache.by_count
-        and not (length < count and _agree(new.tokens[:, :length], ids, mask))
-        and length <= count
-    ):
+    beginning = length <= count and _agree(tokens[:, :length], ids, mask)
+    if cache.by_count and length <= count and not beginning:
         new.skipped = count
         return new
     raise ArgumentError(

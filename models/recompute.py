@@ -64,7 +64,7 @@ class Recomputing:
 
         def call(block: nn.Module, *arguments: Any) -> tuple[Tensor, Any]:
             if next(numbers) % self._recomputed_every:
-                return block(*arguments)  # type: ignore[no-any-return]
+                return block(*arguments)
             return recomputed(self._gradient_checkpointing_func, block, *arguments)
 
         return call

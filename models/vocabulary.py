@@ -53,11 +53,10 @@ class Vocabulary:
         if pad_to_multiple_of:
             size = -(-size // pad_to_multiple_of) * pad_to_multiple_of
         config = dataclasses.replace(self.model.config, vocab_size=size)
-        embeddings: nn.Module = super().resize_token_embeddings(
-            new_num_tokens, pad_to_multiple_of, mean_resizing
-        )
+        arguments = (new_num_tokens, pad_to_multiple_of, mean_resizing)
+        embeddings: nn.Module = super().resize_token_embeddings(*arguments)  # type: ignore[misc]
         self.model.config, self.config.vocab_size = config, size
-        for module in {embeddings, self.model.head} - {None}:
-            if size > before and not mean_resizing:
+        for module in (embeddings, self.model.head):
+            if size > before and not mean_resizing and module is not None:
                 nn.init.normal_(module.get_parameter("weight")[before:].detach(), std=config.init_std)
         return embeddings

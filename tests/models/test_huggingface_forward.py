@@ -128,9 +128,9 @@ def test_which_logits_are_kept(face: Any, prompt: Tensor) -> None:
         assert torch.equal(face(prompt, logits_to_keep=keep).logits, want)
     index = torch.tensor([1, 4])
     torch.testing.assert_close(face(prompt, logits_to_keep=index).logits, everything[:, index])
-    for keep in (-1, 2, index):
+    for refused in (-1, 2, index):
         with pytest.raises(ArgumentError, match="logits_to_keep"):
-            face(prompt, logits_to_keep=keep, labels=prompt)
+            face(prompt, logits_to_keep=refused, labels=prompt)
 
 
 def test_outputs_as_a_tuple_and_without_a_cache(face: Any, prompt: Tensor) -> None:

@@ -40,15 +40,15 @@ def alone(model: models.LanguageModel, documents: list[Tensor]) -> tuple[Tensor,
 
 
 def collated(documents: list[Tensor], form: str) -> dict[str, Any]:
-    options: dict[str, Any] = {
+    forms: dict[str, dict[str, Any]] = {
         "position_ids": {},
         "position_ids from 2": {"position_ids_start": 2},
         "flash": {"return_flash_attn_kwargs": True},
         "flash alone": {"return_flash_attn_kwargs": True, "return_position_ids": False},
         "seq_idx": {"return_seq_idx": True, "return_position_ids": False},
         "everything": {"return_seq_idx": True, "return_flash_attn_kwargs": True},
-    }[form]
-    collator = DataCollatorWithFlattening(return_tensors="pt", **options)
+    }
+    collator = DataCollatorWithFlattening(return_tensors="pt", **forms[form])
     batch: dict[str, Any] = collator([{"input_ids": d.tolist()} for d in documents])
     return batch
 
