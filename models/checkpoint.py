@@ -41,6 +41,8 @@ def save_checkpoint(model: LanguageModel, folder: str | os.PathLike[str]) -> Non
         "model_type": MODEL_TYPE,
         "architectures": ["LinrecForCausalLM"],
         "dtype": dtype,
+        # transformers looks for these beside ours when it makes its settings for generation.
+        **{name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
         "linrec": model.config.to_dict(),
     }
     _write_tokenizer(model.config, folder)

@@ -113,7 +113,8 @@ def _marked(bounds: Tensor, real: Tensor) -> Tensor:
 
 
 def _like(values: Any, shape: tuple[int, int], name: str) -> Tensor:
-    if not isinstance(values, Tensor) or values.is_floating_point() or values.dim() not in (1, 2):
+    whole = isinstance(values, Tensor) and values.dtype in (torch.int64, torch.int32, torch.int16)
+    if not whole or values.dim() not in (1, 2):
         came = getattr(values, "dtype", type(values).__name__)
         raise ArgumentError(f"{name}: expected whole numbers of shape {list(shape)}, got {came}")
     if values.shape[-1] != shape[1] or (values.dim() == 2 and values.shape[0] not in (1, shape[0])):

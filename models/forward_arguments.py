@@ -58,16 +58,14 @@ def own_columns(mask: Tensor | None, cache: LinrecCache, x: Tensor) -> Tensor | 
     return mask[:, mask.shape[1] - length :].bool()
 
 
-def kept_logits(
-    logits_to_keep: int | Tensor, length: int, labels: Tensor | None
-) -> tuple[slice | Tensor, int | None]:
+def kept_logits(logits_to_keep: int | Tensor, with_loss: bool) -> tuple[slice | Tensor, int | None]:
     """Which columns have logits, and how many of the last columns that needs (None: all)."""
     if isinstance(logits_to_keep, Tensor):
-        if labels is not None:
+        if with_loss:
             raise ArgumentError("logits_to_keep contradicts labels: the loss needs every logit")
         return logits_to_keep, None
-    if logits_to_keep < 0 or (logits_to_keep and labels is not None):
-        why = "the loss needs every logit" if labels is not None else "expected 0 (all) or more"
+    if logits_to_keep < 0 or (logits_to_keep and with_loss):
+        why = "the loss needs every logit" if with_loss else "expected 0 (all) or more"
         raise ArgumentError(f"logits_to_keep={logits_to_keep}: {why}")
     return (slice(-logits_to_keep, None), logits_to_keep) if logits_to_keep else (slice(None), None)
 
@@ -80,11 +78,13 @@ def targets(
     ignore_index: int,
 ) -> Tensor:
     """What each position is to predict ``[B, T]``; nothing where the next token begins another document."""
+    given = {"shift_labels": shift_labels} if shift_labels is not None else {"labels": labels}
+    for name, values in given.items():
+        if values is not None and values.shape != x.shape[:2]:
+            raise ShapeError(f"{name}: expected {list(x.shape[:2])}, as the tokens, got {list(values.shape)}")
     shifted = shift_labels
     if shifted is None:
         assert labels is not None
-        if labels.shape != x.shape[:2]:
-            raise ShapeError(f"labels: expected {list(x.shape[:2])}, as the tokens, got {list(labels.shape)}")
         shifted = F.pad(labels[:, 1:], (0, 1), value=ignore_index)
     if documents is None:
         return shifted

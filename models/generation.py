@@ -41,23 +41,15 @@ class CachedGeneration:
         config = kwargs.get("generation_config", args[1] if len(args) > 1 else None)
         drafting = bool(getattr(config, "is_assistant", False))
         cache, name = one_cache(kwargs)
-        mask, ids = (
-            kwargs.get("attention_mask"),
-            kwargs.get("input_ids", args[0] if args else kwargs.get("inputs")),
-        )
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         if cache is not None:
             # A drafting model's own cache goes to and fro, with what it keeps for going back.
-            kwargs["cache"] = cache if drafting else cache.plain()
-            kwargs["cache"].by_count = name == "state"
-            kwargs["cache"].masked = None if mask is None else mask.shape[1]
-            if kwargs.get("use_cache") is False:
-                raise ArgumentError("use_cache=False contradicts the cache that is given")
-        elif (
-            ids is not None and mask is not None and "inputs_embeds" not in kwargs and mask.shape != ids.shape
-        ):
-            raise ShapeError(
-                f"attention_mask: expected {list(ids.shape)}, as input_ids, got {list(mask.shape)}"
-            )
+            cache = cache if drafting else cache.plain()
+            mask = kwargs.get("attention_mask")
+            cache.by_count, cache.masked = name == "state", None if mask is None else mask.shape[1]
+            kwargs["cache"] = cache
+        elif ids is not None and kwargs.get("inputs_embeds") is None:
+            _check_mask(kwargs, ids, drafting)
         _check_positions(kwargs)
         if kwargs.get("cache_implementation") is not None:
             _refuse_implementation(kwargs["cache_implementation"])
@@ -83,6 +75,8 @@ class CachedGeneration:
             mask = model_kwargs.get("attention_mask")
             if embeds is None:
                 cache = resumed(cache, input_ids, mask)
+                if mask is not None:  # what was read keeps its own
+                    model_kwargs["attention_mask"] = mask[:, mask.shape[1] - input_ids.shape[1] :]
             cache.expanded = expand_size
             model_kwargs["cache"] = cache.repeated(expand_size)
         expanded: tuple[Tensor, dict[str, Any]] = super()._expand_inputs_for_generation(  # type: ignore[misc]
@@ -99,10 +93,12 @@ class CachedGeneration:
             raise ConfigError(
                 "assistant_early_exit: expected None: the model has one head, after its last layer"
             )
-        if generation_config.use_cache is False:
-            model_kwargs.pop("cache", None)
-            return
         cache: LinrecCache = model_kwargs["cache"]
+        if generation_config.use_cache is False:
+            if cache.count:
+                raise ArgumentError("use_cache=False contradicts the cache that is given")
+            del model_kwargs["cache"]
+            return
         # Reading in pieces is the cache's own matter: transformers does not know which ids were read before.
         cache.piece, generation_config.prefill_chunk_size = generation_config.prefill_chunk_size, None
         if generation_config.is_assistant:
@@ -129,6 +125,8 @@ class CachedGeneration:
                 raise ArgumentError(
                     f"the cache has read {cache.get_seq_length()} columns: expected more than these, got nothing new"
                 )
+            if attention_mask is not None:
+                attention_mask = attention_mask[:, attention_mask.shape[1] - next_sequence_length :]
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(  # type: ignore[misc]
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -174,6 +172,19 @@ class CachedGeneration:
         with torch.no_grad():
             settled: LinrecCache = self(again, attention_mask=mask, cache=read, logits_to_keep=1).cache  # type: ignore[operator]
         return settled
+
+
+def _check_mask(kwargs: dict[str, Any], ids: Tensor, drafting: bool) -> None:
+    """Without a cache the mask has the shape of the ids; ShapeError otherwise.
+
+    A drafting model gets that of the other model, which may have a cache that covers more.
+    """
+    mask = kwargs.get("attention_mask")
+    if mask is None or mask.shape == ids.shape:
+        return
+    if not drafting or mask.shape[1] < ids.shape[1]:
+        raise ShapeError(f"attention_mask: expected {list(ids.shape)}, as input_ids, got {list(mask.shape)}")
+    kwargs["attention_mask"] = mask[:, mask.shape[1] - ids.shape[1] :]
 
 
 def _check_positions(kwargs: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.utils import ModelOutput as HfOutput
 
-from linrec.errors import ArgumentError, CheckpointError, ConfigError, ShapeError
+from linrec.errors import ArgumentError, CheckpointError, ConfigError, DtypeError, ShapeError
 from linrec.models import forward_arguments
 from linrec.models.byte_tokenizer import END, TOKENIZER_FILE, byte_tokenizer
 from linrec.models.checkpoint import MODEL_TYPE, read_config
@@ -208,7 +208,8 @@ class LinrecForCausalLM(Recomputing, Vocabulary, CachedGeneration, PreTrainedMod
         mask = forward_arguments.own_columns(attention_mask, given, x)
         bounds = (cu_seqlens, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
         documents = _documents(Described(position_ids, seq_idx, *bounds), x, mask, given)
-        keep, needed = forward_arguments.kept_logits(logits_to_keep, x.shape[1], labels)
+        with_loss = labels is not None or options["shift_labels"] is not None
+        keep, needed = forward_arguments.kept_logits(logits_to_keep, with_loss)
         wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         call, wanted = self._block_call(), bool(wanted)
         if documents is None:
@@ -216,7 +217,7 @@ class LinrecForCausalLM(Recomputing, Vocabulary, CachedGeneration, PreTrainedMod
         else:
             read = read_documents(self.model, given, x, documents, call, wanted)
         logits, loss = self.model.logits(read.h[:, keep]), None
-        if labels is not None or options["shift_labels"] is not None:
+        if with_loss:
             options["shift_labels"] = forward_arguments.targets(labels, documents, x, **options)
             options |= {"labels": labels, "num_items_in_batch": num_items_in_batch}
             loss = self.loss_function(logits=logits, vocab_size=logits.shape[-1], **options)
@@ -233,6 +234,8 @@ class LinrecForCausalLM(Recomputing, Vocabulary, CachedGeneration, PreTrainedMod
             return self.model.embedded(ids)
         assert embeds is not None
         width = self.model.config.d_model
+        if not embeds.is_floating_point():
+            raise DtypeError(f"inputs_embeds: expected floating-point numbers, got {embeds.dtype}")
         if embeds.dim() != 3 or embeds.shape[2] != width:
             raise ShapeError(f"inputs_embeds: expected [B, T, d_model = {width}], got {list(embeds.shape)}")
         return embeds

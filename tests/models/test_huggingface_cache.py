@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from linrec import models
-from linrec.errors import ArgumentError, LinrecError, ShapeError
+from linrec.errors import ArgumentError, ShapeError
 from linrec.state import map_tensors, named_tensors
 from tests.models.greedy import greedy
 
@@ -187,8 +187,11 @@ def test_what_does_not_fit_is_refused(face: Any, prompt: Tensor) -> None:
         face.generate(prompt[:1], cache=cache, **GREEDY)
     with pytest.raises(ShapeError, match="9 columns read"):
         face.generate(prompt, cache=cache, attention_mask=torch.ones(2, 17), **GREEDY)
-    with pytest.raises(LinrecError, match="use_cache=False"):
-        face.generate(prompt, cache=cache, use_cache=False, **GREEDY)
+    with pytest.raises(ShapeError, match=r"attention_mask: expected \[2, 9\]"):
+        face.generate(prompt, attention_mask=torch.ones(2, 17), **GREEDY)
+    longer = torch.cat([prompt, prompt], 1)
+    with pytest.raises(ArgumentError, match="use_cache=False"):
+        face.generate(longer, cache=cache, use_cache=False, **GREEDY)
     with pytest.raises(ArgumentError, match="DynamicCache"):
         face.generate(prompt, past_key_values=transformers.DynamicCache(), **GREEDY)
     with pytest.raises(ArgumentError, match="restart inside a row"):

@@ -77,6 +77,19 @@ def test_a_conversation_with_drafts_goes_on(
     assert torch.equal(face.generate(whole, cache=first.cache, **plain), expected)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_new_ids_alone_with_drafts(
+    hybrid: models.LanguageModel, face: Any, assistant: Any, text: Tensor, kind: str
+) -> None:
+    options = {"max_new_tokens": 15, "do_sample": False, **drafts(kind, face, assistant)}
+    padded = torch.cat([torch.zeros(1, 3, dtype=torch.long), text], 1)
+    mask = torch.ones_like(padded)
+    mask[0, :3] = 0
+    state = face(padded[:, :20], attention_mask=mask[:, :20]).state
+    got = face.generate(padded[:, 20:], state=state, attention_mask=mask, **options)
+    assert torch.equal(got, greedy(hybrid, text, 15)[:, 17:])
+
+
 def test_what_is_read_again_is_bounded(face: Any, text: Tensor) -> None:
     """A rejected draft costs at most the tokens between two states that are kept, never the prompt."""
     long = text.repeat(1, 8)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from linrec import models
-from linrec.errors import ArgumentError, ConfigError, LinrecError, ShapeError
+from linrec.errors import ArgumentError, ConfigError, DtypeError, LinrecError, ShapeError
 
 transformers = pytest.importorskip("transformers")
 from linrec.models.huggingface import LinrecConfig  # noqa: E402
@@ -82,6 +82,8 @@ def test_embeddings_stand_for_tokens(hybrid: models.LanguageModel, face: Any, pr
         face()
     with pytest.raises(ShapeError, match="d_model = 32"):
         face(inputs_embeds=embeds[..., :5])
+    with pytest.raises(DtypeError, match="floating-point"):
+        face(inputs_embeds=embeds.long())
 
 
 def test_generate_from_embeddings(hybrid: models.LanguageModel, face: Any, prompt: Tensor) -> None:
@@ -151,6 +153,10 @@ def test_labels_and_their_options(face: Any, prompt: Tensor) -> None:
     torch.testing.assert_close(face(prompt, labels=prompt, ignore_index=ignored).loss, kept)
     with pytest.raises(ShapeError, match="labels"):
         face(prompt, labels=prompt[:, 1:])
+    with pytest.raises(ShapeError, match="shift_labels"):
+        face(prompt, shift_labels=prompt[:, 1:])
+    with pytest.raises(ArgumentError, match="the loss needs every logit"):
+        face(prompt, shift_labels=prompt, logits_to_keep=2)
 
 
 def test_configurations_take_no_strange_names() -> None:

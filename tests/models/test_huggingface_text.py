@@ -76,9 +76,26 @@ def test_a_pipeline_from_the_folder(folder: Path, tokenizer: Any) -> None:
                 break
         expected = tokenizer.decode(ids[0], skip_special_tokens=True)
         assert pipe(text, max_new_tokens=10, do_sample=False)[0]["generated_text"] == expected
+    assert isinstance(pipe("", max_new_tokens=3)[0]["generated_text"], str)
     texts = ["Once", "upon a time"]
     one_by_one = [pipe(text, max_new_tokens=5, do_sample=False) for text in texts]
     assert pipe(texts, batch_size=2, max_new_tokens=5, do_sample=False) == one_by_one
+
+
+def test_generation_ends_at_the_end_token_of_the_folder(tmp_path: Path) -> None:
+    model = byte_model()
+    with torch.no_grad():
+        model.embed.weight[256] = 3 * model.norm.weight  # whatever is read, the end is likely soon
+    model.save(tmp_path)
+    face = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    settings = face.generation_config
+    assert settings.eos_token_id == settings.bos_token_id == settings.pad_token_id == 256
+    ids = torch.randint(0, 256, (6, 5))
+    out = face.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=30, do_sample=False)
+    for row in out[:, 5:].tolist():
+        if 256 in row:
+            assert set(row[row.index(256) :]) == {256}
+    assert bool((out[:, 5:] == 256).any())
 
 
 def test_folders_without_tokenizer_files(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from linrec import models
 from linrec.layers import LAYERS
 from linrec.state import named_tensors
+from tests.models.greedy import greedy
 
 transformers = pytest.importorskip("transformers")
 from linrec.models.huggingface import LinrecForCausalLM  # noqa: E402
@@ -105,6 +106,18 @@ def test_frozen_embeddings_and_every_second_block(face: Any, prompt: Tensor) -> 
     face.eval()
     face(prompt, labels=prompt).loss.backward()
     assert calls == [3, 2, 3]
+
+
+def test_generation_between_steps(hybrid: models.LanguageModel, face: Any, prompt: Tensor) -> None:
+    face.gradient_checkpointing_enable()
+    face.train()
+    loss_of(face(prompt), prompt).backward()
+    face.eval()
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            assert torch.equal(
+                face.generate(prompt, max_new_tokens=12, do_sample=False), greedy(hybrid, prompt)
+            )
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
