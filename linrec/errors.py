@@ -25,6 +25,10 @@ class UnknownNameError(LinrecError, ValueError):
     """No rule, layer, form, backend, feature map or task has this name."""
 
 
+class ArgumentError(LinrecError, TypeError, ValueError):
+    """A keyword is not known, cannot be honoured, or contradicts another one."""
+
+
 class FormError(LinrecError, ValueError):
     """The rule has no such form; the message gives the mathematical reason."""
 

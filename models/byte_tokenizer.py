@@ -2,34 +2,74 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
+    from linrec.models.config import Config
+
 END_TEXT = "<|end|>"
+END = 256
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json")
 
 
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """256 bytes and the end-of-document token 256, written ``<|end|>``; padding is that token too.
+def byte_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
+    """256 bytes and the end-of-document token 256, written ``<|end|>``; padding is that token too, on the left.
 
     Encodes and decodes any text as its UTF-8 bytes, adds no special token by itself, and has
-    ``save_pretrained`` for a checkpoint folder.
+    ``save_pretrained`` for a checkpoint folder. ``options`` as for ``AutoTokenizer.from_pretrained``.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in tokenizer_files().items():
+            (Path(folder) / name).write_text(text, encoding="utf-8")
+        tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, **options)
+    tokenizer.name_or_path = ""
+    return tokenizer
+
+
+def has_byte_vocabulary(config: Config) -> bool:
+    """Whether a model's ids are these: its vocabulary has the size, and its end token is this one."""
+    others = (config.bos_token_id, config.pad_token_id)
+    return config.vocab_size == END + 1 and config.eos_token_id == END and set(others) <= {None, END}
+
+
+def tokenizer_files() -> dict[str, str]:
+    """The files of a checkpoint folder that ``AutoTokenizer`` reads; written here without its library.
+
+    They are a byte-level BPE without merges.
+    """
     vocabulary = {character: byte for byte, character in enumerate(_characters())}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_TEXT,
-        bos_token=END_TEXT,
-        pad_token=END_TEXT,
-        clean_up_tokenization_spaces=False,
-    )
+    end = {"id": END, "content": END_TEXT, "single_word": False, "lstrip": False, "rstrip": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    tokenizer = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{**end, "normalized": False, "special": True}],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": None,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }
+    options = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": END_TEXT,
+        "eos_token": END_TEXT,
+        "pad_token": END_TEXT,
+        "padding_side": "left",
+        "clean_up_tokenization_spaces": False,
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    texts = (json.dumps(tokenizer, indent=1, ensure_ascii=False), json.dumps(options, indent=2))
+    return {name: text + "\n" for name, text in zip(TOKENIZER_FILES, texts, strict=True)}
 
 
 def _characters() -> list[str]:

@@ -2,7 +2,7 @@
 
 The names and the nesting are those that transformers writes for ``LinrecForCausalLM``, so one format serves
 both: weights carry the prefix ``model.`` and our configuration sits under the key ``linrec``, apart from
-whatever transformers keeps beside it.
+whatever transformers keeps beside it. A model of bytes gets the files of its tokenizer as well.
 
 A save replaces two files, and a file system renames one at a time. So the weights also hold, in the metadata of their
 header, the configuration that they were saved with: their rename is the moment at which the checkpoint changes, and
@@ -46,6 +46,7 @@ from linrec.files import (
     write_together,
 )
 from linrec.models.building import build
+from linrec.models.byte_tokenizer import has_byte_vocabulary, tokenizer_files
 from linrec.models.config import Config, shown
 from linrec.models.language_model import LanguageModel
 
@@ -80,6 +81,8 @@ def save_checkpoint(
         "model_type": MODEL_TYPE,
         "architectures": ["LinrecForCausalLM"],
         "dtype": str(model.dtype).removeprefix("torch."),
+        # transformers looks for these beside ours when it makes its settings for generation.
+        **{name: getattr(model.config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
         "linrec": model.config.to_dict(),
     }
     own = json.dumps(config, sort_keys=True)
@@ -87,9 +90,20 @@ def save_checkpoint(
     with contextlib.suppress(CheckpointError):
         metadata[REPLACES] = _sha256(read_bytes(folder / CONFIG_FILE, CheckpointError))
     text = json.dumps({**config, SAVED: _sha256(own.encode())}, indent=2) + "\n"
-    further = {name: text_writer(content) for name, content in (files or {}).items()}
+    own_files = tokenizer_files() if has_byte_vocabulary(model.config) else {}
+    further = {name: text_writer(content) for name, content in {**own_files, **(files or {})}.items()}
     two = {WEIGHTS_FILE: tensor_writer(weights, metadata), CONFIG_FILE: text_writer(text)}
     write_together(folder, further | two)
+    if not own_files:
+        _drop_byte_tokenizer(folder, set(further))
+
+
+def _drop_byte_tokenizer(folder: Path, written: set[str]) -> None:
+    """The byte tokenizer of another model that stood in this folder is none of this one."""
+    for name, text in tokenizer_files().items():
+        path = folder / name
+        if name not in written and path.is_file() and path.read_bytes() == text.encode():
+            path.unlink()
 
 
 def load_checkpoint(

@@ -1,32 +1,55 @@
-"""The Hugging Face face of the language model: ``AutoConfig``, ``AutoModelForCausalLM`` and ``generate``.
+"""The Hugging Face face of the language model: ``generate``, and the classes behind transformers' ``Auto`` ones.
 
-Importing this module registers the classes. ``generate`` carries the recurrent state under the name
-``state``, from step to step, without looking inside.
+Importing this module registers the classes. Between its steps ``generate`` hands a
+:class:`~linrec.models.read_cache.LinrecCache` round under transformers' name ``cache``; ``state``, ``past_key_values``
+and ``cache_params`` are other names for it.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
+import inspect
 import os
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import ModelOutput as HfOutput
 
-from linrec.errors import CheckpointError, ConfigError
-from linrec.models.checkpoint import MODEL_TYPE, unfinished_config
-from linrec.models.config import Config
+from linrec.errors import ArgumentError, CheckpointError, ConfigError, DtypeError, ShapeError
+from linrec.models import forward_arguments
+from linrec.models.byte_tokenizer import END, TOKENIZER_FILE, byte_tokenizer
+from linrec.models.checkpoint import MODEL_TYPE, read_config, unfinished_config
+from linrec.models.config import Config, check_name
+from linrec.models.documents import Described, Documents, find_documents
+from linrec.models.generation import CachedGeneration, one_cache
 from linrec.models.language_model import LanguageModel, ModelState
-from linrec.state import select_rows
+from linrec.models.read_cache import LinrecCache
+from linrec.models.reading import read_documents, read_rows
+from linrec.models.recompute import Recomputing
+from linrec.models.vocabulary import ResizableVocabulary
 
 
 class LinrecConfig(PreTrainedConfig):
-    """Holds a :class:`~linrec.models.Config` as plain values in ``linrec``; make one with ``from_linrec``."""
+    """Holds a :class:`~linrec.models.Config` as plain values in ``linrec``; make one with ``from_linrec``.
+
+    Raises ConfigError for a field of ``linrec`` that is given beside it with another value, or at the wrong place.
+    """
 
     model_type = MODEL_TYPE
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache"]
 
     linrec: dict[str, Any] | None = None
     bos_token_id: int | None = None
@@ -39,11 +62,20 @@ class LinrecConfig(PreTrainedConfig):
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             if getattr(self, name) is None:
                 setattr(self, name, self.linrec[name])
-        kwargs.pop("tie_word_embeddings", None)
+        for name in DERIVED:
+            if (value := kwargs.pop(name, None)) is not None and value != getattr(self, name):
+                raise ConfigError(f"{name}: expected {getattr(self, name)}, as in linrec, got {value!r}")
+        for field in dataclasses.fields(Config):
+            if field.name in kwargs:
+                raise ConfigError(f"{field.name}: expected inside linrec={{...}}, got it beside it")
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_linrec(cls, config: Config, **kwargs: Any) -> LinrecConfig:
+        """``kwargs``: fields of transformers' configurations. Raises ConfigError for other names."""
+        known = [f.name for f in dataclasses.fields(cls) if f.name != "linrec"]
+        for name in kwargs:
+            check_name(name, [*known, *DERIVED, *ALSO_KNOWN], "config: field")
         return cls(linrec=config.to_dict(), **kwargs)
 
     def to_linrec(self) -> Config:
@@ -54,6 +86,14 @@ class LinrecConfig(PreTrainedConfig):
     @property
     def vocab_size(self) -> int:
         return self.to_linrec().vocab_size
+
+    @vocab_size.setter
+    def vocab_size(self, size: int) -> None:
+        self.linrec = dataclasses.replace(self.to_linrec(), vocab_size=size).to_dict()
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        return self.to_linrec().tie_embeddings
 
     @property
     def hidden_size(self) -> int:
@@ -68,22 +108,33 @@ class LinrecConfig(PreTrainedConfig):
         return self.to_linrec().num_heads
 
 
+DERIVED = ("vocab_size", "tie_word_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads")
+ALSO_KNOWN = ("output_attentions", "attn_implementation", "name_or_path", "num_labels", "torch_dtype")
+
+
 @dataclass
 class LinrecOutput(HfOutput):
-    """``loss`` where labels were given, ``logits [B, T, vocab_size]`` and the state after the last token."""
+    """``loss`` where labels were given, ``logits [B, T, vocab_size]``, the ``cache`` after the last token and, if
+    asked for, ``hidden_states``: the embeddings, each block's output, the last one after the final norm."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    state: ModelState | None = None
+    cache: LinrecCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+
+    @property
+    def state(self) -> ModelState | None:
+        """The state in ``cache``, which knows the tokens it has read."""
+        return None if self.cache is None else self.cache.state
 
 
-class LinrecForCausalLM(PreTrainedModel, GenerationMixin):
+class LinrecForCausalLM(Recomputing, ResizableVocabulary, CachedGeneration, PreTrainedModel, GenerationMixin):
     """:class:`~linrec.models.LanguageModel` as a transformers model; ``.model`` is the plain one."""
 
     config_class = LinrecConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
-    _is_stateful = True  # a recurrent state cannot step back, which assisted generation would need
+    supports_gradient_checkpointing = True
     _no_split_modules = ("Block",)
 
     def __init__(self, config: LinrecConfig):
@@ -128,73 +179,114 @@ class LinrecForCausalLM(PreTrainedModel, GenerationMixin):
     def _supports_default_dynamic_cache(cls) -> bool:
         return False
 
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embed
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.model.embed = value  # type: ignore[assignment]
-
-    def get_output_embeddings(self) -> nn.Module | None:
-        return self.model.head
-
-    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        raise ConfigError(
-            "resize_token_embeddings is not supported: make a model with the vocab_size it needs"
-        )
-
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        state: ModelState | None = None,
+        state: ModelState | LinrecCache | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         return_dict: bool | None = None,
+        *,
+        cache: LinrecCache | ModelState | None = None,
+        past_key_values: LinrecCache | ModelState | None = None,
+        cache_params: LinrecCache | ModelState | None = None,
+        inputs_embeds: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        cu_seq_lens_q: Tensor | None = None,
+        cu_seq_lens_k: Tensor | None = None,
+        max_length_q: int | None = None,
+        max_length_k: int | None = None,
+        output_hidden_states: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> LinrecOutput | tuple[Any, ...]:
-        """``state`` continues a sequence; ``labels`` are shifted inside, -100 is ignored."""
-        h, new_state = self.model.hidden(input_ids, state, attention_mask=attention_mask)
-        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.model.logits(h if isinstance(keep, slice) and keep.start == 0 else h[:, keep])
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs
-            )
+        """Logits of tokens, or of ``inputs_embeds [B, T, d_model]`` in their stead.
+
+        ``cache`` (or one of its other names) continues a sequence; ``attention_mask`` may then cover what was read as
+        well. ``position_ids`` that restart, ``seq_idx``, ``cu_seq_lens_q/k`` and ``cu_seqlens`` say where documents of
+        a packed row begin: each is then as if it were alone, and the cache has a row for each.
+
+        ``labels`` are shifted inside and -100 is ignored. The first token of a packed document is no target of the
+        last one before it, whatever its label: transformers' models would learn it unless the collator masks it.
+        The loss is the mean over the labels that count, or their sum over ``num_items_in_batch``.
+
+        Raises ArgumentError for a keyword that is not known or cannot be honoured, and for contradictions.
+        """
+        options = forward_arguments.loss_options(kwargs, KEYWORDS)
+        names = {"cache": cache, "state": state, "past_key_values": past_key_values}
+        given = one_cache({**names, "cache_params": cache_params})[0] or LinrecCache()
+        x = self._embedded(input_ids, inputs_embeds)
+        mask = forward_arguments.own_columns(attention_mask, given, x)
+        bounds = (cu_seqlens, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
+        documents = _documents(Described(position_ids, seq_idx, *bounds), x, mask, given)
+        with_loss = labels is not None or options["shift_labels"] is not None
+        keep, needed = forward_arguments.kept_logits(logits_to_keep, with_loss)
+        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
+        call, wanted = self._block_call(), bool(wanted)
+        if documents is None:
+            read = read_rows(self.model, given, x, input_ids, mask, needed, call, wanted)
+        else:
+            read = read_documents(self.model, given, x, documents, call, wanted)
+        logits, loss = self.model.logits(read.h[:, keep]), None
+        if with_loss:
+            options["shift_labels"] = forward_arguments.targets(labels, documents, x, **options)
+            options |= {"labels": labels, "num_items_in_batch": num_items_in_batch}
+            loss = self.loss_function(logits=logits, vocab_size=logits.shape[-1], **options)
         use_cache = self.config.use_cache if use_cache is None else use_cache
-        output = LinrecOutput(loss=loss, logits=logits, state=new_state if use_cache else None)
-        return output if return_dict is not False else output.to_tuple()
+        output = LinrecOutput(loss, logits, read.cache if use_cache else None, read.hidden)
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        return output if return_dict else output.to_tuple()
 
-    def prepare_inputs_for_generation(
-        self,
-        input_ids: Tensor,
-        state: ModelState | None = None,
-        is_first_iteration: bool | None = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if state is not None:
-            inputs["state"] = state
-            if not is_first_iteration:
-                inputs.pop("attention_mask", None)  # the new token of every row is real; padding is behind us
-        return inputs
+    def _embedded(self, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
+        if (ids is None) == (embeds is None):
+            both = "neither" if ids is None else "both"
+            raise ArgumentError(f"expected input_ids or inputs_embeds, got {both}")
+        if ids is not None:
+            return self.model.embedded(ids)
+        assert embeds is not None
+        width = self.model.config.d_model
+        if not embeds.is_floating_point():
+            raise DtypeError(f"inputs_embeds: expected floating-point numbers, got {embeds.dtype}")
+        if embeds.dim() != 3 or embeds.shape[2] != width:
+            raise ShapeError(f"inputs_embeds: expected [B, T, d_model = {width}], got {list(embeds.shape)}")
+        return embeds
 
-    def _update_model_kwargs_for_generation(
-        self, outputs: HfOutput, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
-        # Which outputs transformers itself hands on, and under what names, changes from version to version.
-        updated: dict[str, Any] = super()._update_model_kwargs_for_generation(
-            outputs, model_kwargs, *args, **kwargs
-        )
-        if outputs.get("state") is not None:
-            updated["state"] = outputs["state"]
-        return updated
 
-    def _reorder_cache(self, state: ModelState, beam_idx: Tensor) -> ModelState:
-        return select_rows(state, beam_idx)
+def _documents(given: Described, x: Tensor, mask: Tensor | None, cache: LinrecCache) -> Documents | None:
+    if all(value is None for value in given):
+        return None
+    shape = (x.shape[0], x.shape[1])
+    return find_documents(given, shape, mask, x.device, cache.real_counts(), cache.rows() is not None)
+
+
+KEYWORDS = tuple(
+    name
+    for name, p in inspect.signature(LinrecForCausalLM.forward).parameters.items()
+    if name != "self" and p.kind is not p.VAR_KEYWORD
+)
+
+
+class LinrecTokenizer(PreTrainedTokenizerFast):
+    """The tokenizer of a checkpoint folder: the one whose files lie there, otherwise that of bytes."""
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | os.PathLike[str], *args: Any, **kwargs: Any
+    ) -> PreTrainedTokenizerFast:
+        """Raises CheckpointError for a folder without tokenizer files whose model is not one of bytes."""
+        folder = Path(name)
+        if not folder.is_dir() or (folder / TOKENIZER_FILE).is_file():
+            return PreTrainedTokenizerFast.from_pretrained(name, *args, **kwargs)
+        size = read_config(folder).vocab_size
+        if size != END + 1:
+            raise CheckpointError(
+                f"{folder}: expected {TOKENIZER_FILE}, or a model of bytes with vocab_size = {END + 1}, got {size}"
+            )
+        return byte_tokenizer(**kwargs)
 
 
 def _unfinished(folder: Any) -> dict[str, Any] | None:
@@ -207,3 +299,4 @@ def _unfinished(folder: Any) -> dict[str, Any] | None:
 
 AutoConfig.register(MODEL_TYPE, LinrecConfig, exist_ok=True)
 AutoModelForCausalLM.register(LinrecConfig, LinrecForCausalLM, exist_ok=True)
+AutoTokenizer.register(LinrecConfig, LinrecTokenizer, exist_ok=True)

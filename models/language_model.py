@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
@@ -72,6 +73,9 @@ class Block(nn.Module):
         return x, state
 
 
+BlockCall = Callable[..., tuple[Tensor, State]]
+
+
 class LanguageModel(Vocabulary):
     """A causal language model; its mixing layers are named by ``config.pattern``.
 
@@ -110,15 +114,35 @@ class LanguageModel(Vocabulary):
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ModelState]:
         """What the head reads, ``[B, T, d_model]``, and the state: for callers that need few logits."""
-        self._check_tokens(tokens)
+        x = self.embedded(tokens)
         _check_mask(attention_mask, tokens)
-        rows = tokens.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
+        return self.mixed(x, state, cu_seqlens, attention_mask)
+
+    def embedded(self, tokens: Tensor) -> Tensor:
+        """``[B, T] -> [B, T, d_model]``, what the first block reads."""
+        self._check_tokens(tokens)
+        return self.embed(tokens)
+
+    def mixed(
+        self,
+        x: Tensor,
+        state: ModelState | None = None,
+        cu_seqlens: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        call: BlockCall | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """As ``hidden``, of embeddings ``[B, T, d_model]``.
+
+        ``call(block, x, state, cu_seqlens, attention_mask)`` stands for the call of each block, for callers that
+        recompute activations or want to see them.
+        """
+        rows = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
         states = self._layer_states(state, rows)
-        x = self.embed(tokens)
         new_states = []
         with _products(x):
             for block, layer_state in zip(self.blocks, states, strict=True):
-                x, layer_state = block(x, layer_state, cu_seqlens, attention_mask)
+                arguments = (x, layer_state, cu_seqlens, attention_mask)
+                x, layer_state = block(*arguments) if call is None else call(block, *arguments)
                 new_states.append(layer_state)
         return self.norm(x), ModelState(tuple(new_states))
 

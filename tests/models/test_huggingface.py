@@ -13,29 +13,7 @@ from linrec.errors import ConfigError
 
 transformers = pytest.importorskip("transformers")
 from linrec.models.huggingface import LinrecConfig, LinrecForCausalLM  # noqa: E402
-
-NEW = 12
-
-
-def greedy(model: models.LanguageModel, ids: Tensor, steps: int = NEW) -> Tensor:
-    """The likeliest continuation, by full forward passes alone."""
-    with torch.no_grad():
-        for _ in range(steps):
-            ids = torch.cat([ids, model(ids).logits[:, -1:].argmax(-1)], 1)
-    return ids
-
-
-@pytest.fixture
-def prompt() -> Tensor:
-    return torch.randint(0, 96, (2, 9))
-
-
-@pytest.fixture
-def face(hybrid: models.LanguageModel) -> LinrecForCausalLM:
-    face = LinrecForCausalLM.from_linrec(hybrid)
-    face.generation_config.eos_token_id = None
-    face.generation_config.pad_token_id = 0
-    return face
+from tests.models.greedy import NEW, greedy  # noqa: E402
 
 
 def test_plain_checkpoint_to_transformers_and_back(
@@ -128,10 +106,3 @@ def test_loss_is_the_shifted_cross_entropy(face: LinrecForCausalLM, prompt: Tens
     out = face(prompt, labels=labels)
     logits, target = out.logits[:, 2:-1].flatten(0, 1), prompt[:, 3:].flatten()
     torch.testing.assert_close(out.loss, torch.nn.functional.cross_entropy(logits, target))
-
-
-def test_refuses_what_a_recurrent_state_cannot_do(face: LinrecForCausalLM, prompt: Tensor) -> None:
-    with pytest.raises(ValueError, match="stateful"):
-        face.generate(prompt[:1], max_new_tokens=3, prompt_lookup_num_tokens=2)
-    with pytest.raises(ConfigError, match="vocab_size"):
-        face.resize_token_embeddings(300)
