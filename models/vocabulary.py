@@ -29,8 +29,8 @@ class ResizableVocabulary:
 
     def set_output_embeddings(self, value: nn.Module | None) -> None:
         """Raises ConfigError for a head of its own where the configuration ties it to the embeddings."""
-        if self.model.tied and value is not self.model.head and value is not None:
-            if getattr(value, "weight", None) is not self.model.embed.weight:
+        if self.model.tied:
+            if value is not None and getattr(value, "weight", None) is not self.model.embed.weight:
                 raise ConfigError(
                     "set_output_embeddings: this model's embeddings are its head (tie_embeddings)"
                 )
