@@ -32,6 +32,7 @@ from typing import Annotated, Any, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
+from linrec import operators
 from linrec.arguments import Arg, check_arguments, drop_time, gain_time, signature
 from linrec.donation import donation as donation
 from linrec.errors import BackendError, FormError, ShapeError, UnknownNameError
@@ -206,7 +207,37 @@ class Rule:
         terms, known = self._bind("recurrent", args, kwargs)
         return self.engine.init_state(terms, terms.segments(known.call))
 
+    def empty_state(self, values: dict[str, Any], rows: int | None = None) -> State:
+        """The empty state of a call with these arguments, of so many rows or those of the batch."""
+        terms, known = self._bind("recurrent", (), dict(values))
+        return self.engine.init_state(terms, terms.segments(known.call) if rows is None else rows)
+
     def _run(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> Output:
+        if torch.compiler.is_compiling() and self._is_node(form, args, kwargs):
+            options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
+            return Output(*operators.in_graph(self, form, self._named(args, kwargs), options))
+        return self._run_eagerly(form, args, kwargs)
+
+    def run_eagerly(self, form: str | None, values: dict[str, Any]) -> Output:
+        """The call, not as a node of a graph, on arguments and options by name; no state is given away."""
+        with donation(False):
+            return self._run_eagerly(form, (), values)
+
+    def _is_node(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether a call becomes one node of a traced graph: several tokens, whose states do not grow.
+
+        One token is traced through: it is a few calls, which compilers can fuse. Triton's kernels are nodes themselves.
+        """
+        packed = kwargs.get("cu_seqlens") is not None
+        if self.grows or (kwargs.get("backend") == "triton" and not packed):
+            return False
+        values = {n: x for n, x in self._named(args, _without_options(kwargs)).items() if isinstance(x, Tensor)}
+        if packed or getattr(self.engine, "reads_values", False):
+            return True
+        on_gpu = any(x.is_cuda for x in values.values())
+        return not on_gpu and operators.length_of(self.arguments, values) != 1
+
+    def _run_eagerly(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> Output:
         state = kwargs.pop("state", None)
         terms, known = self._bind(form, args, kwargs)
         device = terms.leading.device.type
@@ -259,7 +290,7 @@ class Rule:
 
     def _key(self, form: str | None, options: dict[str, Any], values: dict[str, Any]) -> Hashable | None:
         """All that binding looks at: what was found for one token holds for the next. None: look again."""
-        if validating() or options.get("cu_seqlens") is not None:
+        if validating() or torch.compiler.is_compiling() or options.get("cu_seqlens") is not None:
             return None
         scale, chunk = options.get("scale"), options.get("chunk_size")
         if (scale is None or type(scale) is float) and (chunk is None or type(chunk) is int):
@@ -323,7 +354,7 @@ def rule(
         made = Rule(
             lower, engine, cite, equation, state=state, scale=scale, missing=missing or {}, as_is=as_is
         )
-        RULES[made.name] = made
+        RULES[made.name] = operators.TARGETS[made.name] = made
         return made
 
     return register
@@ -359,6 +390,10 @@ def _with_options(signature: inspect.Signature) -> inspect.Signature:
     keyword = inspect.Parameter.KEYWORD_ONLY
     extra = [inspect.Parameter(n, keyword, default="auto" if n == "backend" else None) for n in _OPTIONS]
     return signature.replace(parameters=[*signature.parameters.values(), *extra], return_annotation=Output)
+
+
+def _without_options(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: x for name, x in kwargs.items() if name not in _OPTIONS}
 
 
 def _cast(values: dict[str, Any], casts: list[tuple[str, torch.dtype]]) -> dict[str, Any]:

@@ -64,6 +64,9 @@ def causal_convolution(
         return y, _last_inputs(x, state, cu_seqlens)
     if cu_seqlens is None:
         y, state = short_convolution(x, weight, bias, state)
+    elif torch.compiler.is_compiling():
+        state = state.to(x.dtype)
+        y, state = _packed(x, weight, bias, state, cu_seqlens), _last_inputs(x, state, cu_seqlens)
     else:
         y, state = by_segment(
             lambda tensors, rows, lengths: short_convolution(tensors["x"], weight, bias, rows, lengths),
@@ -72,6 +75,22 @@ def causal_convolution(
             cu_seqlens.tolist(),
         )
     return (forward_mode.silu(y) if silu else y), state
+
+
+def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The output for packed segments, in calls whose sizes depend on no values: what graphs can hold."""
+    rows, kept, _ = state.shape
+    start, end = cu_seqlens[:-1], cu_seqlens[1:].contiguous()
+    token = torch.arange(x.shape[1], device=x.device, dtype=start.dtype)
+    segment = torch.searchsorted(end, token, right=True)
+    first = start[segment]
+    history = torch.cat([state.flatten(0, 1), x[0]])
+    y = torch.zeros_like(x[0]) if bias is None else bias.expand(x.shape[1:])
+    for tap in range(kept + 1):
+        place = token - kept + tap
+        source = torch.where(place >= first, rows * kept + place, segment * kept + kept + place - first)
+        y = torch.addcmul(y, history[source], weight[:, tap])
+    return y[None]
 
 
 def _last_inputs(x: Tensor, state: Tensor, cu_seqlens: Tensor | None) -> Tensor:

@@ -23,6 +23,8 @@ WIDE = 1 << 13  # numbers of one position from which their time exceeds that of 
 
 def recurrence(a: Tensor, x: Tensor, start: Tensor) -> Tensor:
     """Every h_t for any a, real or complex. a ``[1 or B, T, ...]``, x ``[B, T, ...]``, start ``[B, ...]`` is h_0."""
+    if x.shape[1] == 1:  # one call, which graphs can be traced through
+        return torch.addcmul(x, a, start[:, None])
     return _Recurrence.apply(a, x, start, False)
 
 

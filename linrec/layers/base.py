@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from linrec.errors import DtypeError, ShapeError
 from linrec.packing import check_cu_seqlens
 from linrec.rule import Rule
-from linrec.state import State
+from linrec.state import State, map_tensors
 
 
 class Layer(nn.Module):
@@ -44,7 +44,7 @@ class Layer(nn.Module):
             raise ShapeError(f"{who}: x must be [B, T, d_model={self.d_model}], got {list(x.shape)}")
         if not x.is_floating_point():
             raise DtypeError(f"{who}: x must be floating point, got {x.dtype}")
-        if cu_seqlens is not None:
+        if cu_seqlens is not None and not torch.compiler.is_compiling():  # a graph's rule looks at its values
             check_cu_seqlens(cu_seqlens, x.shape[0], x.shape[1], who)
         if attention_mask is None:
             return self.mix(x, state, cu_seqlens)
@@ -57,6 +57,8 @@ class Layer(nn.Module):
 
     def _without_padding(self, x: Tensor, state: State, mask: Tensor) -> tuple[Tensor, State]:
         """Pack the real tokens, one segment a row, and put the results back."""
+        if torch.compiler.is_compiling():
+            return self._with_padding_last(x, state, mask)
         if mask.all():
             return self.mix(x, state, None)
         where = mask.flatten().nonzero().flatten()
@@ -65,6 +67,19 @@ class Layer(nn.Module):
         y, state = self.mix(x.flatten(0, 1).index_select(0, where)[None], state, bounds)
         flat = y.new_zeros(mask.numel(), y.shape[2]).index_copy(0, where, y[0])
         return flat.unflatten(0, mask.shape), state
+
+    def _with_padding_last(self, x: Tensor, state: State, mask: Tensor) -> tuple[Tensor, State]:
+        """The same where sizes must not depend on values: padding, made zero, is one more segment behind all others."""
+        flat = mask.flatten()
+        ends = mask.sum(1).cumsum(0)
+        bounds = torch.cat([ends.new_zeros(1), ends, ends.new_full((1,), mask.numel())])
+        place = torch.where(flat, flat.cumsum(0) - 1, flat.sum() + (~flat).cumsum(0) - 1)
+        real = x.flatten(0, 1).masked_fill(~flat[:, None], 0)
+        packed = torch.zeros_like(real).index_copy(0, place, real)
+        more = map_tensors(lambda rows: torch.cat([rows, rows[:1]]), state)
+        y, state = self.mix(packed[None], more, bounds)
+        y = y[0].index_select(0, place).masked_fill(~flat[:, None], 0)
+        return y.unflatten(0, mask.shape), map_tensors(lambda rows: rows[:-1], state)
 
 
 def segment_count(x: Tensor, cu_seqlens: Tensor | None) -> int:

@@ -17,7 +17,9 @@ def token_shift(x: Tensor, last: Tensor | None, cu_seqlens: Tensor | None = None
         return history[:, :-1], history[:, -1]
     rows = cu_seqlens.numel() - 1
     last = x.new_zeros(rows, x.shape[2]) if last is None else last.to(x.dtype)
-    start, end = cu_seqlens[:-1].long(), cu_seqlens[1:].long()
-    some = (end > start).nonzero().flatten()
-    before = torch.cat([x[0, :1], x[0, :-1]]).index_copy(0, start[some], last[some])
-    return before[None], last.index_copy(0, some, x[0, end[some] - 1])
+    start, end = cu_seqlens[:-1], cu_seqlens[1:].contiguous()
+    row, index = (torch.arange(n, device=x.device, dtype=start.dtype) for n in (rows, x.shape[1]))
+    segment = torch.searchsorted(end, index, right=True)
+    history = torch.cat([last, x[0]])
+    before = history[torch.where(index == start[segment], segment, rows + index - 1)]
+    return before[None], history[torch.where(end > start, rows + end - 1, row)]

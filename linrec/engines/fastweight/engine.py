@@ -72,6 +72,7 @@ class FastweightEngine:
     """See :mod:`linrec.engines.fastweight`."""
 
     name = "fastweight"
+    reads_values = True  # of the state, to find its place in a mini-batch
 
     def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
         """float32, or float64 for float64 inputs."""
