@@ -7,13 +7,21 @@ import pkgutil
 import re
 import shlex
 import subprocess
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 from typer.main import get_command
 
 from linrec.cli import app
-from tests.pages import LANGUAGES, ROOT, Command, anchors, blocks, links, read, spans
+from linrec.errors import UnknownNameError
+from linrec.evals.bench.run import NAMES
+from linrec.evals.small import layer_spec
+from linrec.evals.suites.runner import make_suite
+from linrec.evals.task_loading import checked_names
+from linrec.layers import LAYERS
+from linrec.rule import RULES
+from tests.pages import FENCE, LANGUAGES, ROOT, Command, anchors, blocks, links, read, spans
 
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 OPTIONS = {option for command in COMMANDS.values() for part in command.params for option in part.opts}
@@ -22,13 +30,38 @@ REASONS = ("minutes", "GPU", "network")  # why a command is not run
 VARIABLES = set(re.findall(r"^(\w+) *\?=", (ROOT / "Makefile").read_text(), re.M))
 
 
+def _known(names: Iterable[str], known: Collection[str]) -> None:
+    if unknown := [name for name in names if name not in known]:
+        raise UnknownNameError(f"{', '.join(unknown)} is none of {', '.join(known)}")
+
+
+def _layers(specs: Iterable[str]) -> None:
+    _known([name for spec in specs for name in layer_spec(spec)[0]], LAYERS)
+
+
+# What the values of options name; words in capitals stand for the reader's own.
+VALUES: dict[tuple[str, str], Callable[[Any], object]] = {
+    ("train", "pattern"): lambda text: _layers(text.split(",")),
+    ("compare", "mixers"): lambda text: _layers(text.split()),
+    ("eval", "tasks"): lambda text: checked_names([text]),
+    ("compare-hf", "tasks"): lambda text: checked_names([text]),
+    ("suite", "name"): lambda text: text.isupper() or make_suite(text, "small"),
+    ("suite", "rule"): lambda specs: _layers(specs or ()),
+    ("bench", "cases"): lambda text: _known(filter(None, text.split(",")), (*NAMES, *RULES)),
+    ("tune", "rules"): lambda text: _known(text.split(","), RULES),
+}
+
+
 def parsed(text: str) -> str | None:
-    """What is wrong with a ``linrec`` command line; its options are read and nothing is run."""
+    """What is wrong with a ``linrec`` command line; its options and what they name are read, and nothing is run."""
     words = shlex.split(text)
     if len(words) < 2 or words[1] not in COMMANDS:
         return f"{text}: no such command"
     try:
-        COMMANDS[words[1]].make_context(words[1], words[2:])
+        given = COMMANDS[words[1]].make_context(words[1], words[2:]).params
+        for (command, option), check in VALUES.items():
+            if command == words[1]:
+                check(given[option])
     except Exception as error:
         return f"{text}: {error}"
     return None
@@ -105,6 +138,18 @@ def link_problem(page: Path, link: str) -> str | None:
     return None if not anchor or anchor in anchors(target) else f"{link}: no such heading"
 
 
+def _hidden(page: Path) -> list[str]:
+    """Lines that look like code where no code is run: indented, in text blocks, or in other kinds of blocks."""
+    code = r"(?:linrec|make|pip|python|import|from|def|class|\$|>>>) .*$"
+    texts = "\n".join(block.code for block in blocks(page) if block.language == "text")
+    indented = re.findall(rf"^ {{4}}{code}", FENCE.sub("", read(page)), re.M)
+    return (
+        indented
+        + re.findall(rf"^{code}", texts, re.M)
+        + re.findall(r"^(?:~~~|<pre|<code).*$", read(page), re.M)
+    )
+
+
 def problems(page: Path) -> list[str]:
     """All that is wrong with a page and can be seen without running its code."""
     found = [
@@ -112,8 +157,7 @@ def problems(page: Path) -> list[str]:
         for b in blocks(page)
         if b.language not in LANGUAGES
     ]
-    hidden = re.findall(r"^ {4}(?:linrec|make|pip|python) .*$", read(page), re.M)
-    found += [f"{line.strip()}: a command stands in a block of its own" for line in hidden]
+    found += [f"{line.strip()}: code stands in a block of its own kind" for line in _hidden(page)]
     new_files = {b.file for b in blocks(page) if b.file}
     found += [problem for span in spans(page) if (problem := span_problem(span, new_files))]
     return found + [problem for link in links(page) if (problem := link_problem(page, link))]
