@@ -21,10 +21,12 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from linrec.errors import ConfigError
+from linrec.evals.generation_options import GenerationOptions
+from linrec.evals.model_arguments import at_least, batch_rows, precision, refuse
 from linrec.evals.prefix_trie import Node, PrefixTrie
 from linrec.evals.prefix_walk import PrefixWalk, Visitor
 from linrec.evals.scoring import Scorer
-from linrec.evals.streams import GenerationOptions, PromptStreams
+from linrec.evals.streams import PromptStreams
 from linrec.models.language_model import LanguageModel
 
 Request = tuple[tuple[str, str], list[int], list[int]]
@@ -37,9 +39,10 @@ class LinrecLM(TemplateLM):
 
     Args:
         pretrained: a checkpoint folder, or a model in memory.
-        device, dtype: where and in what precision to run; None keeps what the checkpoint has.
-        batch_size: contexts or streams processed side by side ("auto" means 8); of short contexts and
-            continuations up to four times as many, within ``batch_size * prefill_chunk`` tokens.
+        device, dtype: where and in what precision to run; None (dtype also "auto") keeps what the checkpoint has.
+        batch_size: contexts or streams processed side by side ("auto" means 8, or ``max_batch_size`` where that is
+            less); of short contexts and continuations up to four times as many, within
+            ``batch_size * prefill_chunk`` tokens.
         max_gen_toks: bytes to generate where a task does not say.
         prefill_chunk: tokens of a row per forward call (None: 1024, or 256 on a CPU), bounding memory on long
             contexts and documents.
@@ -52,7 +55,8 @@ class LinrecLM(TemplateLM):
 
     Raises:
         CheckpointError: ``pretrained`` is not a checkpoint.
-        ConfigError: the model has no end-of-document token, so an empty context cannot be scored.
+        ConfigError: the model has no end-of-document token, so an empty context cannot be scored; an argument is
+            out of its range, or another wrapper's that means nothing here (``tokenizer``, ``max_length``, ...).
     """
 
     def __init__(
@@ -67,13 +71,23 @@ class LinrecLM(TemplateLM):
         max_state_bytes: int = 2**30,
         rolling_window: int | None = None,
         seed: int = 0,
+        **others: Any,
     ) -> None:
         super().__init__()
-        precision = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        refuse("LinrecLM", others, LinrecLM.__init__)
+        self.batch_size = batch_rows(batch_size, max_batch_size)
+        self.max_gen_toks = at_least("max_gen_toks", max_gen_toks, 1)
+        self.prefill_chunk = None if prefill_chunk is None else at_least("prefill_chunk", prefill_chunk, 1)
+        self.max_state_bytes = at_least("max_state_bytes", max_state_bytes, 0)
+        self.rolling_window = (
+            None if rolling_window is None else at_least("rolling_window", rolling_window, 2)
+        )
+        self.seed = at_least("seed", seed, 0)
+        wanted = precision(dtype)
         if isinstance(pretrained, str | Path):
-            self.model = LanguageModel.load(pretrained, device=device, dtype=precision)
+            self.model = LanguageModel.load(pretrained, device=device, dtype=wanted)
         else:
-            self.model = pretrained.to(device=device, dtype=precision)
+            self.model = pretrained.to(device=device, dtype=wanted)
         self.model.eval()
         self._device = next(self.model.parameters()).device
         end = self.model.config.eos_token_id
@@ -82,17 +96,7 @@ class LinrecLM(TemplateLM):
                 f"scoring text by bytes expects an eos_token_id beyond the 256 bytes, got {end}; "
                 "train with the byte tokenizer (vocab_size 257, eos_token_id 256)"
             )
-        if rolling_window is not None and rolling_window < 2:
-            raise ConfigError(f"rolling_window expects at least 2 bytes, got {rolling_window}")
-        if max_state_bytes < 0 or (prefill_chunk is not None and prefill_chunk < 1):
-            raise ConfigError(
-                f"expected max_state_bytes >= 0 and prefill_chunk >= 1, got {max_state_bytes}, {prefill_chunk}"
-            )
         self._end = int(end)
-        self.batch_size = 8 if batch_size in (None, "auto") else int(batch_size)
-        self.max_gen_toks, self.prefill_chunk = max_gen_toks, prefill_chunk
-        self.max_state_bytes = max_state_bytes
-        self.rolling_window, self.seed = rolling_window, seed
         self.tokens_processed = 0
         self.peak_state_bytes = 0
 
@@ -108,13 +112,37 @@ class LinrecLM(TemplateLM):
         """Name of the tokenizer, as lm-eval's request cache keys on it."""
         return "linrec-bytes"
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """UTF-8 bytes of the string; lone surrogates, which some data sets hold, pass through."""
-        return list(string.encode("utf-8", "surrogatepass"))
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **kwargs: Any,
+    ) -> list[int]:
+        """UTF-8 bytes of the string; lone surrogates, which some data sets hold, pass through.
+
+        ``left_truncate_len`` keeps the last bytes. Bytes have no special tokens to add: ConfigError where they are
+        asked for, as for arguments of other tokenizers.
+        """
+        refuse("tok_encode", kwargs, LinrecLM.tok_encode)
+        if add_special_tokens:
+            raise ConfigError(
+                "tok_encode: a byte tokenizer adds no special tokens; got add_special_tokens=True"
+            )
+        data = list(string.encode("utf-8", "surrogatepass"))
+        return data[-left_truncate_len:] if left_truncate_len else data
 
     def tok_decode(self, tokens: Iterable[int]) -> str:
         """Text of the byte tokens; special tokens are dropped, invalid UTF-8 is replaced."""
         return bytes(t for t in tokens if t < 256).decode("utf-8", "replace")
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> str:
+        """ConfigError: there is none."""
+        raise ConfigError("apply_chat_template: a model of bytes has no chat template; evaluate without one")
+
+    def chat_template(self, chat_template: bool | str | None = False) -> str | None:
+        """None, or ConfigError where one is asked for."""
+        return self.apply_chat_template() if chat_template else None
 
     # ---------------------------------------------------------------- the three request kinds
 
@@ -122,6 +150,7 @@ class LinrecLM(TemplateLM):
         self, requests: list[Request], disable_tqdm: bool = False, **kwargs: Any
     ) -> list[Score]:
         """(log-probability, is greedy) of every continuation."""
+        refuse("_loglikelihood_tokens", kwargs, LinrecLM._loglikelihood_tokens)
         pairs = [(context or [self._end], continuation) for _, context, continuation in requests]
         scores = self._score(pairs, disable_tqdm)
         for (texts, _, _), score in zip(requests, scores, strict=True):
@@ -146,21 +175,27 @@ class LinrecLM(TemplateLM):
 
     @torch.inference_mode()
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue each context until a stop string, the end token or ``max_gen_toks``."""
+        """Continue each context until a stop string, the end token or as many bytes as the task allows.
+
+        ConfigError for a generation option that is neither honoured nor without effect, before any text is written.
+        """
         texts = [""] * len(requests)
-        by_options: dict[str, list[int]] = {}
+        prompts = [self.tok_encode(context) or [self._end] for context, _ in map(_pair, requests)]
+        by_options: dict[GenerationOptions, list[int]] = {}
         for i, request in enumerate(requests):
-            by_options.setdefault(repr(sorted(request.args[1].items())), []).append(i)
-        for members in by_options.values():
-            options = GenerationOptions.of(requests[members[0]].args[1], self.max_gen_toks)
-            prompts = [self.tok_encode(requests[i].args[0]) or [self._end] for i in members]
+            options = GenerationOptions.of(request.args[1], self.max_gen_toks)
+            options.room(len(prompts[i]))
+            by_options.setdefault(options, []).append(i)
+        for options, members in by_options.items():
+            mine = [prompts[i] for i in members]
             keys = [self.seed * 1_000_003 + i for i in members]
+            rooms = [options.room(len(prompt)) for prompt in mine]
 
             def done(number: int, text: str, members: list[int] = members) -> None:
                 texts[members[number]] = text
                 self.cache_hook.add_partial("generate_until", requests[members[number]].args, text)
 
-            streams = PromptStreams(self.model, prompts, keys, options, self.batch_size, done)
+            streams = PromptStreams(self.model, mine, keys, rooms, options, self.batch_size, done)
             self._walk(streams.trie, streams, disable_tqdm, "Generating", streams.wanted)
             streams.finish()
             self.tokens_processed += streams.tokens_processed
@@ -202,3 +237,13 @@ class LinrecLM(TemplateLM):
             windows.append((inputs[start : scored + 1], document[scored : start + width]))
             scored = start + width
         return windows
+
+
+def _pair(request: Any) -> tuple[str, dict[str, Any]]:
+    """Context and options of a request. ConfigError for one that holds more: pictures, or sound."""
+    if len(request.args) != 2:
+        raise ConfigError(
+            "generate_until: a model of text expects a context and its options, got a request with "
+            f"{len(request.args)} parts; tasks with pictures or sound cannot be run"
+        )
+    return request.args

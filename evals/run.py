@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linrec.evals.task_loading import checked_names, load_tasks, quiet
+from linrec.evals.task_loading import check_tasks, checked_names, load_tasks, quiet
 from linrec.files import write_text
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def evaluate(
         UnknownNameError: no such task.
         DatasetError: a stock task's data set cannot be fetched.
         CheckpointError: the folder is not a checkpoint.
+        ConfigError: an option of a task, of its metadata or of this call that would not be honoured.
     """
     names = checked_names(tasks)
     with quiet(progress):
@@ -69,6 +70,7 @@ def evaluate(
             max_state_bytes=max_state_bytes,
         )
         manager, loaded = load_tasks(names, metadata)
+        check_tasks(loaded, num_fewshot)
         started = time.perf_counter()
         results = simple_evaluate(
             model=model,

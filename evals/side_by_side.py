@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from linrec.evals.run import scores_by_task, versions, write_json
-from linrec.evals.task_loading import checked_names, load_tasks, quiet
+from linrec.evals.task_loading import check_tasks, checked_names, load_tasks, quiet
 from linrec.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def side_by_side(
             for shot in shots:
                 # Built anew for each number of shots: lm-eval will not raise one that was set to 0.
                 manager, loaded = load_tasks([name], metadata)
+                check_tasks(loaded, shot)
                 asked = {"tasks": loaded, "task_manager": manager, "num_fewshot": shot, "limit": limit}
                 found = _take_turns(model, batch_size, turns, asked)
                 runs.append(_run(name, shot, found))

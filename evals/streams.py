@@ -3,37 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
 
 import torch
-from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 
+from linrec.evals.generation_options import GenerationOptions
 from linrec.evals.prefix_trie import Node, PrefixTrie
 from linrec.models.language_model import LanguageModel
 from linrec.state import State, select_rows, stack_rows
 from linrec.stream import restrict
-
-
-class GenerationOptions(NamedTuple):
-    """What a task's ``generation_kwargs`` come to; ``stops`` as text and as bytes."""
-
-    stops: list[str]
-    endings: list[bytes]
-    limit: int
-    temperature: float
-    top_k: int | None
-    top_p: float | None
-
-    @classmethod
-    def of(cls, options: dict[str, Any], max_gen_toks: int) -> GenerationOptions:
-        settings = normalize_gen_kwargs(options, max_gen_toks)
-        stops = handle_stop_sequences(settings.get("until"), eos=None)
-        endings = [s.encode("utf-8", "surrogatepass") for s in stops if s]
-        temperature = float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0
-        limit = int(settings["max_gen_toks"])
-        top_k, top_p = settings.get("top_k") or None, settings.get("top_p") or None
-        return cls(stops, endings, limit, temperature, top_k, top_p)
 
 
 class PromptStreams:
@@ -42,6 +21,7 @@ class PromptStreams:
     Args:
         prompts: token lists, none empty. Equal ones are read once and forked.
         keys: seed the streams, each on its own, so that a sample depends on no neighbour.
+        rooms: tokens that each may write at most.
         done: called with the number of a prompt and its text.
     """
 
@@ -50,11 +30,12 @@ class PromptStreams:
         model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         keys: Sequence[int],
+        rooms: Sequence[int],
         options: GenerationOptions,
         batch_size: int,
         done: Callable[[int, str], None],
     ) -> None:
-        self._model, self._keys, self._options = model, keys, options
+        self._model, self._keys, self._rooms, self._options = model, keys, rooms, options
         self._batch_size, self._done = batch_size, done
         self.trie = PrefixTrie(prompts)
         self.wanted: dict[Node, list[int]] = {}
@@ -82,19 +63,24 @@ class PromptStreams:
         numbers, h, states = (list(column) for column in zip(*self._waiting, strict=True))
         self._waiting = []
         picker = Picker(self._options, [self._keys[i] for i in numbers])
-        streams = self._stream(self._model.logits(torch.stack(h)), stack_rows(states), picker)
+        rooms = [self._rooms[i] for i in numbers]
+        streams = self._stream(self._model.logits(torch.stack(h)), stack_rows(states), picker, rooms)
         for i, data in zip(numbers, streams, strict=True):
             text = data.decode("utf-8", "replace")
             self._done(i, postprocess_generated_text(text, self._options.stops, think_end_token=None))
 
-    def _stream(self, logits: Tensor, state: State, pick: Picker) -> list[bytearray]:
+    def _stream(self, logits: Tensor, state: State, pick: Picker, rooms: Sequence[int]) -> list[bytearray]:
         """Bytes that follow each row of ``logits [N, V]`` and ``state``; a row that ends leaves the batch."""
         streams = [bytearray() for _ in logits]
         alive = list(range(len(streams)))
-        for count in range(1, self._options.limit + 1):
+        for count in range(1, max(rooms) + 1):
             tokens = pick(logits, alive)
-            keep = [n for n, t in enumerate(tokens) if _extend(streams[alive[n]], t, self._options.endings)]
-            if not keep or count == self._options.limit:
+            keep = [
+                n
+                for n, t in enumerate(tokens)
+                if _extend(streams[alive[n]], t, self._options.endings) and count < rooms[alive[n]]
+            ]
+            if not keep:
                 break
             if len(keep) < len(alive):
                 state = select_rows(state, torch.tensor(keep, device=logits.device))
@@ -123,7 +109,7 @@ class Picker:
 
     def __call__(self, logits: Tensor, streams: Sequence[int]) -> list[int]:
         """The next token of each row of ``logits [n, V]``, which belong to these streams."""
-        temperature, top_k, top_p = self._options[3:]
+        temperature, top_k, top_p = self._options.temperature, self._options.top_k, self._options.top_p
         if temperature == 0.0:
             return logits.argmax(-1).tolist()
         chances = [restrict(row, top_k, top_p).softmax(-1) for row in logits.float().cpu() / temperature]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import inspect
 import logging
 import os
+import pkgutil
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linrec.errors import DatasetError, UnknownNameError
+from linrec.errors import ConfigError, DatasetError, UnknownNameError
 from linrec.evals.ruler import impatient, with_tokenizer
 
 if TYPE_CHECKING:
@@ -40,6 +43,8 @@ def load_tasks(names: list[str], metadata: dict[str, Any] | None) -> tuple[TaskM
 
     # Indexing lm-eval's thousands of YAML files takes ten seconds; our own tasks do not need them.
     ours_only = set(names) <= set(own_tasks())
+    if ours_only:
+        _check_metadata(metadata or {})
     known = (metadata or {}) if ours_only else with_tokenizer(metadata or {})
     manager = TaskManager(include_path=str(TASK_FOLDER), include_defaults=not ours_only, metadata=known)
     loaded: list[Any] = []
@@ -55,6 +60,44 @@ def load_tasks(names: list[str], metadata: dict[str, Any] | None) -> tuple[TaskM
             raise explained(name, error) from error
         loaded.extend(built.get("groups", {}).values() or built["tasks"].values())
     return manager, loaded
+
+
+def check_tasks(loaded: Sequence[Any], num_fewshot: int | None) -> None:
+    """ConfigError for what lm-eval or the model would not honour, before anything is computed."""
+    from linrec.evals.generation_options import GenerationOptions
+
+    for task in (task for item in loaded for task in _leaves(item)):
+        if num_fewshot and task.get_config("num_fewshot") == 0:
+            raise ConfigError(
+                f"num_fewshot: task {task.task_name!r} is defined without examples, got {num_fewshot}; leave it out"
+            )
+        if task.OUTPUT_TYPE == "generate_until":
+            try:
+                GenerationOptions.of(task.get_config("generation_kwargs"))
+            except ConfigError as error:
+                raise ConfigError(f"task {task.task_name!r}: {error}") from None
+
+
+def _leaves(item: Any) -> list[Any]:
+    """The tasks of a group, or the task itself."""
+    return item.get_all_tasks() if hasattr(item, "get_all_tasks") else [item]
+
+
+def _check_metadata(metadata: dict[str, Any]) -> None:
+    """ConfigError for what no builder of the kit's tasks takes."""
+    known: set[str] = set()
+    for name in own_tasks():
+        text = (TASK_FOLDER / f"{name}.yaml").read_text("utf-8")
+        found = re.search(r"custom_dataset: !function (\S+)\.(\w+)", text)
+        assert found is not None, f"{name}.yaml names no builder"
+        builder = pkgutil.resolve_name(":".join(found.groups()))
+        known |= {
+            p.name for p in inspect.signature(builder).parameters.values() if p.kind is not p.VAR_KEYWORD
+        }
+    if unknown := sorted(set(metadata) - known):
+        raise ConfigError(
+            f"metadata: no task takes {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
 
 
 def explained(name: str, error: Exception) -> Exception:

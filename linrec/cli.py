@@ -62,6 +62,10 @@ def rules(
     """Print the support table: every rule, its equation, engine, forms and state."""
     from linrec import table
 
+    if markdown and explain:
+        raise ConfigError(
+            "--explain is not part of the table that --markdown prints; expected one of the two"
+        )
     if markdown:
         typer.echo(table.support_table(), nl=False)
     else:
@@ -275,8 +279,10 @@ def generate(
     prompt: Annotated[str, typer.Option(help="text to continue")] = "",
     max_tokens: Annotated[int, typer.Option(min=0, help="bytes to generate")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.0,
-    top_k: Annotated[int | None, typer.Option(min=1)] = None,
-    top_p: Annotated[float | None, typer.Option(min=0.0, max=1.0)] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="sample among the k likeliest")] = None,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="sample among the likeliest of this probability")
+    ] = None,
     seed: Annotated[int, typer.Option(help="of the sampling; a restored stream has its own")] = 0,
     session: Annotated[
         Path | None,
@@ -289,6 +295,10 @@ def generate(
     from linrec.models.language_model import LanguageModel
     from linrec.stream import Session
 
+    if temperature == 0 and (top_k is not None or top_p is not None):
+        raise ConfigError(
+            "--top-k and --top-p choose among samples; expected a --temperature above 0 beside them"
+        )
     model = LanguageModel.load(checkpoint, device=_device(device)).eval()
     restored = session is not None and os.path.exists(session)
     stream = Session(model, seed=seed)
@@ -331,7 +341,10 @@ def demo(
 def bench(
     cases: Annotated[str, typer.Option(help="comma-separated; default: all")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="small shapes, in seconds")] = False,
-    rounds: Annotated[int, typer.Option(min=2, help="times each is run; the best counts")] = 5,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=2, help="times each is run, the best counts; default: 5, forms and curves fewer"),
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads")] = None,
     out: Annotated[Path | None, typer.Option(help="folder for bench.json and the pictures")] = None,
     device: Annotated[
@@ -346,7 +359,13 @@ def bench(
 
     console = Console()
     names = tuple(name.strip() for name in cases.split(",") if name.strip())
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"--device expects cpu or cuda, got {device}")
     if device != "cpu":
+        if rounds is not None or threads is not None:
+            raise ConfigError(
+                f"--rounds and --threads are of a CPU; expected neither beside --device {device}"
+            )
         from linrec.evals import gpu_times
 
         timed = gpu_times.report(names, quick=quick)

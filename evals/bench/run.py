@@ -33,9 +33,13 @@ Report = dict[str, Any]
 
 
 def run_bench(
-    names: Sequence[str] = (), *, quick: bool = False, rounds: int = 5, threads: int | None = None
+    names: Sequence[str] = (), *, quick: bool = False, rounds: int | None = None, threads: int | None = None
 ) -> Report:
-    """Measure the cases of these names (none: all). Raises UnknownNameError and BenchmarkError."""
+    """Measure the cases of these names (none: all). Raises UnknownNameError and BenchmarkError.
+
+    ``rounds`` None runs each five times, what takes long two or three times.
+    """
+    several, few = rounds or 5, rounds or 2
     unknown = set(names) - set(NAMES)
     if unknown:
         raise UnknownNameError(f"bench: no case {', '.join(sorted(unknown))}; cases are {', '.join(NAMES)}")
@@ -52,17 +56,17 @@ def _report(wanted: set[str], quick: bool, rounds: int) -> Report:
     length, heads, width = (128, 2, 16) if quick else (4096, 16, 128)
     for case in CASES:
         if case.name in wanted:
-            report["rows"] += case_rows(case, 128 if quick else case.length, rounds)
+            report["rows"] += case_rows(case, 128 if quick else case.length, several)
     for name, measure in (("step", decode.step_row), ("decode", decode.model_row)):
         if name in wanted:
-            report["rows"].append(measure(quick, rounds))
+            report["rows"].append(measure(quick, several))
     extras: dict[str, Callable[[], Any]] = {
-        "peak": lambda: properties.peak_fraction(length, heads, width, rounds),
-        "length": lambda: properties.length_ratio(length, heads, width, 2),
-        "precision": lambda: properties.precision_ratio(length, heads, width, rounds),
+        "peak": lambda: properties.peak_fraction(length, heads, width, several),
+        "length": lambda: properties.length_ratio(length, heads, width, few),
+        "precision": lambda: properties.precision_ratio(length, heads, width, several),
         "memory": lambda: properties.extra_memory(length, heads, width),
-        "forms": lambda: form_rows(FORM_LENGTHS[: 1 if quick else None], 2 if quick else 3),
-        "curves": lambda: curves(LENGTHS[:2] if quick else LENGTHS, heads, width, 2),
+        "forms": lambda: form_rows(FORM_LENGTHS[: 1 if quick else None], rounds or (2 if quick else 3)),
+        "curves": lambda: curves(LENGTHS[:2] if quick else LENGTHS, heads, width, few),
     }
     return report | {name: extra() for name, extra in extras.items() if name in wanted}
 

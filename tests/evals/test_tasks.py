@@ -13,7 +13,7 @@ import torch
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from linrec.errors import DatasetError, UnknownNameError
+from linrec.errors import ConfigError, DatasetError, UnknownNameError
 from linrec.evals import run, task_loading
 from linrec.evals.small import byte_config
 from linrec.evals.tasks import stdlib
@@ -116,6 +116,40 @@ def test_report_of_a_model(tmp_path: Path) -> None:
 def test_unknown_tasks_are_refused_before_anything_loads(names: list[str], tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError, match="linrec_stdlib_bpb"):
         run.evaluate(tmp_path / "absent", names)
+
+
+def test_metadata_that_no_task_reads_is_refused() -> None:
+    with pytest.raises(ConfigError, match="question"):
+        task_loading.load_tasks(OURS, {"question": 24})
+    task_loading.load_tasks(OURS[:1], SMALL)  # what another of the kit's tasks reads is no error
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "num_fewshot", "says"),
+    [
+        (
+            "linrec_copy",
+            {"generation_kwargs": {"until": ["\n"], "num_beams": 4}},
+            None,
+            "linrec_copy.*num_beams",
+        ),
+        ("linrec_mqar", {"num_fewshot": 0}, 2, "num_fewshot.*linrec_mqar"),
+        ("linrec_mqar", {"num_fewshot": 0}, 0, None),
+        ("linrec_mqar", {}, 2, None),
+        ("linrec_copy", {}, None, None),
+    ],
+)
+def test_what_would_be_ignored_is_refused_before_any_request(
+    task: str, settings: dict[str, Any], num_fewshot: int | None, says: str | None
+) -> None:
+    _, loaded = task_loading.load_tasks([task], {"documents": 2})
+    for key, value in settings.items():
+        loaded[0].set_config(key=key, value=value)
+    if says is None:
+        task_loading.check_tasks(loaded, num_fewshot)
+    else:
+        with pytest.raises(ConfigError, match=says):
+            task_loading.check_tasks(loaded, num_fewshot)
 
 
 def test_a_data_set_that_cannot_be_fetched_is_explained() -> None:
