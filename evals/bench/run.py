@@ -39,7 +39,6 @@ def run_bench(
 
     ``rounds`` None runs each five times, what takes long two or three times.
     """
-    several, few = rounds or 5, rounds or 2
     unknown = set(names) - set(NAMES)
     if unknown:
         raise UnknownNameError(f"bench: no case {', '.join(sorted(unknown))}; cases are {', '.join(NAMES)}")
@@ -51,7 +50,8 @@ def run_bench(
         torch.set_num_threads(before)
 
 
-def _report(wanted: set[str], quick: bool, rounds: int) -> Report:
+def _report(wanted: set[str], quick: bool, rounds: int | None) -> Report:
+    several, few = rounds or 5, rounds or 2
     report: Report = {"threads": torch.get_num_threads(), "versions": versions(), "rows": []}
     length, heads, width = (128, 2, 16) if quick else (4096, 16, 128)
     for case in CASES:
