@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreT
 from transformers.utils import ModelOutput as HfOutput
 
 from linrec.errors import CheckpointError, ConfigError
-from linrec.models.checkpoint import MODEL_TYPE, unfinished_config
+from linrec.models.checkpoint import INDEX_FILE, MODEL_TYPE, WEIGHTS_FILE, check_sizes, unfinished_config
 from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel, ModelState
 from linrec.state import select_rows
@@ -104,12 +104,18 @@ class LinrecForCausalLM(PreTrainedModel, GenerationMixin):
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any
     ) -> LinrecForCausalLM:
-        """As of every model. Where a save was cut off before its ``config.json``, the weights' own one counts."""
+        """As of every model. Where a save was cut off before its ``config.json``, the weights' own one counts.
+
+        Raises CheckpointError, before anything is allocated, where the configuration does not have the weights' sizes.
+        """
         values = _unfinished(pretrained_model_name_or_path)
         if values is not None:
             own = LinrecConfig.from_dict(values)
             config = copy.deepcopy(config) if isinstance(config, LinrecConfig) else own
             config.linrec, config.dtype = own.linrec, own.dtype
+        if _holds_weights(pretrained_model_name_or_path) and not kwargs.get("ignore_mismatched_sizes"):
+            given = config.to_linrec() if isinstance(config, LinrecConfig) else None
+            check_sizes(pretrained_model_name_or_path, given)
         model: LinrecForCausalLM = super().from_pretrained(
             pretrained_model_name_or_path, *args, config=config, **kwargs
         )
@@ -203,6 +209,11 @@ def _unfinished(folder: Any) -> dict[str, Any] | None:
         return unfinished_config(folder) if os.path.isdir(folder) else None
     except (CheckpointError, TypeError):
         return None
+
+
+def _holds_weights(folder: Any) -> bool:
+    names = (WEIGHTS_FILE, INDEX_FILE)
+    return os.path.isdir(folder) and any(os.path.isfile(os.path.join(folder, name)) for name in names)
 
 
 AutoConfig.register(MODEL_TYPE, LinrecConfig, exist_ok=True)
