@@ -122,7 +122,9 @@ def test_building_for_weights_is_building(layer: str, tmp_path: Path) -> None:
     """Random parameters are left out while loading; constants that no file holds are not."""
     model = models.LanguageModel(models.Config(**SMALL, pattern=(layer,)))
     model.save(tmp_path)
+    before = torch.get_rng_state()
     again = models.LanguageModel.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)  # nothing was drawn, which another thread might notice
     buffers = dict(again.named_buffers())
     assert again.fingerprint() == model.fingerprint()
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
