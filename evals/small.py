@@ -78,7 +78,7 @@ def _value(text: str) -> Any:
     """A JSON value, or the text itself."""
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 

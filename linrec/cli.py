@@ -221,7 +221,7 @@ def _json_object(text: str | None) -> dict[str, Any]:
 
     try:
         value = json.loads(text) if text else {}
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--metadata expects a JSON object, got {text!r} ({error})") from error
     if not isinstance(value, dict):
         raise ConfigError(f"--metadata expects a JSON object, got {text!r}")

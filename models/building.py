@@ -20,8 +20,9 @@ from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel
 
 DRAWN = {"normal_", "uniform_", "kaiming_uniform_"}  # of tensors and of torch.nn.init alike
-MADE = {"empty", "zeros", "ones", "full", "rand", "randn", "arange", "linspace"}
-GROWN = {"repeat", "eye", "outer", "matmul", "mm", "__matmul__", "__rmatmul__"}
+# What gives more elements than it is given, by name; only these are counted.
+MADE = {"empty", "zeros", "ones", "full", "rand", "randn", "arange", "linspace", "eye", "repeat", "outer"}
+PRODUCTS = {"matmul", "mm", "__matmul__", "__rmatmul__"}
 SMALL = 2**24  # elements that are no matter: constants, and what is computed on the way to a parameter
 
 
@@ -31,7 +32,7 @@ def build(config: Config, elements: int) -> LanguageModel:
     Raises CheckpointError where it would take far more memory than these, or no model can be built.
     """
     try:
-        with torch.random.fork_rng(devices=[]), _Counted(4 * elements + SMALL):
+        with _Counted(4 * elements + SMALL):
             return LanguageModel(config)
     except CheckpointError:
         raise
@@ -54,21 +55,32 @@ class _Counted(TorchFunctionMode):
         name, kwargs = func.__name__, kwargs or {}
         if name in DRAWN:
             return args[0] if args else kwargs["tensor"]
-        if name in MADE or name in GROWN:
-            self.left -= math.prod(_factors((*args, *kwargs.values())))
+        if name in MADE or name in PRODUCTS:
+            self.left -= _elements(name, (*args, *kwargs.values()))
             if self.left < 0:
                 raise CheckpointError(
                     f"the model would be larger than its weights, over {self.limit:,} elements"
                 )
-        return func(*args, **kwargs)
+        return (torch.empty if name in ("rand", "randn") else func)(*args, **kwargs)
+
+
+def _elements(name: str, values: tuple[Any, ...]) -> int:
+    """Of the result; where a number is no size, at least these."""
+    if name in PRODUCTS:
+        first, second = (value for value in values if isinstance(value, Tensor))
+        return first.numel() * second.numel() // max(1, *first.shape[-1:]) ** 2
+    factors = list(_factors(values[:1] if name == "full" else values))
+    if name in ("arange", "linspace"):
+        return max(factors, default=0)
+    return math.prod(factors) ** (2 if name == "eye" else 1)
 
 
 def _factors(values: Any) -> Iterator[int]:
-    """No result has more elements than the product of these: sizes, and the elements of what goes in."""
+    """Sizes, and the elements of what goes in."""
     for value in values:
         if isinstance(value, Tensor):
-            yield max(1, value.numel())
+            yield value.numel()
         elif isinstance(value, tuple | list):
             yield from _factors(value)
         elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            yield max(1, math.ceil(abs(value)))
+            yield math.ceil(abs(value))

@@ -122,6 +122,7 @@ def load_checkpoint(
         config = _config(folder, text, files[0].metadata)
         header = _merged(folder, [file.header() for file in files])
         _check_sizes(folder, config, header)
+        _check_mlp(folder, config, header)
         model = _built(folder, config, header)
         _check_weights(folder, model.state_dict(), header)
         weights = _merged(folder, [file.tensors() for file in files])
@@ -143,6 +144,18 @@ def unfinished_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """
     folder = Path(folder)
     return _own_values(folder, _config_text(folder), _metadata(folder))
+
+
+def check_sizes(folder: str | os.PathLike[str], config: Config | None = None) -> None:
+    """Compare vocabulary, width and depth with the header of the weights; no weight is read, no model built.
+
+    Of the folder's own configuration, or of another that its weights are to be loaded with. Raises CheckpointError.
+    """
+    folder = Path(folder)
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(open_tensors(path, CheckpointError)) for path in _weight_files(folder)]
+        config = config or _config(folder, _config_text(folder), files[0].metadata)
+        _check_sizes(folder, config, _merged(folder, [file.header() for file in files]))
 
 
 def _config_text(folder: Path) -> bytes:
@@ -233,6 +246,12 @@ def _check_sizes(folder: Path, config: Config, header: Header) -> None:
             f"{folder}: the weights are not those of {CONFIG_FILE}: {'some missing' if few else 'some unexpected'}, "
             f"expected {config.num_layers} layers, got those of {depth}"
         )
+
+
+def _check_mlp(folder: Path, config: Config, header: Header) -> None:
+    gate, expected = header.get("blocks.0.mlp.gate.weight"), [config.mlp_width, config.d_model]
+    if gate is not None and gate[1] != expected:
+        raise CheckpointError(f"{folder}: blocks.0.mlp.gate.weight: expected {expected}, got {gate[1]}")
 
 
 def _built(folder: Path, config: Config, header: Header) -> LanguageModel:

@@ -31,7 +31,14 @@ from transformers.utils import ModelOutput as HfOutput
 from linrec.errors import ArgumentError, CheckpointError, ConfigError, DtypeError, ShapeError
 from linrec.models import forward_arguments
 from linrec.models.byte_tokenizer import END, TOKENIZER_FILE, byte_tokenizer
-from linrec.models.checkpoint import MODEL_TYPE, read_config, unfinished_config
+from linrec.models.checkpoint import (
+    INDEX_FILE,
+    MODEL_TYPE,
+    WEIGHTS_FILE,
+    check_sizes,
+    read_config,
+    unfinished_config,
+)
 from linrec.models.config import Config, check_name
 from linrec.models.documents import Described, Documents, find_documents
 from linrec.models.generation import CachedGeneration, one_cache
@@ -155,12 +162,18 @@ class LinrecForCausalLM(Recomputing, ResizableVocabulary, CachedGeneration, PreT
     def from_pretrained(
         cls, pretrained_model_name_or_path: Any, *args: Any, config: Any = None, **kwargs: Any
     ) -> LinrecForCausalLM:
-        """As of every model. Where a save was cut off before its ``config.json``, the weights' own one counts."""
+        """As of every model. Where a save was cut off before its ``config.json``, the weights' own one counts.
+
+        Raises CheckpointError, before anything is allocated, where the configuration does not have the weights' sizes.
+        """
         values = _unfinished(pretrained_model_name_or_path)
         if values is not None:
             own = LinrecConfig.from_dict(values)
             config = copy.deepcopy(config) if isinstance(config, LinrecConfig) else own
             config.linrec, config.dtype = own.linrec, own.dtype
+        if _holds_weights(pretrained_model_name_or_path) and not kwargs.get("ignore_mismatched_sizes"):
+            given = config.to_linrec() if isinstance(config, LinrecConfig) else None
+            check_sizes(pretrained_model_name_or_path, given)
         model: LinrecForCausalLM = super().from_pretrained(
             pretrained_model_name_or_path, *args, config=config, **kwargs
         )
@@ -295,6 +308,11 @@ def _unfinished(folder: Any) -> dict[str, Any] | None:
         return unfinished_config(folder) if os.path.isdir(folder) else None
     except (CheckpointError, TypeError):
         return None
+
+
+def _holds_weights(folder: Any) -> bool:
+    names = (WEIGHTS_FILE, INDEX_FILE)
+    return os.path.isdir(folder) and any(os.path.isfile(os.path.join(folder, name)) for name in names)
 
 
 AutoConfig.register(MODEL_TYPE, LinrecConfig, exist_ok=True)

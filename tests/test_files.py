@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from linrec import files
@@ -176,11 +177,11 @@ def test_read_tensors_are_not_the_file(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_replaced_while_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, opened = tmp_path / "x", files.safe_open
+    path = tmp_path / "x"
     write_tensors(path, {"x": torch.zeros(3)}, {"turn": "0"})
 
     def slow(name: Path, framework: str) -> object:
-        file = opened(name, framework=framework)
+        file = safe_open(name, framework=framework)
         if float(file.get_tensor("x")[0]) == 0:
             write_tensors(path, {"x": torch.ones(3)}, {"turn": "1"})
         return file

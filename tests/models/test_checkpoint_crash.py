@@ -63,7 +63,7 @@ def as_transformers(folder: Path) -> None:
 def test_killed_anywhere_it_is_the_old_or_the_new(tmp_path: Path) -> None:
     found, mixed = [], 0
     A.save(tmp_path)
-    for _ in killed_everywhere(lambda: B.save(tmp_path), [files, checkpoint]):
+    for _ in killed_everywhere(lambda: B.save(tmp_path), [files, checkpoint], step=3):
         found.append(loaded(tmp_path))
         heads = json.loads((tmp_path / "config.json").read_text())["linrec"]["num_heads"]
         mixed += found[-1] != A.fingerprint() and heads == 2

@@ -88,6 +88,21 @@ def test_sizes_that_the_weights_do_not_have(folder: Path) -> None:
             assert attempt(folder, (field, value)) is None, (field, value)
 
 
+@pytest.mark.parametrize("field", ["vocab_size", "d_model", "num_layers"])
+def test_transformers_does_not_build_them_either(folder: Path, field: str) -> None:
+    huggingface = pytest.importorskip("linrec.models.huggingface")
+    from transformers import AutoModelForCausalLM
+
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    for load in (AutoModelForCausalLM.from_pretrained, huggingface.LinrecForCausalLM.from_pretrained):
+        path.write_text(json.dumps({**config, "linrec": {**config["linrec"], field: 10**8}}))
+        with pytest.raises(CheckpointError, match=str(folder)):
+            load(folder)
+        path.write_text(json.dumps(config))
+        assert load(folder).config.vocab_size == 17
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_hostile_options_of_every_layer(layer: str, tmp_path: Path) -> None:
@@ -107,7 +122,9 @@ def test_building_for_weights_is_building(layer: str, tmp_path: Path) -> None:
     """Random parameters are left out while loading; constants that no file holds are not."""
     model = models.LanguageModel(models.Config(**SMALL, pattern=(layer,)))
     model.save(tmp_path)
+    before = torch.get_rng_state()
     again = models.LanguageModel.load(tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)  # nothing was drawn, which another thread might notice
     buffers = dict(again.named_buffers())
     assert again.fingerprint() == model.fingerprint()
     assert all(torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers())
