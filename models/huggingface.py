@@ -41,6 +41,8 @@ from linrec.models.reading import read_documents, read_rows
 from linrec.models.recompute import Recomputing
 from linrec.models.vocabulary import Vocabulary
 
+__all__ = ["LinrecCache", "LinrecConfig", "LinrecForCausalLM", "LinrecOutput", "LinrecTokenizer"]
+
 
 class LinrecConfig(PreTrainedConfig):
     """Holds a :class:`~linrec.models.Config` as plain values in ``linrec``; make one with ``from_linrec``.
