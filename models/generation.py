@@ -31,8 +31,9 @@ def one_cache(given: dict[str, Any]) -> tuple[LinrecCache | None, str]:
 class CachedGeneration:
     """``generate(input_ids, cache=…)`` with the whole sequence, or with new ids alone (see ``resumed``).
 
-    Caches that are given stay as they are. The one that is returned belongs to the returned sequences, row by row;
-    after a search with beams it holds the prompt, and what the beams wrote is read with the next call.
+    Caches that are given stay as they are. The one that is returned belongs to the returned sequences, row by row.
+    After a search with beams that ended early their states are gone: then it holds the prompt, and what they wrote is
+    read with the next call.
     """
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -157,7 +158,8 @@ class CachedGeneration:
         cache: LinrecCache = result.cache
         if cache.prompt is not None:
             each = len(result.sequences) // (cache.prompt.rows() or 1)
-            cache = cache.prompt.repeated(each)
+            rows = _beams_of(cache, result.sequences, each)
+            cache = cache.prompt.repeated(each) if rows is None else cache.select_rows(rows)
         cache = cache.plain()
         state, again, mask = cache.entry()
         if again is None or again.shape[1] == 0:
@@ -172,6 +174,23 @@ class CachedGeneration:
         with torch.no_grad():
             settled: LinrecCache = self(again, attention_mask=mask, cache=read, logits_to_keep=1).cache  # type: ignore[operator]
         return settled
+
+
+def _beams_of(cache: LinrecCache, sequences: Tensor, each: int) -> Tensor | None:
+    """Of each returned sequence the row of a last beam that has read its beginning; None where one has none.
+
+    ``each`` sequences are returned for one that was given, of as many beams as ``cache.expanded``.
+    """
+    assert cache.tokens is not None
+    read = cache.tokens[:, cache.skipped :].unflatten(0, (-1, cache.expanded)).repeat_interleave(each, 0)
+    columns = read.shape[2]
+    if sequences.shape[1] < columns:
+        return None
+    same = (sequences[:, None, :columns] == read).all(2)
+    if not bool(same.any(1).all()):
+        return None
+    given = torch.arange(len(sequences), device=same.device) // each
+    return given * cache.expanded + same.int().argmax(1)
 
 
 def _check_mask(kwargs: dict[str, Any], ids: Tensor, drafting: bool) -> None:

@@ -48,6 +48,8 @@ from linrec.models.reading import read_documents, read_rows
 from linrec.models.recompute import Recomputing
 from linrec.models.vocabulary import ResizableVocabulary
 
+__all__ = ["LinrecCache", "LinrecConfig", "LinrecForCausalLM", "LinrecOutput", "LinrecTokenizer"]
+
 
 class LinrecConfig(PreTrainedConfig):
     """Holds a :class:`~linrec.models.Config` as plain values in ``linrec``; make one with ``from_linrec``.

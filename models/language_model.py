@@ -133,8 +133,7 @@ class LanguageModel(Vocabulary):
     ) -> tuple[Tensor, ModelState]:
         """As ``hidden``, of embeddings ``[B, T, d_model]``.
 
-        ``call(block, x, state, cu_seqlens, attention_mask)`` stands for the call of each block, for callers that
-        recompute activations or want to see them.
+        ``call(block, x, state, cu_seqlens, attention_mask)`` is called in place of each block.
         """
         rows = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
         states = self._layer_states(state, rows)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from linrec import models
 from linrec.errors import ArgumentError, ShapeError
+from linrec.layers import LAYERS
 from linrec.state import map_tensors, named_tensors
 from tests.models.greedy import greedy
 
@@ -64,8 +65,20 @@ def test_a_conversation_goes_on(face: Any, prompt: Tensor, more: Tensor, mode: s
     for name in NAMES:
         got = face.generate(whole, attention_mask=whole_mask, **{name: first.cache}, **GREEDY)
         assert torch.equal(got, expected), name
-    generated = 0 if "beams" in mode else 5
-    assert max(lengths) == whole.shape[1] - 9 - generated
+    # Of all that beams wrote, the last states may be gone.
+    assert max(lengths) == 5 or (mode in ("all beams", "sampled beams") and max(lengths) == 10)
+
+
+@pytest.mark.parametrize("returned", [1, 3])
+def test_beams_that_ended_early(face: Any, prompt: Tensor, more: Tensor, returned: int) -> None:
+    """Their last states are gone, so that what they wrote is read again."""
+    beams = {"num_beams": 3, "num_return_sequences": returned, "do_sample": False}
+    end = int(first_turn(face, prompt, None, **beams).sequences[0, 11])
+    first = first_turn(face, prompt, None, eos_token_id=end, pad_token_id=0, **beams)
+    whole = torch.cat([first.sequences, more.expand(len(first.sequences), 4)], 1)
+    for mask in (torch.ones_like(whole), (whole != 0).long()):
+        expected = face.generate(whole, attention_mask=mask, **GREEDY)
+        assert torch.equal(face.generate(whole, attention_mask=mask, cache=first.cache, **GREEDY), expected)
 
 
 def test_the_state_of_a_forward_call_goes_on(
@@ -200,13 +213,17 @@ def test_what_does_not_fit_is_refused(face: Any, prompt: Tensor) -> None:
     assert torch.equal(plain, face.generate(prompt, **GREEDY))
 
 
-def test_recurrent_layers_alone(prompt: Tensor, more: Tensor) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("layer", sorted(LAYERS))
+def test_every_layer(layer: str, prompt: Tensor, more: Tensor) -> None:
+    """A second turn, with and without drafts, is that of the plain loop."""
     torch.manual_seed(4)
-    config = models.Config(vocab_size=97, d_model=32, num_heads=2, init_std=0.3, pattern=("rwkv7", "mamba"))
+    config = models.Config(vocab_size=97, d_model=32, num_heads=2, init_std=0.1, pattern=(layer,))
     model = models.LanguageModel(config).eval()
     face = LinrecForCausalLM.from_linrec(model)
-    first = first_turn(face, prompt, None, do_sample=False)
-    whole = torch.cat([first.sequences, more.expand(2, 4)], 1)
-    assert torch.equal(
-        face.generate(whole, past_key_values=first.past_key_values, **GREEDY), greedy(model, whole, 7)
-    )
+    first = first_turn(face, prompt[:1], None, do_sample=False, prompt_lookup_num_tokens=3)
+    whole = torch.cat([first.sequences, more, first.sequences[:, -4:]], 1)
+    expected = greedy(model, whole, 7)
+    for drafts in (None, 4):
+        got = face.generate(whole, cache=first.cache, prompt_lookup_num_tokens=drafts, **GREEDY)
+        assert torch.equal(got, expected)
