@@ -7,6 +7,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from linrec.files import write_text
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -28,7 +30,7 @@ def byte_tokenizer(**options: Any) -> PreTrainedTokenizerFast:
 
     with tempfile.TemporaryDirectory() as folder:
         for name, text in tokenizer_files().items():
-            (Path(folder) / name).write_text(text, encoding="utf-8")
+            write_text(Path(folder) / name, text)
         tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(folder, **options)
     tokenizer.name_or_path = ""
     return tokenizer
