@@ -77,12 +77,19 @@ class _Implicit(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         change, *system = ctx.saved_tensors
-        if differentiated_again(grad):
-            return None, None, None, *adjoint(_plain, (change, *system), (grad,))
         run, iterations = ctx.how
-        with without_autocast(grad):
+        with torch.no_grad(), without_autocast(grad):
             solution = _solved(run, System(*system), grad, iterations)
-        return None, None, None, solution, *[None] * len(system)
+        if not differentiated_again(grad):
+            return None, None, None, solution, *[None] * len(system)
+        # With the same values, also where the iterations have not come to their end.
+        of_change, *of_system = adjoint(_plain, (change, *system), (grad,))
+        assert of_change is not None
+        found = (
+            of_change - of_change.detach() + solution,
+            *(g if g is None else g - g.detach() for g in of_system),
+        )
+        return None, None, None, *found
 
 
 def _plain(change: Tensor, *system: Tensor) -> tuple[Tensor]:

@@ -9,10 +9,15 @@ taken.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from linrec.engines.checks import transformed
+from linrec.engines.derivatives import differentiable_again
 
 
 def forward_mode() -> bool:
@@ -53,12 +58,19 @@ def logcumsumexp(x: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:
-    """x without its mean, at unit variance (but for eps), over the last dimension."""
-    if not forward_mode():
-        return F.layer_norm(x, x.shape[-1:], eps=eps)
+    """x without its mean, at unit variance (but for eps), over the last dimension.
+
+    torch's own holds mean and deviation fixed in third derivatives, too, in whatever mode.
+    """
+    if transformed(x):
+        return _normed(x, eps)[0]
+    return differentiable_again(F.layer_norm(x, x.shape[-1:], eps=eps), partial(_normed, eps=eps), x)
+
+
+def _normed(x: Tensor, eps: float) -> tuple[Tensor]:
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     centred = wide - wide.mean(-1, keepdim=True)
-    return (centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()).to(x.dtype)
+    return ((centred / (centred.square().mean(-1, keepdim=True) + eps).sqrt()).to(x.dtype),)
 
 
 def solve(system: Tensor, right: Tensor) -> Tensor:

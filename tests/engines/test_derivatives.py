@@ -17,6 +17,7 @@ from linrec.rules import RULES
 from linrec.testing import example_inputs, relative_error
 from tests.differentiation import (
     MODES,
+    along_them,
     difference_of_gradients,
     directions,
     gradient,
@@ -179,3 +180,28 @@ def test_the_skip_of_mamba2_has_a_tangent_of_its_own() -> None:
         o = rules.mamba2(**{**inputs, "D": dual}).o
         tangent = torch.autograd.forward_ad.unpack_dual(o).tangent
     assert relative_error(tangent, inputs["x"]) < 1e-14
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "ttt_linear", "delta_net", "mesa_net", "softmax_attention"])
+def test_third_derivatives(name: str) -> None:
+    """Against differences of the second ones; torch's layer norm is wrong by as much as they are large."""
+    if name == "layer_norm":
+        values, options = drawn((3, 5)), {}
+    else:
+        sizes = {"T": 4, "B": 1, "H": 1, "HV": 2, "HQ": 2, "K": 3, "V": 3, "M": 3}
+        values, options = list(example_inputs(RULES[name], **sizes).values()), {"chunk_size": 3}  # type: ignore[arg-type]
+    along = directions(values)
+
+    def loss(*values: Tensor) -> Tensor:
+        normed = name == "layer_norm"
+        return _weighed(
+            forward_mode.layer_norm(values[0], 1e-5) if normed else RULES[name](*values, **options).o
+        )
+
+    def slope(*values: Tensor) -> Tensor:
+        grads = torch.autograd.grad(loss(*values), values, create_graph=True)
+        return along_them(grads, along)
+
+    want = difference_of_gradients(slope, values, along)
+    _, got = reverse_over_reverse(slope, values, along)
+    assert relative_error(joined(got), joined(want)) < 1e-6
