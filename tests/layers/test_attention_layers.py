@@ -1,6 +1,7 @@
 """Options of the attention layers: every variant streams, and sizes are checked."""
 
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -53,7 +54,12 @@ def test_bad_options(name, options, text):
         LAYERS[name](16, 2, **options)
 
 
-KINDS = {bool: [True, False], int: [1, 2, 3, 8], float: [0.3, 2.0], type(None): [2, 3, 4, 8]}
+KINDS: dict[type, list[Any]] = {
+    bool: [True, False],
+    int: [1, 2, 3, 8],
+    float: [0.3, 2.0],
+    type(None): [2, 3, 4, 8],
+}
 # Options that matter elsewhere than in one short pass of a layer of its own: num_heads is every layer's, and changes
 # nothing where channels form no heads (the docstrings say so); the others need depth, length, wider heads, or options
 # beside them.
@@ -68,7 +74,7 @@ LATER = {
 
 def options_of(cls):
     """Every option of a layer's constructors, with its default."""
-    found = {}
+    found: dict[str, Any] = {}
     for base in cls.__mro__:
         if base is torch.nn.Module:
             break
