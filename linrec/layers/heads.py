@@ -55,8 +55,8 @@ class HeadsLayer(Layer):
     ):
         super().__init__()
         self.d_model, self.num_heads = d_model, num_heads
-        self.head_dim = head_dim or d_model // num_heads
-        self.num_v_heads = num_v_heads or num_heads
+        self.head_dim = d_model // num_heads if head_dim is None else head_dim
+        self.num_v_heads = num_heads if num_v_heads is None else num_v_heads
         self.value_dim = int(self.head_dim * expand_v)
         self._check_sizes()
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
@@ -79,7 +79,7 @@ class HeadsLayer(Layer):
                 f"{who}: d_model={self.d_model}, num_heads={self.num_heads} leave head_dim={self.head_dim}, "
                 f"value width {self.value_dim}; all must be positive"
             )
-        if self.num_v_heads % self.num_heads:
+        if self.num_v_heads < 1 or self.num_v_heads % self.num_heads:
             raise ConfigError(
                 f"{who}: num_v_heads={self.num_v_heads} must be a multiple of num_heads={self.num_heads}"
             )

@@ -21,6 +21,19 @@ class Mamba2State(NamedTuple):
     memory: Tensor | None
 
 
+def head_count(who: str, channels: int, num_heads: int | None, head_dim: int | None) -> int:
+    """Heads of so many channels: ``num_heads``, or as many of width ``head_dim`` (64) as there is room for.
+
+    Raises ConfigError where both are given, or a width, and do not make up the channels.
+    """
+    heads = max(channels // (head_dim or 64), 1) if num_heads is None else num_heads
+    if head_dim is not None and heads * head_dim != channels:
+        raise ConfigError(
+            f"{who}: {channels} channels are not num_heads={heads} of head_dim={head_dim}; give one of the two"
+        )
+    return heads
+
+
 class Mamba2(Layer):
     """Mamba-2 block (Dao, Gu 2024, arXiv:2405.21060).
 
@@ -38,7 +51,7 @@ class Mamba2(Layer):
         num_heads: int | None = None,
         *,
         expand: float = 2.0,
-        head_dim: int = 64,
+        head_dim: int | None = None,
         state_size: int = 128,
         num_groups: int = 1,
         conv_size: int = 4,
@@ -48,8 +61,8 @@ class Mamba2(Layer):
     ):
         super().__init__()
         self.d_model, self.inner = d_model, int(expand * d_model)
-        self.num_heads = num_heads or max(self.inner // head_dim, 1)
-        if self.inner % self.num_heads or self.num_heads % num_groups:
+        self.num_heads = head_count("Mamba2", self.inner, num_heads, head_dim)
+        if self.num_heads < 1 or self.inner % self.num_heads or self.num_heads % num_groups:
             raise ConfigError(
                 f"Mamba2: {self.inner} channels must divide into num_heads={self.num_heads}, "
                 f"and these into num_groups={num_groups}"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
+from linrec.layers.mamba2 import head_count
 from linrec.layers.parts import GatedRMSNorm, TimeStep, widened
 from linrec.layers.projection import project
 from linrec.rules.mamba3 import Mamba3State
@@ -35,7 +36,7 @@ class Mamba3(Layer):
         num_heads: int | None = None,
         *,
         expand: float = 2.0,
-        head_dim: int = 64,
+        head_dim: int | None = None,
         state_size: int = 128,
         num_groups: int = 1,
         mimo_rank: int = 1,
@@ -46,8 +47,8 @@ class Mamba3(Layer):
     ):
         super().__init__()
         self.d_model, self.inner = d_model, int(expand * d_model)
-        self.num_heads = num_heads or max(self.inner // head_dim, 1)
-        if self.inner % self.num_heads or self.num_heads % num_groups:
+        self.num_heads = head_count("Mamba3", self.inner, num_heads, head_dim)
+        if self.num_heads < 1 or self.inner % self.num_heads or self.num_heads % num_groups:
             raise ConfigError(
                 f"Mamba3: {self.inner} channels must divide into num_heads={self.num_heads}, "
                 f"and these into num_groups={num_groups}"

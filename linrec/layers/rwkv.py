@@ -49,8 +49,6 @@ class RWKVLayer(Layer):
         d_model: int,
         num_heads: int = 4,
         *,
-        gate_rank: int = 64,
-        mix_rank: int = 32,
         norm_eps: float | None = None,
         chunk_size: int | None = None,
         backend: str = "auto",
@@ -61,7 +59,6 @@ class RWKVLayer(Layer):
                 f"{type(self).__name__}: d_model={d_model} must divide into num_heads={num_heads}"
             )
         self.d_model, self.num_heads, self.head_dim = d_model, num_heads, d_model // num_heads
-        self.mix_rank, self.gate_rank = mix_rank, gate_rank
         self.how = {"chunk_size": chunk_size, "backend": backend}
         self.mu = nn.Parameter(torch.rand(len(self.signals), d_model))
         self.r_proj, self.k_proj, self.v_proj, self.o_proj = (
@@ -140,13 +137,15 @@ class RWKV6(BonusLayer):
     rule = rules.rwkv6
     signals = ("w", "k", "v", "r", "g")
 
-    def __init__(self, d_model: int, num_heads: int = 4, **options: object):
+    def __init__(
+        self, d_model: int, num_heads: int = 4, *, gate_rank: int = 64, mix_rank: int = 32, **options: object
+    ):
         super().__init__(d_model, num_heads, **options)
         n = len(self.signals)
         self.mu_x = nn.Parameter(torch.rand(d_model))
-        self.mix_down = nn.Linear(d_model, n * self.mix_rank, bias=False)
-        self.mix_up = nn.Parameter(torch.empty(n, self.mix_rank, d_model).uniform_(-0.01, 0.01))
-        self.w_proj = _tanh_low_rank(d_model, self.gate_rank)
+        self.mix_down = nn.Linear(d_model, n * mix_rank, bias=False)
+        self.mix_up = nn.Parameter(torch.empty(n, mix_rank, d_model).uniform_(-0.01, 0.01))
+        self.w_proj = _tanh_low_rank(d_model, gate_rank)
         self.w_bias = nn.Parameter(torch.linspace(-6, -1, d_model))
 
     def shares(self, x: Tensor, change: Tensor) -> Tensor:
@@ -170,14 +169,14 @@ class RWKV7(RWKVLayer):
     rule = rules.rwkv7
     signals = ("r", "w", "k", "v", "a", "g")
 
-    def __init__(self, d_model: int, num_heads: int = 4, **options: object):
+    def __init__(self, d_model: int, num_heads: int = 4, *, gate_rank: int = 64, **options: object):
         super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
-        self.w_proj = _tanh_low_rank(d_model, self.gate_rank)
+        self.w_proj = _tanh_low_rank(d_model, gate_rank)
         self.w_bias = nn.Parameter(torch.linspace(-6, 1, d_model))
-        self.a_proj = low_rank(d_model, self.gate_rank, d_model)
+        self.a_proj = low_rank(d_model, gate_rank, d_model)
         self.a_bias = nn.Parameter(torch.zeros(d_model))
-        self.g_down = nn.Linear(d_model, self.gate_rank, bias=False)
-        self.g_up = nn.Linear(self.gate_rank, d_model, bias=False)
+        self.g_down = nn.Linear(d_model, gate_rank, bias=False)
+        self.g_up = nn.Linear(gate_rank, d_model, bias=False)
         self.xi = nn.Parameter(torch.full((d_model,), 0.85))
         self.k_a = nn.Parameter(torch.ones(d_model))
         self.rho = nn.Parameter(torch.full((num_heads, self.head_dim), 0.1))

@@ -44,11 +44,12 @@ class SoftmaxAttention(Layer):
     ):
         super().__init__()
         self.d_model, self.num_heads = d_model, num_heads
-        self.num_kv_heads = num_kv_heads or num_heads
-        self.head_dim = head_dim or d_model // num_heads
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        self.head_dim = d_model // num_heads if head_dim is None else head_dim
         self.rope_base, self.window = rope_base, window
         self.rope_dim = self.head_dim if rope_dim is None else rope_dim
         self._check_sizes()
+        self._check_options(rope_dim)
         self.widths = [h * self.head_dim for h in (num_heads, self.num_kv_heads, self.num_kv_heads)]
         self.q_proj = low_rank(d_model, qo_rank, self.widths[0]) if qo_rank else None
         self.qkv_proj = nn.Linear(d_model, sum(self.widths[1:] if qo_rank else self.widths), bias=False)
@@ -58,7 +59,7 @@ class SoftmaxAttention(Layer):
 
     def _check_sizes(self) -> None:
         who = type(self).__name__
-        if self.head_dim < 1 or self.num_heads % self.num_kv_heads:
+        if self.head_dim < 1 or self.num_kv_heads < 1 or self.num_heads % self.num_kv_heads:
             raise ConfigError(
                 f"{who}: num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}, "
                 f"and head_dim={self.head_dim} positive"
@@ -69,6 +70,15 @@ class SoftmaxAttention(Layer):
             )
         if self.window is not None and self.window < 1:
             raise ConfigError(f"{who}: window must be None or positive, got {self.window}")
+
+    def _check_options(self, rope_dim: int | None) -> None:
+        who = type(self).__name__
+        if self.window is not None and "window" not in self.rule.__signature__.parameters:
+            raise ConfigError(f"{who}: {self.rule.name} has no window; expected None, got {self.window}")
+        if rope_dim is not None and not self.rope_base:
+            raise ConfigError(
+                f"{who}: rope_dim={rope_dim} rotates nothing without a rope_base, which is None"
+            )
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """The rule's arguments besides q, k and v, from the layer's input."""
