@@ -18,7 +18,7 @@ from linrec.files import tensor_chunks
 from linrec.layers import LAYERS, Layer
 from linrec.layers.parts import Linear, RMSNorm
 from linrec.models.config import Config
-from linrec.state import State, all_tensors, map_tensors, named_tensors
+from linrec.state import State, all_tensors, export_names, map_tensors, named_tensors
 
 
 class ModelState(NamedTuple):
@@ -32,6 +32,9 @@ class ModelOutput(NamedTuple):
 
     logits: Tensor
     state: ModelState
+
+
+export_names()
 
 
 class SwiGLU(nn.Module):
