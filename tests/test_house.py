@@ -24,6 +24,7 @@ RANK = {
     "packing": 2,
     "arguments": 2,
     "kernels": 2,
+    "operators": 2.5,
     "session_file": 2,
     "stream": 4,
     "rule": 3,
