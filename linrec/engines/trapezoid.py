@@ -5,12 +5,13 @@
     U_t = sum_r k_tr v_tr^T
     S_t = e^{g_t} (S_{t-1} + (1 - lam_t) dt_t U_{t-1}) + lam_t dt_t U_t;    y_tr = S_t^T q_tr
 
-What of S_t is older than the token, M_t = S_t - lam_t dt_t U_t, is an ordinary recurrence that writes each token once, a
-token late, when the weight is known that the next one gives it:
+What of S_t is older than the token, M_t = S_t - lam_t dt_t U_t, is an ordinary recurrence. It writes each token once,
+and a token late, when the weight is known that the next one gives it:
 
 .. code-block:: text
 
-    M_t = e^{g_t} (M_{t-1} + (lam_{t-1} dt_{t-1} + (1 - lam_t) dt_t) U_{t-1});    y_tr = M_t^T q_tr + lam_t dt_t U_t^T q_tr
+    M_t = e^{g_t} (M_{t-1} + (lam_{t-1} dt_{t-1} + (1 - lam_t) dt_t) U_{t-1})
+    y_tr = M_t^T q_tr + lam_t dt_t U_t^T q_tr
 
 so nothing is taken off again, and no token is read before its time.
 """

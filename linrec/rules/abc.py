@@ -37,8 +37,8 @@ def abc(q: Query, k: Key, v: Value, z: SlotLogits) -> ProgramTerms:
         o_t = V_t^T softmax(K_t (scale q_t))
 
     Gated slot attention with decay Z_{t-1} - Z_t and write e^{z_t - Z_t}. q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``,
-    z ``[B, T, HV, M]`` logits of the M slots, unbounded (-inf: the token takes no part, unless there is no other). The state is an ``ABCState(slots, log_weight)``; default
-    scale K^-1/2.
+    z ``[B, T, HV, M]`` logits of the M slots, unbounded (-inf: the token takes no part unless there is no other). The
+    state is an ``ABCState(slots, log_weight)``; default scale K^-1/2.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: ABCState) -> tuple[Tensor, ABCState]:

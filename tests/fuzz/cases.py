@@ -175,7 +175,7 @@ def strided(x: Tensor) -> Tensor:
 
 
 def differences(got: Any, want: Any) -> list[str]:
-    """Where two trees of tensors differ by more than rounding, relative to the whole tensor, or in what is no number."""
+    """Where two trees of tensors differ by more than rounding (of the whole tensor), or in what is no number."""
     found = []
     for (path, a), (_, b) in zip(named_tensors(got), named_tensors(want), strict=True):
         if a.shape == b.shape and torch.equal(a.isnan(), b.isnan()):
