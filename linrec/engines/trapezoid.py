@@ -48,8 +48,8 @@ def trapezoid(
     old_k, old_v = (torch.cat([x[:, None], y[:, :-1]], dim=1) for x, y in zip(before, (k, v), strict=True))
     written = weight * old_v
     decay = F.pad(g[..., None], (0, ranks - 1))  # a token decays once, at its first pair
-    terms = MatrixTerms(*(micro_steps(x) for x in (q, old_k, written, decay)))
-    y, memory = run.matrix(terms, memory)
+    q_steps, k_steps, v_steps, g_steps = (micro_steps(x) for x in (q, old_k, written, decay))
+    y, memory = run.matrix(MatrixTerms(q_steps, k_steps, v_steps, g_steps), memory)
     y = y.unflatten(1, (-1, ranks)).transpose(2, 3) + (q @ k.mT) @ (now[..., None, None] * v)
     if ranks > 1:  # a pair is read before the later ones of the older token are written
         y = y + (q @ old_k.mT).triu(1) @ written

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import torch
 from hypothesis import given
@@ -91,7 +92,7 @@ def test_a_state_of_another_dtype(case: Case, dtype: torch.dtype) -> None:
     if case.state is None or case.length == 0:
         return
     state = map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, case.state)
-    outcomes = []
+    outcomes: list[Any] = []
     for form in [*case.forms(), *(["step"] if case.length == 1 else [])]:
         try:
             outcomes.append(case.run(form, state=state))
@@ -125,7 +126,8 @@ def test_low_precision_within_its_budget(case: Case, dtype: torch.dtype) -> None
 @given(st.data())
 def test_no_rows(data: st.DataObject) -> None:
     rule = RULES[data.draw(names)]
-    inputs = example_inputs(rule, **data.draw(sizes(rule, B=0)))
+    dims: dict[str, Any] = data.draw(sizes(rule, B=0))
+    inputs = example_inputs(rule, **dims)
     inputs = {n: x.requires_grad_() for n, x in inputs.items()}
     results = [rule.form(form)(**inputs) for form in FORMS if form not in rule.reasons]
     for o, state in results:

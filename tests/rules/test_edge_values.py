@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -18,7 +20,7 @@ DECAYS = [(n, a) for n in NAMES for a, arg in RULES[n].arguments.items() if "dec
 DELTA = ["delta_net", "gated_delta_net", "comba", "weight_decay_delta", "log_linear_gated_delta"]
 DELTA += ["kimi_delta_attention", "gated_delta_net_2", "rwkv7", "momentum_delta"]
 EIGHT = {"chunk_size": 8}
-FEW = {"T": 13, "H": 1, "HV": 2, "HQ": 2, "G": 1}
+FEW: dict[str, Any] = {"T": 13, "H": 1, "HV": 2, "HQ": 2, "G": 1}
 
 
 def reset(rule, name, x, tokens, value):
@@ -53,7 +55,8 @@ def test_minus_infinity_is_a_full_reset(name, decay, tokens, with_state):
     def results(call):
         o, after = call(**leaves, state=state)
         found = torch.autograd.grad(o.cos().sum(), list(leaves.values()), allow_unused=True)
-        found = [torch.zeros_like(x) if g is None else g for x, g in zip(inputs.values(), found, strict=True)]
+        pairs = zip(inputs.values(), found, strict=True)
+        found = tuple(torch.zeros_like(x) if g is None else g for x, g in pairs)
         return o, *(t for _, t in named_tensors(after)), *found
 
     want = results(LOOPS[name])
@@ -176,7 +179,8 @@ def test_no_width_and_no_number_of_heads_is_zero(name):
     rule = RULES[name]
     dims = {d for arg in rule.arguments.values() for shape in arg.shapes for d in shape} - {"B", "T"}
     for dim in sorted(dims):
-        inputs = example_inputs(rule, T=3, **{dim: 0})
+        none: dict[str, Any] = {dim: 0}
+        inputs = example_inputs(rule, T=3, **none)
         for form in forms(rule):
             with pytest.raises(ShapeError, match=name):
                 rule.form(form)(**inputs)
@@ -196,7 +200,9 @@ def test_what_is_not_a_number_stays_where_it_is(name, value):
         bad[argument][1, 17] = value
         worse[argument][0, :24] = value  # the token that padding is taken from is the first of all
         for form in forms(rule):
-            clean = {"parallel": 0, "chunkwise": 15, "recurrent": 17}[form]  # of mini-batches of five, and of eight
+            clean = {"parallel": 0, "chunkwise": 15, "recurrent": 17}[
+                form
+            ]  # of mini-batches of five, and of eight
             o, want = (rule.form(form)(**y, **EIGHT).o for y in (bad, inputs))
             assert_close((o[0], o[1, :clean]), (want[0], want[1, :clean]))
             bounds = torch.tensor([0, 24, 25, 48])
