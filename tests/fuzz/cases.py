@@ -21,12 +21,13 @@ TIGHT = 1e-9
 NONE = 1e-12  # what rounding leaves of zero, where numbers are about one
 RESETS = (-torch.inf, -1e4, -1e30, torch.finfo(torch.float32).min, -120.0, 0.0, -0.0)
 STRENGTHS = (0.0, 1.0, 2.0, -1.0)
+BOUNDED_AT_ZERO = ("rg_lru", "lru")  # derivatives that are infinite there, and that the rule cuts off
 # Where a negative strength has no meaning: a system that is solved would not be definite.
 AT_LEAST_ZERO = ("mesa_net",)
 CLOSED = {
     "abc": ("z", -200.0),
     "mlstm": ("i", -torch.inf),
-    "rwkv4": ("k", -torch.inf),
+    "rwkv4": ("k", -200.0),
 }  # logarithms of hardly any weight
 HUGE = (("matrix", "v"), ("matrix", "x"), ("diagonal", "x"), ("diagonal", "v"))  # what the output grows with
 KEYS = ("k", "a", "b", "w", "kappa", "p", "shared", "B")
@@ -127,7 +128,8 @@ def _edge_values(draw_: Callable, rule: Rule, inputs: dict[str, Tensor], huge: b
         if kind == 0 or not x.numel():
             continue
         if arg.draw in ("log_decay", "weak_decay"):
-            _put(draw_, x, draw_(st.sampled_from(RESETS)))
+            allowed = [g for g in RESETS if g or rule.name not in BOUNDED_AT_ZERO]
+            _put(draw_, x, draw_(st.sampled_from(allowed)))
         elif arg.draw == "strength":
             allowed = [s for s in STRENGTHS if s >= 0 or rule.name not in AT_LEAST_ZERO]
             _put(draw_, x, draw_(st.sampled_from(allowed)))
