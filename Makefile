@@ -7,6 +7,7 @@
 #   TORCH        what to install on a machine with an NVIDIA GPU, and wherever no special CPU build exists
 #   TORCH_CPU    the CPU build, looked for where pip is configured to look
 #   TORCH_INDEX  one more index to look in for it, e.g. PyTorch's own index of CPU builds
+#   FUZZ_EXAMPLES  how many new cases `make fuzz` draws for each of its tests
 #   PYTEST_ARGS  more arguments for pytest, e.g. PYTEST_ARGS="-k delta -x"
 
 PYTHON      ?= python3
@@ -15,6 +16,7 @@ TORCH       ?= torch>=2.8
 TORCH_CPU   ?= torch==2.13.0+cpu
 TORCH_INDEX ?=
 PYTEST_ARGS ?=
+FUZZ_EXAMPLES ?= 2000
 
 BIN   := $(VENV)/bin
 # Errors still show; warnings about pip's own configuration do not.
@@ -23,12 +25,13 @@ SETUP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu lint format types clean setup
+.PHONY: help demo test test-gpu fuzz lint format types clean setup
 
 help:
 	@echo "make demo      train, stream and evaluate a small model on this machine; results in runs/demo/"
 	@echo "make test      the test suite (everything that needs no GPU)"
 	@echo "make test-gpu  the tests that need a GPU"
+	@echo "make fuzz      random cases against the independent loops, as many as FUZZ_EXAMPLES says"
 	@echo "make lint      ruff: lint and format check        make format  apply ruff's fixes"
 	@echo "make types     mypy                               make clean   remove what make created"
 
@@ -42,6 +45,9 @@ test: $(SETUP)
 
 test-gpu: $(SETUP)
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
+
+fuzz: $(SETUP)
+	FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(BIN)/python -m pytest tests/fuzz $(PYTEST_ARGS)
 
 lint: $(SETUP)
 	$(BIN)/ruff check

@@ -182,6 +182,8 @@ def _checked(state: Tensor, empty: Tensor, who: str) -> Tensor:
         raise DtypeError(f"{who}: state must be a tensor {list(empty.shape)}, got {type(state).__name__}")
     if state.shape != empty.shape:
         raise ShapeError(f"{who}: state must be [B, W - 1, D] = {list(empty.shape)}, got {list(state.shape)}")
+    if not state.is_floating_point():
+        raise DtypeError(f"{who}: state must be floating point, got {state.dtype}")
     return state.to(empty.dtype)
 
 

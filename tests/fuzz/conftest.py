@@ -1,4 +1,4 @@
-"""How much is drawn: the same few examples every time, or as many new ones as ``FUZZ_EXAMPLES`` says (``make fuzz``)."""
+"""How much is drawn: the same few examples every time, or as many new ones as ``FUZZ_EXAMPLES`` says."""
 
 import os
 
