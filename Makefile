@@ -8,6 +8,7 @@
 #   TORCH_CPU    the CPU build, looked for where pip is configured to look
 #   TORCH_INDEX  one more index to look in for it, e.g. PyTorch's own index of CPU builds
 #   FUZZ_EXAMPLES  how many new cases `make fuzz` draws for each of its tests
+#   WORKERS      processes that share the tests of `make test`; 0 is this one alone
 #   PYTEST_ARGS  more arguments for pytest, e.g. PYTEST_ARGS="-k delta -x"
 
 PYTHON      ?= python3
@@ -15,6 +16,7 @@ VENV        ?= .venv
 TORCH       ?= torch>=2.8
 TORCH_CPU   ?= torch==2.13.0+cpu
 TORCH_INDEX ?=
+WORKERS     ?= auto
 PYTEST_ARGS ?=
 FUZZ_EXAMPLES ?= 2000
 
@@ -41,7 +43,7 @@ demo: $(SETUP)
 	$(BIN)/linrec demo
 
 test: $(SETUP)
-	$(BIN)/python -m pytest -m "not gpu" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu" $(PYTEST_ARGS)
 
 test-gpu: $(SETUP)
 	$(BIN)/python -m pytest -m gpu $(PYTEST_ARGS)
