@@ -42,8 +42,8 @@ class Reporter:
 class Children:
     """In the main process: the subprocesses of all files, at most ``WORKERS`` at a time.
 
-    Beside other processes that share the tests among them (pytest-xdist, which gives each whole files), one at a time and
-    only those that are asked for.
+    Beside other processes that share the tests among them (pytest-xdist, which gives each whole files), one at a
+    time and only those that are asked for.
     """
 
     def __init__(self, config: pytest.Config, nodeids: list[str]):
@@ -108,7 +108,8 @@ class Children:
         report, arguments, output = (stem.with_suffix(x) for x in (".jsonl", ".args", ".out"))
         report.touch()
         arguments.write_text("\n".join(tests), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", f"@{arguments}"]
+        without = ("-p", "no:cacheprovider", "-p", "no:xdist")
+        command = [sys.executable, "-m", "pytest", "-q", *without, f"@{arguments}"]
         environment = {**os.environ, "TRITON_INTERPRET": "1", REPORT: str(report), "OMP_NUM_THREADS": "1"}
         with open(output, "wb") as out:
             process = subprocess.Popen(
