@@ -50,7 +50,9 @@ def trapezoid(
     decay = F.pad(g[..., None], (0, ranks - 1))  # a token decays once, at its first pair
     q_steps, k_steps, v_steps, g_steps = (micro_steps(x) for x in (q, old_k, written, decay))
     y, memory = run.matrix(MatrixTerms(q_steps, k_steps, v_steps, g_steps), memory)
-    y = y.unflatten(1, (-1, ranks)).transpose(2, 3) + (q @ k.mT) @ (now[..., None, None] * v)
-    if ranks > 1:  # a pair is read before the later ones of the older token are written
-        y = y + (q @ old_k.mT).triu(1) @ written
+    y = y.unflatten(1, (-1, ranks)).transpose(2, 3)
+    if ranks == 1:
+        y = torch.addcmul(y, now[..., None, None] * (q * k).sum(-1, keepdim=True), v)
+    else:  # a pair is read before the later ones of the older token are written
+        y = y + (q @ k.mT) @ (now[..., None, None] * v) + (q @ old_k.mT).triu(1) @ written
     return y, memory + now[:, -1, :, None, None] * (k[:, -1].mT @ v[:, -1])

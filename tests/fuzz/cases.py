@@ -26,7 +26,7 @@ BOUNDED_AT_ZERO = ("rg_lru", "lru")  # derivatives that are infinite there, and 
 AT_LEAST_ZERO = ("mesa_net",)
 CLOSED = {
     "abc": ("z", -200.0),
-    "mlstm": ("i", -torch.inf),
+    "mlstm": ("i", -200.0),
     "rwkv4": ("k", -200.0),
 }  # logarithms of hardly any weight
 HUGE = (("matrix", "v"), ("matrix", "x"), ("diagonal", "x"), ("diagonal", "v"))  # what the output grows with

@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 CHECKS = list(HealthCheck)
 settings.register_profile(
-    "fixed", derandomize=True, database=None, max_examples=25, deadline=None, suppress_health_check=CHECKS
+    "fixed", derandomize=True, database=None, max_examples=40, deadline=None, suppress_health_check=CHECKS
 )
 settings.register_profile(
     "long",
