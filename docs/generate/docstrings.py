@@ -19,7 +19,7 @@ def to_markdown(text: str) -> str:
     text = LITERAL.sub(lambda m: _fence("text", m[3]) if not m[2] else f"{m[2]}:\n\n{_fence('text', m[3])}", text)
     text = TABLE.sub(lambda m: _fence("text", m[3].replace(m[2], "").strip("\n") + "\n"), text)
     text = ROLE.sub(lambda m: f"`{m[1].removeprefix('linrec.')}`", text)
-    return text.replace("``", "`").strip()
+    return re.sub(r"(?<!`)``(?!`)", "`", text).strip()
 
 
 def _fence(language: str, body: str) -> str:

@@ -222,7 +222,7 @@ IDENTITIES = [
     Identity(
         "mesa_net",
         "A ridge that outweighs everything leaves gated linear attention: $\\lambda\\, o_t$.",
-        "1e9 * rules.mesa_net(q, k, v, g, beta, 0 * lam + 1e9).o",
+        "1e12 * rules.mesa_net(q, k, v, g, beta, 0 * lam + 1e12).o",
         "rules.gla(q, k, beta[..., None] * v, g, scale=1.0)",
     ),
     Identity(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import io
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -36,6 +37,7 @@ class Mixing(NamedTuple):
     meaning: str
 
 
+@cache
 def mixing(rule: Rule) -> Mixing:
     """What output t takes from the values of token s."""
     inputs = picture_inputs(rule)
