@@ -16,7 +16,9 @@ from mkdocs.structure.files import File, Files  # noqa: E402
 from docs.generate import latex, page, picture, reference  # noqa: E402
 from docs.generate.font import math_font  # noqa: E402
 
-RESULTS = "../evals/results/"  # pictures of measurements, which the written pages show from where they were made
+RESULTS = (
+    "../evals/results/"  # pictures of measurements, which the written pages show from where they were made
+)
 OUTSIDE = {"design.md": "DESIGN.md", "contributing.md": "CONTRIBUTING.md"}
 EQUATION = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.S)
 
@@ -68,5 +70,7 @@ def on_page_content(html: str, **kwargs: Any) -> str:
 def _mathml(found: re.Match[str]) -> str:
     text = html.unescape(found[2]).strip()
     block = found[1] == "div"
-    made = latex.to_mathml(text.removeprefix("\\[" if block else "\\(").removesuffix("\\]" if block else "\\)"), block)
+    made = latex.to_mathml(
+        text.removeprefix("\\[" if block else "\\(").removesuffix("\\]" if block else "\\)"), block
+    )
     return f'<div class="equation">{made}</div>' if block else made

@@ -8,6 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
@@ -51,14 +52,16 @@ def layer_of(rule: Rule) -> type | None:
 
 def inputs_of(rule: Rule, **sizes: int) -> dict[str, Tensor]:
     """Example inputs of ``LENGTH`` tokens."""
-    return example_inputs(rule, **{"T": LENGTH, **sizes})
+    return example_inputs(rule, **{"T": LENGTH, **sizes})  # type: ignore[arg-type]
 
 
+@cache
 def lowered(rule: Rule) -> Any:
     """The terms of the example inputs."""
     return rule.lower(**inputs_of(rule))
 
 
+@cache
 def engine_calls(rule: Rule) -> list[EngineCall]:
     """The calls of the matrix engine: the rule's own, or those that its program makes."""
     terms = lowered(rule)
@@ -73,7 +76,7 @@ def engine_calls(rule: Rule) -> list[EngineCall]:
         return run(terms, *rest)
 
     with mock.patch.object(type(matrix), "run", staticmethod(recorded)):
-        rule.chunkwise(**inputs_of(rule)) if "chunkwise" not in rule.reasons else None
+        rule(**inputs_of(rule))
     return list({str((c.shapes, c.choices)): c for c in seen}.values())
 
 

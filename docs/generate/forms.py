@@ -1,7 +1,7 @@
 """How a rule's forms follow from its engine: the text of docs/forms, chosen by what the rule lowers to.
 
-A file of docs/forms is named after the class of the terms (or a base class of it); the matrix engine has one for each of its
-three kinds. Its sections are named after the forms.
+A file of docs/forms is named after the class of the terms (or a base class of it); the matrix engine has one for each
+of its three kinds. Its sections are named after the forms.
 """
 
 from __future__ import annotations
@@ -43,12 +43,16 @@ def _file_of(rule: Rule) -> Path:
     for base in type(terms).__mro__:
         if (path := FORMS / f"{base.__name__}.md").exists():
             return path
-    raise FileNotFoundError(f"{rule.name}: no derivation for {type(terms).__name__}; write docs/forms/{type(terms).__name__}.md")
+    raise FileNotFoundError(
+        f"{rule.name}: no derivation for {type(terms).__name__}; write docs/forms/{type(terms).__name__}.md"
+    )
 
 
 def _matrix(rule: Rule, call: EngineCall) -> str:
     text = _sections(rule, FORMS / f"{matrix_kind(call)}.md")
-    extra = [] if "g" not in call.shapes else ["channel_decay" if len(call.shapes["g"]) == 4 else "head_decay"]
+    extra = (
+        [] if "g" not in call.shapes else ["channel_decay" if len(call.shapes["g"]) == 4 else "head_decay"]
+    )
     extra += ["readout_before"] if call.choices.get("readout") == "pre" else []
     notes = [(FORMS / f"{name}.md").read_text(encoding="utf-8").strip() for name in extra]
     return "\n\n".join([text, *(["#### In this rule", *notes] if notes else [])])

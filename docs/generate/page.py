@@ -68,7 +68,9 @@ def overview() -> str:
         "engine and from what the rule lowers to it. $T$ among the state floats means that the state grows.",
     ]
     for name, rules in families().items():
-        rows = [f"| [{r.name}]({r.name}.md) | {summary(r)} | {_expression(r)} | {_missing(r)} |" for r in rules]
+        rows = [
+            f"| [{r.name}]({r.name}.md) | {summary(r)} | {_expression(r)} | {_missing(r)} |" for r in rules
+        ]
         head = "| rule | what it is | state floats a head | forms it lacks |\n| --- | --- | --- | --- |"
         parts += [f"## {name}", "\n".join([head, *rows])]
     return "\n\n".join(parts) + "\n"
@@ -91,8 +93,8 @@ def _published(rule: Rule) -> str:
 def _picture(rule: Rule) -> str:
     return (
         f"![The matrix of {rule.name}]({rule.name}.png){{ .matrix }}\n\n"
-        f"*The matrix it multiplies by, measured on 48 tokens that return to four topics: {mixing(rule).meaning}. Blue adds, "
-        "red takes away; the shade is the root of the entry.*"
+        f"*The matrix it multiplies by, measured on 48 tokens that return to four topics: {mixing(rule).meaning}. "
+        "Blue adds, red takes away; the shade is the root of the entry.*"
     )
 
 
@@ -116,9 +118,9 @@ def _arguments(rule: Rule) -> str:
         domain = "" if arg is None else DRAWN.get(arg.draw, DOMAINS[arg.draw][0])
         rows.append(f"| `{name}` | {shape} | {domain} | {default} |")
     return "\n".join(rows) + (
-        f"\n\nBesides, every rule takes `state`, `scale` (default {_scale(rule)}), `cu_seqlens`, `chunk_size` and `backend`. "
-        "Shapes are in [the legend's](../api/rule.md) letters. Domains are checked inside `linrec.rule.validation()`, which "
-        "raises `RangeError`; shapes and dtypes always."
+        f"\n\nBesides, every rule takes `state`, `scale` (default {_scale(rule)}), `cu_seqlens`, `chunk_size` and "
+        "`backend`. Shapes are in [the legend's](../api/rule.md) letters. Domains are checked inside "
+        "`linrec.rule.validation()`, which raises `RangeError`; shapes and dtypes always."
     )
 
 
@@ -134,18 +136,30 @@ def _state(rule: Rule) -> str:
     number, sizes = floats(rule)
     given = ", ".join(f"{n} = {size}" for n, size in sizes.items())
     grows = " It **grows with the tokens**; the number is that for $T$ of them." if rule.grows else ""
-    unit = "channel" if not {"H", "HV", "HQ"} & {d for a in rule.arguments.values() for d in a.shapes[0]} else "head"
+    unit = (
+        "channel"
+        if not {"H", "HV", "HQ"} & {d for a in rule.arguments.values() for d in a.shapes[0]}
+        else "head"
+    )
     rows = ["| tensor | shape in the example | dtype |", "| --- | --- | --- |"]
-    rows += [f"| `{path or 'state'}` | `{list(shape)}` | {dtype} |" for path, shape, dtype in state_tensors(rule)]
+    rows += [
+        f"| `{path or 'state'}` | `{list(shape)}` | {dtype} |" for path, shape, dtype in state_tensors(rule)
+    ]
     example = f" With {given} that is {4 * number:,.0f} bytes in float32." if sizes else ""
-    return f"{_expression(rule)} floats a {unit}.{example}{grows}\n\n" + "\n".join(rows) + (
-        "\n\nThe example's tensors are float64, so its state is too; for any other dtype sums are float32. The first "
-        "dimension is the batch (or the packed segments). A state is never changed in place unless it is given away."
+    return (
+        f"{_expression(rule)} floats a {unit}.{example}{grows}\n\n"
+        + "\n".join(rows)
+        + (
+            "\n\nThe example's tensors are float64, and so is its state. The first dimension is the batch, or the packed "
+            "segments. A state is never changed in place unless it is given away."
+        )
     )
 
 
 def _limits(rule: Rule) -> str:
-    parts = [f"* There is no **{form}** form: {rule.reasons[form]}." for form in FORMS if form in rule.reasons]
+    parts = [
+        f"* There is no **{form}** form: {rule.reasons[form]}." for form in FORMS if form in rule.reasons
+    ]
     for identity in identities_of(rule.name):
         others = [identity.rule] if identity.rule != rule.name else sorted(identity.rules - {rule.name})
         subject = f"[`{identity.rule}`]({identity.rule}.md): " if identity.rule != rule.name else ""
@@ -156,8 +170,7 @@ def _limits(rule: Rule) -> str:
     if not parts:
         return "Every form exists; no identity with another rule is listed."
     return "\n".join(parts) + (
-        "\n\nThe identities hold to rounding; the test suite checks each on the example inputs of the rule that is named "
-        "first, in float64."
+        "\n\nThe identities hold to rounding; the test suite checks each on example inputs in float64."
         if identities_of(rule.name)
         else ""
     )

@@ -39,8 +39,12 @@ def layer_overview() -> str:
     for name, layer in sorted(LAYERS.items()):
         home = layer.__module__.rsplit(".", 1)[-1]
         first = " ".join((inspect.getdoc(layer) or "").split("\n\n")[0].split())
-        rows.append(f"| `{name}` | [`{layer.__name__}`]({home}.md#{layer.__module__}.{layer.__name__}) | {first} |")
-    common = "::: linrec.layers.base.Layer\n    options:\n      heading_level: 2\n      members: [forward, mix]"
+        rows.append(
+            f"| `{name}` | [`{layer.__name__}`]({home}.md#{layer.__module__}.{layer.__name__}) | {first} |"
+        )
+    common = (
+        "::: linrec.layers.base.Layer\n    options:\n      heading_level: 2\n      members: [forward, mix]"
+    )
     heads = "::: linrec.layers.heads.HeadsLayer\n    options:\n      heading_level: 2\n      members: [__init__, gates]"
     return "\n\n".join(["# Layers", "`nn.Module`s around a rule.", "\n".join(rows), common, heads]) + "\n"
 
@@ -63,7 +67,11 @@ def command_page() -> str:
     for name, command in sorted(get_command(app).commands.items()):  # type: ignore[attr-defined]
         rows = ["| argument or option | meaning | default |", "| --- | --- | --- |"]
         for option in command.params:
-            names = ", ".join(f"`{o}`" for o in option.opts) if option.param_type_name == "option" else option.name.upper()
+            names = (
+                ", ".join(f"`{o}`" for o in option.opts)
+                if option.param_type_name == "option"
+                else option.name.upper()
+            )
             default = "" if option.default in (None, False, "") else f"`{option.default}`"
             meaning = (getattr(option, "help", "") or "").replace("|", "\\|")
             rows.append(f"| {names} | {meaning} | {default} |")
