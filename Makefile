@@ -27,7 +27,7 @@ SETUP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu fuzz lint format types clean setup
+.PHONY: help demo test test-gpu fuzz lint format types docs docs-serve clean setup
 
 help:
 	@echo "make demo      train, stream and evaluate a small model on this machine; results in runs/demo/"
@@ -35,6 +35,7 @@ help:
 	@echo "make test-gpu  the tests that need a GPU"
 	@echo "make fuzz      random cases against the independent loops, as many as FUZZ_EXAMPLES says"
 	@echo "make lint      ruff: lint and format check        make format  apply ruff's fixes"
+	@echo "make docs      the documentation site, in site/   make docs-serve  show it while it is written"
 	@echo "make types     mypy                               make clean   remove what make created"
 
 setup: $(SETUP)
@@ -62,8 +63,17 @@ format: $(SETUP)
 types: $(SETUP)
 	$(BIN)/mypy
 
+# Warnings are errors: mkdocs.yml says strict. The variable silences an advertisement of the theme's.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+
+docs: $(SETUP)
+	$(BIN)/python -m mkdocs build --quiet --strict --clean
+
+docs-serve: $(SETUP)
+	$(BIN)/python -m mkdocs serve
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch comes first and alone, so that nothing else pulls a CUDA build onto a machine without a GPU.

@@ -7,13 +7,20 @@ The names are the arguments of the first rule (``example_inputs`` of it), and ``
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from docs.generate.facts import inputs_of
+from linrec import rules
 
 PLAIN = 'feature_map="identity", normalize=False'
 
 
 class Identity(NamedTuple):
-    """``left`` equals ``right``; ``given`` are statements that run before, ``sizes`` overrides of the example's sizes."""
+    """``left`` equals ``right``; ``given`` are statements that run before, ``sizes`` override the example's."""
 
     rule: str
     says: str
@@ -158,7 +165,7 @@ IDENTITIES = [
     ),
     Identity(
         "delta_net",
-        "The strength can be given to key and value: $\\beta = 1$ with $\\sqrt{\\beta}\\, k$ and $\\sqrt{\\beta}\\, v$.",
+        "The strength can go into key and value: $\\beta = 1$ with $\\sqrt{\\beta}\\, k$ and $\\sqrt{\\beta}\\, v$.",
         "rules.delta_net(q, k, v, beta)",
         "rules.delta_net(q, root * k, root * v, 0 * beta + 1)",
         "root = beta.sqrt()[..., None]",
@@ -187,7 +194,7 @@ IDENTITIES = [
     ),
     Identity(
         "comba",
-        "Without feedback and correction ($d = 1$, $D = 0$) it is the delta rule whose prediction reads the undecayed state.",
+        "With $d = 1$ and $D = 0$ it is the delta rule whose prediction reads the undecayed state.",
         "rules.comba(q, k, v, g, beta, 0 * d + 1, 0 * D)",
         "rules.weight_decay_delta(q, k, v, g, beta)",
     ),
@@ -222,7 +229,7 @@ IDENTITIES = [
     Identity(
         "mesa_net",
         "A ridge that outweighs everything leaves gated linear attention: $\\lambda\\, o_t$.",
-        "1e9 * rules.mesa_net(q, k, v, g, beta, 0 * lam + 1e9).o",
+        "1e12 * rules.mesa_net(q, k, v, g, beta, 0 * lam + 1e12).o",
         "rules.gla(q, k, beta[..., None] * v, g, scale=1.0)",
     ),
     Identity(
@@ -322,7 +329,7 @@ IDENTITIES = [
     ),
     Identity(
         "path_attention",
-        "With reflections ($\\beta |w|^2 = 2$) it is softmax attention of queries and keys that a DeltaNet has corrected.",
+        "With reflections ($\\beta |w|^2 = 2$) it is softmax attention of queries and keys that DeltaNet corrects.",
         "rules.path_attention(q, k, v, w, scale=1.0)",
         "rules.softmax_attention(corrected(q), corrected(k), v, scale=1.0)",
         "w = 2**0.5 * w\none = torch.ones_like(w[..., 0])\n"
@@ -368,16 +375,10 @@ def identities_of(name: str) -> list[Identity]:
     return sorted(found, key=lambda identity: identity.rule != name)
 
 
-def sides(identity: Identity) -> tuple[object, object]:
+def sides(identity: Identity) -> tuple[Tensor, Tensor]:
     """Both sides, computed from the example inputs of the identity's rule."""
-    import torch
-    import torch.nn.functional as F
-
-    from linrec import rules
-    from linrec.testing import example_inputs
-
-    names = {**example_inputs(rules.get_rule(identity.rule), **{"T": 33, **identity.sizes})}
-    scope: dict[str, object] = {"rules": rules, "torch": torch, "F": F, **names}
+    names = inputs_of(rules.get_rule(identity.rule), **{"T": 33, **identity.sizes})
+    scope: dict[str, Any] = {"rules": rules, "torch": torch, "F": F, **names}
     if "q" in names:
         scope["scale"] = names["q"].shape[-1] ** -0.5
     exec(identity.given, scope)
