@@ -9,6 +9,7 @@ from collections import defaultdict
 
 import linrec
 import linrec.models
+from docs.generate.docstrings import to_markdown
 from linrec.layers import LAYERS, Layer
 
 WHOLE = "{show_root_heading: false, show_root_toc_entry: false}"
@@ -22,8 +23,8 @@ def layer_pages() -> dict[str, str]:
         homes[layer.__module__][name] = layer
     pages = {}
     for home, layers in sorted(homes.items()):
-        title = (inspect.getdoc(importlib.import_module(home)) or home).splitlines()[0].rstrip(".")
-        parts = [f"# {title}"]
+        said = to_markdown(inspect.getdoc(importlib.import_module(home)) or "")
+        parts = [f"# {home.rsplit('.', 1)[-1].replace('_', ' ').capitalize()}", said]
         for name, layer in layers.items():
             rule = layer.rule.name
             parts.append(
