@@ -11,6 +11,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import torch  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
 
 from docs.generate import latex, page, picture, reference  # noqa: E402
@@ -25,9 +26,11 @@ EQUATION = re.compile(r'<(span|div) class="arithmatex">(.*?)</\1>', re.S)
 
 def on_config(config: Any) -> Any:
     """The generated parts of the navigation."""
+    torch.set_num_threads(1)  # the tensors of the pictures are small: threads would cost more than they bring
     rules: list[Any] = [{"Overview": "rules/index.md"}]
     rules += [{name: [f"rules/{r.name}.md" for r in members]} for name, members in page.families().items()]
-    layers = ["layers/index.md", *(f"layers/{name}.md" for name in reference.layer_pages())]
+    layers: list[Any] = ["layers/index.md"]
+    layers += [{n.replace("_", " ").capitalize(): f"layers/{n}.md"} for n in reference.layer_pages()]
     modules = [{f"linrec.{name}": f"api/{name}.md"} for name in reference.module_pages()]
     made = {"RULES": rules, "LAYERS": layers, "API": [{"The linrec command": "api/command.md"}, *modules]}
     config.nav = [

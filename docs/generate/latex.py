@@ -27,6 +27,7 @@ ACCENTS = {"\u0303": "\\tilde", "\u0304": "\\bar", "\u0302": "\\hat", "\u0307": 
 NAMES = {"Re", "Im", "log", "exp", "tanh", "max", "min", "scale", "dt", "lr"}
 WORD = re.compile(r"[A-Za-z]{2,}(?:-[A-Za-z]{2,})*(?![A-Za-z\u0300-\u036f])")
 WORDS = re.compile(rf"{WORD.pattern}(?:(?: a)? {WORD.pattern}(?![_^(\[]))*")
+BAR = re.compile("<mo(?: stretchy=.false.)?>&#x0007C;</mo>")  # of a norm, not between two things
 INDEX = re.compile(r"[0-9A-Za-zα-ωΑ-Ω]+")
 
 
@@ -161,4 +162,4 @@ def to_mathml(latex: str, block: bool = False) -> str:
     made = convert(latex.strip(), display="block" if block else "inline")
     if "\\" in made or "<mi>&</mi>" in made:
         raise EquationError(f"MathML of {latex!r} keeps LaTeX: {made}")
-    return made
+    return BAR.sub('<mo lspace="0" rspace="0" stretchy="false">&#x0007C;</mo>', made)

@@ -94,7 +94,7 @@ def _picture(rule: Rule) -> str:
     return (
         f"![The matrix of {rule.name}]({rule.name}.png){{ .matrix }}\n\n"
         f"*The matrix it multiplies by, measured on 48 tokens that return to four topics: {mixing(rule).meaning}. "
-        "Blue adds, red takes away; the shade is the root of the entry.*"
+        "The shade is the root of the entry.*"
     )
 
 
@@ -150,8 +150,8 @@ def _state(rule: Rule) -> str:
         f"{_expression(rule)} floats a {unit}.{example}{grows}\n\n"
         + "\n".join(rows)
         + (
-            "\n\nThe example's tensors are float64, and so is its state. The first dimension is the batch, or the packed "
-            "segments. A state is never changed in place unless it is given away."
+            "\n\nThe example's tensors are float64, and so is its state. The first dimension is the batch, or "
+            "the packed segments. A state is never changed in place unless it is given away."
         )
     )
 

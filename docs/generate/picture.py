@@ -62,9 +62,10 @@ def mixing(rule: Rule) -> Mixing:
     if linear and diagonal is not None and _same(jacobian, torch.diag_embed(diagonal)):
         equal = _same(diagonal, diagonal[..., :1].expand_as(diagonal))
         of = "" if equal else " in the first channel; every channel has its own"
-        return Mixing(
-            diagonal[..., 0], True, f"$o_t = \\sum_s M_{{ts}}\\, {name}_s$, the number $M_{{ts}}${of}"
+        meaning = (
+            f"the number $M_{{ts}}$ of $o_t = \\sum_s M_{{ts}}\\, {name}_s$ (blue adds, red takes away){of}"
         )
+        return Mixing(diagonal[..., 0], True, meaning)
     how = "linear" if linear else "not linear"
     meaning = (
         f"the norm of $\\partial o_t / \\partial\\, \\text{{{name}}}_s$; the output is {how} in `{name}`"

@@ -9,8 +9,10 @@ from collections import defaultdict
 
 import linrec
 import linrec.models
+from docs.generate.docstrings import to_markdown
 from linrec.layers import LAYERS, Layer
 
+WHOLE = "{show_root_heading: false, show_root_toc_entry: false}"
 LEFT_OUT = {"cli"}  # has a page of its own
 
 
@@ -21,8 +23,8 @@ def layer_pages() -> dict[str, str]:
         homes[layer.__module__][name] = layer
     pages = {}
     for home, layers in sorted(homes.items()):
-        title = (inspect.getdoc(importlib.import_module(home)) or home).splitlines()[0].rstrip(".")
-        parts = [f"# {title.split(':')[0]}"]
+        said = to_markdown(inspect.getdoc(importlib.import_module(home)) or "")
+        parts = [f"# {home.rsplit('.', 1)[-1].replace('_', ' ').capitalize()}", said]
         for name, layer in layers.items():
             rule = layer.rule.name
             parts.append(
@@ -54,7 +56,7 @@ def module_pages() -> dict[str, str]:
     names = [f"linrec.{m.name}" for m in pkgutil.iter_modules(linrec.__path__) if not m.ispkg]
     names += [f"linrec.models.{m.name}" for m in pkgutil.iter_modules(linrec.models.__path__)]
     found = {n.removeprefix("linrec."): n for n in names if n.removeprefix("linrec.") not in LEFT_OUT}
-    return {short: f"# {name}\n\n::: {name}\n" for short, name in sorted(found.items())}
+    return {short: f"# {name}\n\n::: {name}\n    options: {WHOLE}\n" for short, name in sorted(found.items())}
 
 
 def command_page() -> str:
