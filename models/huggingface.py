@@ -118,6 +118,12 @@ class LinrecForCausalLM(PreTrainedModel, GenerationMixin):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.embed = value  # type: ignore[assignment]
 
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """The model ties its own head; transformers asks for it once the weights are there."""
+        super().tie_weights(*args, **kwargs)
+        if isinstance(getattr(self, "model", None), LanguageModel):
+            self.model.tie()
+
     def get_output_embeddings(self) -> nn.Module | None:
         return self.model.head
 
