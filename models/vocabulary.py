@@ -37,6 +37,12 @@ class ResizableVocabulary:
             return
         self.model.head = value  # type: ignore[assignment]
 
+    def tie_weights(self, *args: Any, **kwargs: Any) -> None:
+        """The model ties its own head; transformers asks for it once the weights are there."""
+        super().tie_weights(*args, **kwargs)  # type: ignore[misc]
+        if isinstance(getattr(self, "model", None), LanguageModel):
+            self.model.tie()
+
     def _resize_token_embeddings(
         self, new_num_tokens: int, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
     ) -> nn.Module:

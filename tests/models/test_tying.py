@@ -148,3 +148,13 @@ def test_where_it_is():
     assert model.device == torch.device("cpu") and model.dtype == torch.bfloat16
     model.embed = nn.Sequential(model.embed)  # as an adapter that is wrapped around it
     assert model.dtype == torch.bfloat16 and model.init_state().layers
+
+
+def test_tied_after_transformers_has_loaded_it(tmp_path):
+    pytest.importorskip("transformers")
+    from linrec.models.huggingface import LinrecForCausalLM
+
+    LinrecForCausalLM.from_linrec(build()).save_pretrained(tmp_path)
+    loaded = LinrecForCausalLM.from_pretrained(tmp_path)
+    assert len(list(loaded.parameters())) == len(list(build().parameters()))
+    assert_tied(loaded.model)
