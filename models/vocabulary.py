@@ -55,7 +55,7 @@ class ResizableVocabulary:
         self.set_input_embeddings(resized)
         self.model.tie()
         self.model.head.out_features = resized.num_embeddings
-        return resized  # type: ignore[no-any-return]
+        return resized
 
     def resize_token_embeddings(
         self,
