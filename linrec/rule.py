@@ -231,7 +231,9 @@ class Rule:
         packed = kwargs.get("cu_seqlens") is not None
         if self.grows or (kwargs.get("backend") == "triton" and not packed):
             return False
-        values = {n: x for n, x in self._named(args, _without_options(kwargs)).items() if isinstance(x, Tensor)}
+        values = {
+            n: x for n, x in self._named(args, _without_options(kwargs)).items() if isinstance(x, Tensor)
+        }
         if packed or getattr(self.engine, "reads_values", False):
             return True
         on_gpu = any(x.is_cuda for x in values.values())

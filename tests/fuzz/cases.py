@@ -88,7 +88,11 @@ def sizes(draw_: Callable, rule: Rule, **fixed: int) -> dict[str, int]:
 
 @st.composite
 def cases(
-    draw_: Callable, rule: Rule | None = None, dtype: torch.dtype = torch.float64, edges: bool = True, **fixed: int
+    draw_: Callable,
+    rule: Rule | None = None,
+    dtype: torch.dtype = torch.float64,
+    edges: bool = True,
+    **fixed: int,
 ) -> Case:
     """A call with T from 0 (B from 1), with edge values, in odd layouts, from an empty state or another."""
     rule = RULES[draw_(names)] if rule is None else rule
@@ -166,7 +170,9 @@ def differences(got: Any, want: Any) -> list[str]:
     for (path, a), (_, b) in zip(named_tensors(got), named_tensors(want), strict=True):
         if a.shape != b.shape:
             found.append(f"{path}: {list(a.shape)} for {list(b.shape)}")
-        elif not torch.equal(a, b) and not (a - b).norm() <= TIGHT * b.norm() + NONE:  # also if it is no number
+        elif (
+            not torch.equal(a, b) and not (a - b).norm() <= TIGHT * b.norm() + NONE
+        ):  # also if it is no number
             found.append(f"{path}: {relative_error(a.detach(), b.detach()):.1e}")
     return found
 

@@ -33,9 +33,7 @@ def test_gradients_equal_those_of_the_loop(case: Case) -> None:
     if case.length == 0:
         return
     leaves = {n: x.detach().clone().requires_grad_() for n, x in case.inputs.items()}
-    state = map_tensors(
-        lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), case.state
-    )
+    state = map_tensors(lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), case.state)
     every = [*leaves.values(), *(t for _, t in named_tensors(state) if t.requires_grad)]
 
     def gradients(result):
@@ -113,7 +111,9 @@ def test_no_rows(data: st.DataObject) -> None:
     results = [rule.form(form)(**inputs) for form in FORMS if form not in rule.reasons]
     for o, state in results:
         assert o.shape == results[0].o.shape and o.shape[0] == 0
-        assert [t.shape for _, t in named_tensors(state)] == [t.shape for _, t in named_tensors(results[0].state)]
+        assert [t.shape for _, t in named_tensors(state)] == [
+            t.shape for _, t in named_tensors(results[0].state)
+        ]
         if o.requires_grad:
             found = torch.autograd.grad(o.sum(), list(inputs.values()), allow_unused=True)
             assert all(g is None or torch.isfinite(g).all() for g in found)

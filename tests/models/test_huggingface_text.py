@@ -106,9 +106,7 @@ def test_stop_strings_take_the_tokenizer(tokenizer: Any, folder: Path) -> None:
     options = {"stop_strings": [chr(int(expected[0, places[0]]))], "tokenizer": tokenizer}
     got = face.generate(**given, max_new_tokens=9, do_sample=False, **options)
     assert torch.equal(got, expected[:, : places[0] + 1])
-    drafts = face.generate(
-        **given, max_new_tokens=9, do_sample=False, prompt_lookup_num_tokens=2, **options
-    )
+    drafts = face.generate(**given, max_new_tokens=9, do_sample=False, prompt_lookup_num_tokens=2, **options)
     assert torch.equal(drafts[:, : places[0] + 1], got)
 
 
