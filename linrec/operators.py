@@ -1,9 +1,9 @@
 """Rules as operators of torch, for whole graphs: ``torch.ops.linrec.rule`` and its backward ``rule_backward``.
 
-While ``torch.compile`` or ``torch.export`` traces, a call on several tokens becomes one node of the graph, whatever the
-engine does with chunks, segments and values. When the graph runs, the node makes the very call that would have been made
-without a graph, so its numbers are the same, and a graph holds for every length. The shapes of its results are found by
-running the rule on one token without data.
+While ``torch.compile`` or ``torch.export`` traces, a call on several tokens becomes one node of the graph, whatever
+the engine does with chunks, segments and values. When the graph runs, the node makes the very call that would have been
+made without a graph, so its numbers are the same, and a graph holds for every length. The shapes of its results are
+found by running the rule on one token without data.
 
 The backward node makes the call again and differentiates it. Gradients are first-order; for those of gradients torch
 raises NotImplementedError.
@@ -168,9 +168,9 @@ def _apart(results: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
     taken = {x.untyped_storage().data_ptr() for x in given}
     apart = []
     for x in results:
-        memory = x.untyped_storage().data_ptr()
-        apart.append(x.clone(memory_format=torch.contiguous_format) if memory in taken else x.contiguous())
-        taken.add(memory)
+        own = x.untyped_storage().data_ptr() not in taken and x.storage_offset() == 0 and x.is_contiguous()
+        apart.append(x if own else x.clone(memory_format=torch.contiguous_format))
+        taken.add(x.untyped_storage().data_ptr())
     return apart
 
 

@@ -25,6 +25,7 @@ RANK = {
     "donation": 2,
     "arguments": 2,
     "kernels": 2,
+    "operators": 2.5,
     "session_file": 2,
     "stream": 4,
     "rule": 3,

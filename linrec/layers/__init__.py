@@ -28,6 +28,7 @@ from linrec.layers.shared import MultiHeadLatentAttention, SharedKVAttention, Te
 from linrec.layers.slstm import SLSTM
 from linrec.layers.softmax import SoftmaxAttention
 from linrec.layers.state_space import LRU, S4D, S5
+from linrec.state import export_names
 
 LAYERS: dict[str, type[Layer]] = {
     cls.rule.name: cls
@@ -89,6 +90,7 @@ LAYERS: dict[str, type[Layer]] = {
         S5,
     )
 }
+export_names()
 
 __all__ = [
     "ABC",
