@@ -28,6 +28,7 @@ from linrec.evals.small import (
     state_bytes_after,
     stream_text,
 )
+from linrec.files import check_writable
 from linrec.models.corpus import standard_library
 from linrec.models.language_model import LanguageModel
 from linrec.models.training import TrainConfig, train
@@ -59,6 +60,7 @@ def run_demo(
     """
     started = time.perf_counter()
     out, console = Path(out), Console()
+    check_writable(out)
     corpus = standard_library()
     # The recurrent layers already tell positions apart; without rotary embedding the attention layer among
     # them does not meet angles beyond seq_len that it was never trained on.

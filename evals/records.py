@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,16 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     *lines, last = read_bytes(path, RecordError).split(b"\n")
     found = [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     return [*found, *([_record(last, f"{path}, last line")] if _whole(last) else [])]
+
+
+@contextmanager
+def shown_from(path: Path) -> Iterator[None]:
+    """Around what makes pages of a file's records: RecordError for one that lacks a field, or has another in it."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        what = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise RecordError(f"{path}: a record does not hold what its page shows ({what})") from error
 
 
 def append_record(path: Path, record: Mapping[str, Any]) -> None:

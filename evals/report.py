@@ -17,7 +17,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from linrec.files import write_text
+from linrec.errors import ConfigError
+from linrec.files import check_writable, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -130,6 +131,21 @@ class Report:
     def write(self, path: str | Path) -> None:
         """Write the page atomically."""
         write_text(path, self.html())
+
+
+def report_files(out: str | Path | None) -> tuple[Path, Path] | None:
+    """The files that a report named ``out`` has, NAME.json and NAME.html, for both of which can be written there.
+
+    NAME is ``out`` without one of these two endings. Raises ConfigError for what names no file, FileError.
+    """
+    if out is None:
+        return None
+    path = Path(out)
+    if path.name in ("", ".."):
+        raise ConfigError(f"out: expected the name of a file for the report, got {str(out)!r}")
+    check_writable(path.parent)
+    name = path.stem if path.suffix in (".json", ".html") else path.name
+    return path.with_name(f"{name}.json"), path.with_name(f"{name}.html")
 
 
 def cell_text(value: Any) -> str:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from linrec.evals.records import append_record, read_records
+from linrec.files import check_writable
 
 Part = TypeVar("Part")
 Record = dict[str, Any]
@@ -25,11 +26,14 @@ def run_missing(
 ) -> list[Record]:
     """Perform the planned parts whose key is not in the file, in order; all planned records that are then there.
 
+    Whether the file can be written is seen before any part is performed.
+
     A record is written when its part ends; lines of other keys in the file are left alone. Where two processes have
     done the same part, its first record counts. Raises RecordError for a damaged file, FileError where none can be
     written.
     """
     done = _by_key(path).keys()
+    check_writable(path.parent)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

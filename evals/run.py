@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from linrec.evals.report import report_files
 from linrec.evals.task_loading import check_tasks, checked_names, load_tasks, quiet
 from linrec.files import write_text
 
@@ -44,7 +45,8 @@ def evaluate(
         num_fewshot: examples before each question; None leaves it to the task.
         rolling_window, max_state_bytes: see :class:`linrec.evals.lm_eval_model.LinrecLM`.
         metadata: options of the tasks' builders, e.g. ``{"questions": 100}``.
-        out: where the report goes: JSON, and beside it the same as HTML. Both are written atomically.
+        out: where the report goes: JSON, and beside it the same as HTML (see
+            :func:`linrec.evals.report.report_files`). Both are written atomically.
 
     Returns:
         ``{"tasks": {name: {metric: value, metric_stderr: value, "samples": n}}, "seconds", ...}``.
@@ -53,9 +55,11 @@ def evaluate(
         UnknownNameError: no such task.
         DatasetError: a stock task's data set cannot be fetched.
         CheckpointError: the folder is not a checkpoint.
+        FileError: the report cannot be written where it should go; found before any work.
         ConfigError: an option of a task, of its metadata or of this call that would not be honoured.
     """
     names = checked_names(tasks)
+    files = report_files(out)
     with quiet(progress):
         from lm_eval import simple_evaluate
 
@@ -95,11 +99,11 @@ def evaluate(
         "peak_state_bytes": model.peak_state_bytes,
         "versions": versions(),
     }
-    if out is not None:
+    if files is not None:
         from linrec.evals.eval_report import eval_page
 
-        write_json(Path(out).with_suffix(".json"), report)
-        eval_page(report).write(Path(out).with_suffix(".html"))
+        write_json(files[0], report)
+        eval_page(report).write(files[1])
     return report
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from linrec.evals.report import report_files
 from linrec.evals.run import scores_by_task, versions, write_json
 from linrec.evals.task_loading import check_tasks, checked_names, load_tasks, quiet
 from linrec.models.language_model import LanguageModel
@@ -49,9 +50,10 @@ def side_by_side(
         request by request: log-likelihoods in nats, generated texts as the share that is equal.
 
     Raises:
-        UnknownNameError, DatasetError, CheckpointError: as :func:`linrec.evals.run.evaluate`.
+        UnknownNameError, DatasetError, CheckpointError, FileError: as :func:`linrec.evals.run.evaluate`.
     """
     names = checked_names(tasks)
+    files = report_files(out)
     model = checkpoint if isinstance(checkpoint, LanguageModel) else LanguageModel.load(checkpoint, device)
     runs = []
     with quiet(progress):
@@ -77,9 +79,9 @@ def side_by_side(
         "runs": runs,
         "versions": versions("transformers"),
     }
-    if out is not None:
-        write_json(Path(out).with_suffix(".json"), report)
-        side_by_side_page(report).write(Path(out).with_suffix(".html"))
+    if files is not None:
+        write_json(files[0], report)
+        side_by_side_page(report).write(files[1])
     return report
 
 

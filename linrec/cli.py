@@ -163,12 +163,14 @@ def _train(config: Config, corpus: Corpus, settings: Any, out: Path, device: str
 
     from linrec.evals.run import versions, write_json
     from linrec.evals.small import parameters
+    from linrec.files import check_writable
     from linrec.models.language_model import LanguageModel
     from linrec.models.training import bits_per_byte, train
 
     console = Console()
     torch.manual_seed(settings.seed)
     model = LanguageModel(config).to(_device(device))
+    check_writable(out)
     size = sum(len(document.text) for document in corpus.train)
     console.print(f"{parameters(model):,} parameters, {len(corpus.train)} files, {size / 1e6:.1f} MB")
     result = train(model, corpus, settings, progress=True)
@@ -210,6 +212,7 @@ def evaluate(
     """Evaluate a checkpoint through lm-eval."""
     from rich.console import Console
 
+    from linrec.evals.report import report_files
     from linrec.evals.run import evaluate as run
     from linrec.evals.run import results_table
 
@@ -227,8 +230,8 @@ def evaluate(
     )
     console = Console()
     console.print(results_table(report))
-    if out is not None:
-        console.print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.html')}")
+    if files := report_files(out):
+        console.print(f"wrote {files[0]} and {files[1]}")
 
 
 def _json_object(text: str | None) -> dict[str, Any]:
@@ -259,7 +262,7 @@ def compare_hf(
     from rich.console import Console
     from rich.table import Table
 
-    from linrec.evals.report import cell_text
+    from linrec.evals.report import cell_text, report_files
     from linrec.evals.side_by_side import COLUMNS, side_by_side, side_by_side_rows
 
     if not all(part.strip().isdigit() for part in shots.split(",")):
@@ -284,8 +287,8 @@ def compare_hf(
         for line in zip(COLUMNS, *rows[start : start + 2], strict=True):
             table.add_row(*map(cell_text, line))
         console.print(table)
-    if out is not None:
-        console.print(f"wrote {out.with_suffix('.json')} and {out.with_suffix('.html')}")
+    if files := report_files(out):
+        console.print(f"wrote {files[0]} and {files[1]}")
 
 
 @app.command()
@@ -307,6 +310,7 @@ def generate(
 ) -> None:
     """Stream a continuation in recurrent mode."""
     from linrec.evals.small import stream_text
+    from linrec.files import check_writable
     from linrec.models.language_model import LanguageModel
     from linrec.stream import Session
 
@@ -314,6 +318,8 @@ def generate(
         raise ConfigError(
             "--top-k and --top-p choose among samples; expected a --temperature above 0 beside them"
         )
+    if session is not None:
+        check_writable(session.parent)
     model = LanguageModel.load(checkpoint, device=_device(device)).eval()
     restored = session is not None and os.path.exists(session)
     stream = Session(model, seed=seed)
@@ -371,6 +377,7 @@ def bench(
 
     from linrec.evals.bench.forms import form_table
     from linrec.evals.bench.run import remarks, run_bench, table, write
+    from linrec.files import check_writable
 
     console = Console()
     names = tuple(name.strip() for name in cases.split(",") if name.strip())
@@ -388,6 +395,8 @@ def bench(
         if out:
             console.print(f"wrote {gpu_times.write(timed, out)}", highlight=False)
         return
+    if out:
+        check_writable(out)
     with console.status("measuring"):
         report = run_bench(names, quick=quick, rounds=rounds, threads=threads)
     if report["rows"]:
@@ -525,9 +534,17 @@ def tune(
 
 
 def _device(name: str | None) -> str:
+    """The device of this name, or the best there is; ConfigError for one that nothing can be computed on."""
     import torch
 
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.ones(1, device=name).item()
+    except Exception as error:  # torch has a type of error for each way of not having a device
+        said = str(error).split("\n")[0][:200]
+        raise ConfigError(f"--device expects one that torch has here, got {name!r} ({said})") from error
+    return name
 
 
 if __name__ == "__main__":

@@ -87,6 +87,24 @@ def write_tensors(path: Name, tensors: Mapping[str, Tensor], metadata: dict[str,
     write_atomically(path, tensor_writer(tensors, metadata))
 
 
+def check_writable(folder: Name) -> None:
+    """See that files can be written to the folder, which need not exist: before long work, not after it.
+
+    Nothing is left there. Raises FileError.
+    """
+    folder = Path(folder)
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    with as_file_error(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with _temporary(folder):
+                pass
+        finally:
+            for made in missing:
+                with contextlib.suppress(OSError):
+                    made.rmdir()
+
+
 def text_writer(text: str | bytes) -> Write:
     """What writes this text, as UTF-8, to a name; half a surrogate pair (of a file's name, say) is escaped."""
     content = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")

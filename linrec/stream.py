@@ -67,7 +67,7 @@ class Session:
         if seed is None:
             self._generator.seed()
         else:
-            self._generator.manual_seed(seed)
+            _seed(self._generator, seed)
 
     @property
     def state(self) -> State:
@@ -149,7 +149,7 @@ class Session:
         _check_sampling(temperature, top_k, top_p)
         logits = self.next_logits.float().cpu()
         if seed is not None:
-            self._generator.manual_seed(seed)
+            _seed(self._generator, seed)
         if temperature == 0:
             return int(logits.argmax())
         probabilities = restrict(logits / temperature, top_k, top_p).softmax(-1)
@@ -178,7 +178,7 @@ class Session:
         if prompt is not None:
             self.feed(prompt)
         if seed is not None:
-            self._generator.manual_seed(seed)
+            _seed(self._generator, seed)
         produced = 0
         while max_tokens is None or produced < max_tokens:
             drawn_from = self._generator.get_state()
@@ -250,6 +250,12 @@ def _as_row(tokens: Sequence[int] | Tensor | int) -> Tensor:
     if ids.dim() != 1:
         raise ShapeError(f"feed: expected one sequence of ids, [T] or [1, T], got {list(ids.shape)}")
     return ids.long()[None]
+
+
+def _seed(generator: torch.Generator, seed: int) -> None:
+    if not -(2**63) <= seed < 2**64:
+        raise RangeError(f"seed: expected an integer of 64 bits, got {seed}")
+    generator.manual_seed(seed)
 
 
 def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:

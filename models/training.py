@@ -57,6 +57,9 @@ class TrainConfig:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name}: expected a finite number >= 0, got {getattr(self, name)}")
 
+        if not -(2**63) <= self.seed < 2**64:
+            raise ConfigError(f"seed: expected an integer of 64 bits, got {self.seed}")
+
     def to_dict(self) -> dict[str, Any]:
         return {f.name: getattr(self, f.name) for f in fields(self)}
 

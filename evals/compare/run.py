@@ -15,7 +15,7 @@ from linrec.evals.compare.cost import CostJob
 from linrec.evals.compare.setting import MIXERS, Job, Setting, configs, jobs
 from linrec.evals.compare.show import comparison_figure, page, summary
 from linrec.evals.pictures import save_png
-from linrec.evals.records import fingerprint
+from linrec.evals.records import fingerprint, shown_from
 from linrec.evals.resume import run_missing
 from linrec.evals.run import versions
 from linrec.evals.small import parameters
@@ -45,10 +45,11 @@ def run_compare(
     cost = CostJob(models, setting.training, setting.context, torch.get_num_threads(), device)
     planned[fingerprint(cost.describe())] = cost
     records = run_missing(path, planned, partial(_perform, device), "compare", progress)
-    rows = summary(records)
-    figure = comparison_figure(rows, setting)
-    save_png(figure, path.with_suffix(".png"))
-    page(rows, records, setting, figure).write(path.with_suffix(".html"))
+    with shown_from(path):
+        rows = summary(records)
+        figure = comparison_figure(rows, setting)
+        save_png(figure, path.with_suffix(".png"))
+        page(rows, records, setting, figure).write(path.with_suffix(".html"))
     return rows
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from linrec.errors import BackendError, UnknownNameError
 from linrec.evals.kernels.targets import CHECKED, gpu
+from linrec.files import check_writable
 
 WIDE = 150  # characters; narrower, the tables cannot be read
 
@@ -35,6 +36,8 @@ def report_on(
             raise UnknownNameError(f"unknown case {name!r}; one of {', '.join(CASES)}")
     for name in architectures or ():
         gpu(name)
+    if json_out:
+        check_writable(json_out.parent)
     console = Console()
     console.width = max(console.width, WIDE)
     before = report.load(baseline)

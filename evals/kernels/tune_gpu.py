@@ -29,6 +29,7 @@ from linrec.evals.gpu_times import (
 )
 from linrec.evals.kernels.tune import Job, Lost, Tuned, jobs, reason, sizes, tune
 from linrec.evals.run import versions, write_json
+from linrec.files import check_writable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -176,6 +177,7 @@ def tune_command(
             raise ConfigError(f"the kernels hold K and V from 1 to 256, got a width of {width}")
     if out.is_dir():
         raise ConfigError(f"expected the name of a file to write, got the folder {out}")
+    check_writable(out.parent)
     need_gpu()
     if not installed():
         raise BackendError(NOT_INSTALLED)

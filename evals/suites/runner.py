@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import Progress
 
 from linrec.errors import UnknownNameError
-from linrec.evals.records import fingerprint
+from linrec.evals.records import fingerprint, shown_from
 from linrec.evals.resume import run_missing
 from linrec.evals.run import versions
 from linrec.evals.small import layer_spec
@@ -91,8 +91,9 @@ def run_suite(
         path, planned, lambda job, bar: _record(job, device, bar), f"suite {suite.name}", progress
     )
     if records:
-        draw(suite, records, path.with_suffix(".png"))
-        page(suite, records, path.with_suffix(".png")).write(path.with_suffix(".html"))
+        with shown_from(path):
+            draw(suite, records, path.with_suffix(".png"))
+            page(suite, records, path.with_suffix(".png")).write(path.with_suffix(".html"))
     return records
 
 

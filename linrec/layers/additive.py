@@ -104,7 +104,7 @@ class GLA(HeadsLayer):
         gate_temperature: float = 16.0,
         **sizes: Any,
     ):
-        width = head_dim or max(d_model // (2 * num_heads), 1)
+        width = max(d_model // (2 * num_heads), 1) if head_dim is None else head_dim
         super().__init__(d_model, num_heads, head_dim=width, expand_v=expand_v, **sizes)
         self.gate_temperature = gate_temperature
         self.f_proj: nn.Module = low_rank(d_model, gate_rank, self.num_v_heads * self.head_dim, bias=True)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from linrec import rules
 from linrec.engines.forward_mode import silu
+from linrec.errors import ConfigError
 from linrec.layers.heads import HeadsLayer
 from linrec.layers.parts import widened
 
@@ -33,6 +34,8 @@ class HGRN2(HeadsLayer):
         **sizes: Any,
     ):
         super().__init__(d_model, num_heads, use_gate=use_gate, **sizes)
+        if not 0 <= lower_bound < 1:
+            raise ConfigError(f"HGRN2: lower_bound must be in [0, 1), got {lower_bound}")
         self.lower_bound = lower_bound
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> dict[str, Any]:
@@ -125,6 +128,8 @@ class MesaNet(HeadsLayer):
         **sizes: Any,
     ):
         super().__init__(d_model, num_heads, conv_size=conv_size, **sizes)
+        if ridge < 0:
+            raise ConfigError(f"MesaNet: ridge must be at least 0, got {ridge}")
         self.iterations, self.ridge = iterations, ridge
         self.a_proj, self.b_proj = (nn.Linear(d_model, self.num_v_heads) for _ in range(2))
         with torch.no_grad():

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from linrec import rules
+from linrec.errors import ConfigError
 from linrec.layers.heads import HeadsLayer
 from linrec.layers.parts import DecayRate, widened
 
@@ -89,5 +90,7 @@ class KimiDeltaAttention(DeltaNet):
 
 
 def low_rank(d_in: int, rank: int, d_out: int, bias: bool = False) -> nn.Sequential:
-    """Two projections with ``rank`` channels between them."""
+    """Two projections with ``rank`` channels between them; ConfigError for less than one."""
+    if rank < 1:
+        raise ConfigError(f"expected at least one channel between two projections, got a rank of {rank}")
     return nn.Sequential(nn.Linear(d_in, rank, bias=False), nn.Linear(rank, d_out, bias=bias))

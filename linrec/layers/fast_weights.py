@@ -44,7 +44,12 @@ class FastWeightLayer(HeadsLayer):
         return self.base_lr * widened(self.lr_proj(x)).sigmoid()
 
     def first_map(self, rows: int, columns: int) -> nn.Parameter:
-        """First weights ``[H, rows, columns]`` that keep the size of what they act on."""
+        """First weights ``[H, rows, columns]`` that keep the size of what they act on; ConfigError for no numbers."""
+        if rows < 1 or columns < 1:
+            raise ConfigError(
+                f"{type(self).__name__}: a memory of {rows} x {columns} numbers a head holds nothing; head_dim and "
+                "memory_width must be positive"
+            )
         return nn.Parameter(torch.randn(self.num_heads, rows, columns) * rows**-0.5)
 
 
@@ -102,7 +107,7 @@ class TTTMLP(TTTLinear):
 
     def make_memory(self) -> None:
         """The first weights."""
-        width = self.memory_width or 4 * self.head_dim
+        width = 4 * self.head_dim if self.memory_width is None else self.memory_width
         self.w1, self.w2 = self.first_map(self.head_dim, width), self.first_map(width, self.head_dim)
         self.b1 = nn.Parameter(torch.zeros(self.num_heads, width))
         self.b2 = nn.Parameter(torch.zeros(self.num_heads, self.head_dim))
@@ -135,7 +140,10 @@ class Titans(FastWeightLayer):
         super().__init__(d_model, num_heads, base_lr=base_lr, **options)
         if memory_depth not in (1, 2):
             raise ConfigError(f"Titans: memory_depth must be 1 or 2, got {memory_depth}")
-        width = (memory_width or 4 * self.head_dim) if memory_depth == 2 else self.value_dim
+        if memory_depth == 1 and memory_width is not None:
+            raise ConfigError(f"Titans: a memory of one layer has no memory_width, got {memory_width}")
+        inner = 4 * self.head_dim if memory_width is None else memory_width
+        width = inner if memory_depth == 2 else self.value_dim
         self.w1 = self.first_map(self.head_dim, width)
         self.w2 = self.first_map(width, self.value_dim) if memory_depth == 2 else None
         self.momentum_proj = nn.Linear(d_model, num_heads)
@@ -177,7 +185,7 @@ class LargeChunkTTT(FastWeightLayer):
         **options: Any,
     ):
         super().__init__(d_model, num_heads, mini_batch=mini_batch, conv_size=conv_size, **options)
-        width = memory_width or 2 * self.head_dim
+        width = 2 * self.head_dim if memory_width is None else memory_width
         self.w1, self.w3 = self.first_map(self.head_dim, width), self.first_map(self.head_dim, width)
         self.w2 = self.first_map(width, self.value_dim)
         self.muon = muon

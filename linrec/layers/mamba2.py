@@ -62,6 +62,8 @@ class Mamba2(Layer):
         super().__init__()
         self.d_model, self.inner = d_model, int(expand * d_model)
         self.num_heads = head_count("Mamba2", self.inner, num_heads, head_dim)
+        if min(state_size, num_groups) < 1:
+            raise ConfigError(f"Mamba2: state_size={state_size} and num_groups={num_groups} must be positive")
         if self.num_heads < 1 or self.inner % self.num_heads or self.num_heads % num_groups:
             raise ConfigError(
                 f"Mamba2: {self.inner} channels must divide into num_heads={self.num_heads}, "

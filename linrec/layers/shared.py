@@ -42,13 +42,14 @@ class MultiHeadLatentAttention(Layer):
     ):
         super().__init__()
         self.d_model, self.num_heads, self.rope_base = d_model, num_heads, rope_base
-        self.head_dim = head_dim or d_model // num_heads
-        self.rope_dim = rope_dim or max(self.head_dim // 4 * 2, 2)
-        self.value_dim = value_dim or self.head_dim
-        self.latent_dim = latent_dim or 4 * self.head_dim
-        if self.head_dim < 1 or self.rope_dim % 2:
+        self.head_dim = d_model // num_heads if head_dim is None else head_dim
+        self.rope_dim = max(self.head_dim // 4 * 2, 2) if rope_dim is None else rope_dim
+        self.value_dim = self.head_dim if value_dim is None else value_dim
+        self.latent_dim = 4 * self.head_dim if latent_dim is None else latent_dim
+        if min(self.head_dim, self.value_dim, self.latent_dim, self.rope_dim) < 1 or self.rope_dim % 2:
             raise ConfigError(
-                f"MultiHeadLatentAttention: head_dim={self.head_dim} must be positive, rope_dim={self.rope_dim} even"
+                f"MultiHeadLatentAttention: head_dim={self.head_dim}, value_dim={self.value_dim} and "
+                f"latent_dim={self.latent_dim} must be positive, rope_dim={self.rope_dim} too, and even"
             )
         self.q_proj = nn.Linear(d_model, num_heads * (self.head_dim + self.rope_dim), bias=False)
         self.down_proj = nn.Linear(d_model, self.latent_dim + self.rope_dim, bias=False)
@@ -115,15 +116,16 @@ class SharedKVAttention(Layer):
     ):
         super().__init__()
         self.d_model, self.num_heads, self.variant, self.rope_base = d_model, num_heads, variant, rope_base
-        self.num_kv_heads = num_kv_heads or num_heads
-        width = head_dim or d_model // num_heads
-        self.rope_dim = rope_dim or max(width // 8 * 2, 2)
+        self.num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        width = d_model // num_heads if head_dim is None else head_dim
+        self.rope_dim = max(width // 8 * 2, 2) if rope_dim is None else rope_dim
         self.shared_dim = width - self.rope_dim
         if variant not in ("S1", "S2", "S3"):
             raise ConfigError(f"SharedKVAttention: variant must be S1, S2 or S3, got {variant!r}")
-        if self.shared_dim < 1 or self.rope_dim % 2 or num_heads % self.num_kv_heads:
+        sizes = min(self.shared_dim, self.rope_dim, self.num_kv_heads)
+        if sizes < 1 or self.rope_dim % 2 or num_heads % self.num_kv_heads:
             raise ConfigError(
-                f"SharedKVAttention: head_dim={width} must exceed an even rope_dim={self.rope_dim}, and "
+                f"SharedKVAttention: head_dim={width} must exceed a positive, even rope_dim={self.rope_dim}, and "
                 f"num_heads={num_heads} be a multiple of num_kv_heads={self.num_kv_heads}"
             )
         self.parts = [self.shared_dim, self.rope_dim] + ([self.rope_dim] if variant == "S1" else [])
@@ -172,16 +174,17 @@ class TensorProductAttention(Layer):
     ):
         super().__init__()
         self.d_model, self.num_heads, self.rope_base = d_model, num_heads, rope_base
-        self.head_dim = head_dim or d_model // num_heads
-        if self.head_dim < 1 or kv_rank < 1 or (rope_base and self.head_dim % 2):
+        self.head_dim = d_model // num_heads if head_dim is None else head_dim
+        ranks = (kv_rank, 1 if q_rank is None else q_rank)
+        if min(self.head_dim, *ranks) < 1 or (rope_base is not None and self.head_dim % 2):
             raise ConfigError(
-                f"TensorProductAttention: head_dim={self.head_dim} and kv_rank={kv_rank} must be positive, head_dim "
-                f"even with rotary embedding"
+                f"TensorProductAttention: head_dim={self.head_dim}, kv_rank={kv_rank} and q_rank={q_rank} must be "
+                "positive (q_rank or None), head_dim even with rotary embedding"
             )
         self.q_rank = q_rank
         factors = num_heads + self.head_dim
         self.q_proj = nn.Linear(
-            d_model, q_rank * factors if q_rank else num_heads * self.head_dim, bias=False
+            d_model, num_heads * self.head_dim if q_rank is None else q_rank * factors, bias=False
         )
         self.k_proj = nn.Linear(d_model, kv_rank * factors, bias=False)
         self.v_proj = nn.Linear(d_model, kv_rank * factors, bias=False)
@@ -192,7 +195,7 @@ class TensorProductAttention(Layer):
         where = cache_positions(x, state, cu_seqlens)
         a_k, b_k = self._factors(project(self.k_proj, x), where)
         a_v, b_v = self._factors(project(self.v_proj, x), None)
-        if self.q_rank:
+        if self.q_rank is not None:
             a_q, b_q = self._factors(project(self.q_proj, x), where)
             q = a_q.mT @ b_q / self.q_rank
         else:
@@ -207,4 +210,4 @@ class TensorProductAttention(Layer):
         return a, b if where is None else self._turn(b, where)
 
     def _turn(self, z: Tensor, where: Tensor) -> Tensor:
-        return rotate(z, where, self.rope_base) if self.rope_base else z
+        return rotate(z, where, self.rope_base) if self.rope_base is not None else z

@@ -51,8 +51,10 @@ class SoftmaxAttention(Layer):
         self._check_sizes()
         self._check_options(rope_dim)
         self.widths = [h * self.head_dim for h in (num_heads, self.num_kv_heads, self.num_kv_heads)]
-        self.q_proj = low_rank(d_model, qo_rank, self.widths[0]) if qo_rank else None
-        self.qkv_proj = nn.Linear(d_model, sum(self.widths[1:] if qo_rank else self.widths), bias=False)
+        self.q_proj = None if qo_rank is None else low_rank(d_model, qo_rank, self.widths[0])
+        self.qkv_proj = nn.Linear(
+            d_model, sum(self.widths if qo_rank is None else self.widths[1:]), bias=False
+        )
         self.q_norm = GatedRMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.k_norm = GatedRMSNorm(self.head_dim, norm_eps) if qk_norm else None
         self.o_proj = projection(self.widths[0], d_model, qo_rank)
@@ -64,7 +66,7 @@ class SoftmaxAttention(Layer):
                 f"{who}: num_heads={self.num_heads} must be a multiple of num_kv_heads={self.num_kv_heads}, "
                 f"and head_dim={self.head_dim} positive"
             )
-        if self.rope_base and (self.rope_dim % 2 or not 0 < self.rope_dim <= self.head_dim):
+        if self.rope_base is not None and (self.rope_dim % 2 or not 0 < self.rope_dim <= self.head_dim):
             raise ConfigError(
                 f"{who}: rotary embedding needs an even rope_dim up to head_dim={self.head_dim}, got {self.rope_dim}"
             )
@@ -75,7 +77,7 @@ class SoftmaxAttention(Layer):
         who = type(self).__name__
         if self.window is not None and "window" not in self.rule.__signature__.parameters:
             raise ConfigError(f"{who}: {self.rule.name} has no window; expected None, got {self.window}")
-        if rope_dim is not None and not self.rope_base:
+        if rope_dim is not None and self.rope_base is None:
             raise ConfigError(
                 f"{who}: rope_dim={rope_dim} rotates nothing without a rope_base, which is None"
             )
@@ -98,7 +100,7 @@ class SoftmaxAttention(Layer):
         q, k, v = (z.unflatten(-1, (-1, self.head_dim)) for z in projected.split(self.widths, dim=-1))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.rope_base:
+        if self.rope_base is not None:
             where = cache_positions(x, cache, cu_seqlens)
             q, k = (rotate_first(z, where, self.rope_base, self.rope_dim) for z in (q, k))
         return q, k, v
@@ -122,4 +124,4 @@ def rotate_first(x: Tensor, positions: Tensor, base: float, width: int) -> Tenso
 
 def projection(d_in: int, d_out: int, rank: int | None) -> nn.Module:
     """A projection, through ``rank`` channels if it is given."""
-    return low_rank(d_in, rank, d_out) if rank else nn.Linear(d_in, d_out, bias=False)
+    return nn.Linear(d_in, d_out, bias=False) if rank is None else low_rank(d_in, rank, d_out)

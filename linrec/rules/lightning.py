@@ -4,13 +4,19 @@ import torch
 from torch import Tensor
 
 from linrec.engines.matrix import MATRIX, MatrixTerms
+from linrec.errors import RangeError
 from linrec.rule import HeadDecay, Key, Query, Value, rule
 
 
 def lightning_decay(
     heads: int, layer: int = 0, layers: int = 1, device: torch.device | str | None = None
 ) -> Tensor:
-    """-2^(-8 (h + 1) / heads) (1 - layer / (layers - 1)), float64 ``[heads]``: MiniMax-01's log-decays."""
+    """-2^(-8 (h + 1) / heads) (1 - layer / (layers - 1)), float64 ``[heads]``: MiniMax-01's log-decays.
+
+    Raises RangeError unless 0 <= layer < layers.
+    """
+    if not 0 <= layer < layers:
+        raise RangeError(f"lightning_decay: expected 0 <= layer < layers, got layer={layer}, layers={layers}")
     h = torch.arange(1, heads + 1, dtype=torch.float64, device=device)
     depth = 1 - layer / max(layers - 1, 1)
     return -torch.exp2(-8 * h / heads) * depth

@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from linrec.evals.report import PNG, Report, cell_text
+from linrec.evals.report import PNG, Report, cell_text, report_files
 
 matplotlib.use("Agg")
 
@@ -76,3 +76,15 @@ def test_wrong_parts_are_refused() -> None:
 )
 def test_cells(value: object, text: str) -> None:
     assert cell_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("out", "name"),
+    [("a", "a"), ("a.json", "a"), ("a.html", "a"), ("run.1", "run.1"), ("new/deep/b", "new/deep/b")],
+)
+def test_the_files_of_a_report(tmp_path: Path, out: str, name: str) -> None:
+    """No part of a name is taken for an ending, so that run.1 and run.2 are two reports."""
+    found = report_files(tmp_path / out)
+    assert found == (tmp_path / f"{name}.json", tmp_path / f"{name}.html")
+    assert list(tmp_path.iterdir()) == []
+    assert report_files(None) is None

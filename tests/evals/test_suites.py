@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from linrec.errors import ConfigError, UnknownNameError
+from linrec.errors import ConfigError, RecordError, UnknownNameError
+from linrec.evals.records import fingerprint
 from linrec.evals.suites.groups import GROUPS, Words, elements
 from linrec.evals.suites.mqar import Mqar
 from linrec.evals.suites.parity import Parity
-from linrec.evals.suites.runner import SIZES, SUITES, make_suite, run_suite, with_rules
+from linrec.evals.suites.runner import SIZES, SUITES, jobs, make_suite, run_suite, with_rules
 from linrec.evals.suites.suite import IGNORED
 
 pytest.importorskip("matplotlib")
@@ -76,3 +77,14 @@ def test_a_suite_is_resumed_and_drawn(tmp_path):
     assert (tmp_path / "parity.jsonl").read_text().splitlines()[:1] == lines
     with pytest.raises(UnknownNameError, match="no suite"):
         make_suite("nothing", "small")
+
+
+def test_records_that_lack_a_field_are_named(tmp_path):
+    """Their id is that of a run, so that it is not made again."""
+    suite = with_rules(make_suite("parity", "small"), ["delta_net"])
+    path = tmp_path / "parity.jsonl"
+    ids = [fingerprint(job.describe()) for job in jobs(suite, [0])]
+    for record in ({}, {"candidate": 3}, {"candidate": None, "scores": []}):
+        path.write_text("".join(json.dumps({"id": id, **record}) + "\n" for id in ids))
+        with pytest.raises(RecordError, match=r"parity\.jsonl: a record does not hold what its page shows"):
+            run_suite(suite, tmp_path, seeds=[0], progress=False)

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from linrec.errors import ConfigError, DtypeError, ShapeError
+from linrec.errors import ConfigError, DtypeError, LinrecError, ShapeError
 from linrec.layers import LAYERS
 from linrec.layers.parts import ShortConvolution, rotate, unit_norm
 from linrec.rules import RULES
@@ -168,6 +168,31 @@ def test_options():
         make("delta_net", num_v_heads=3)
     with pytest.raises(TypeError, match="num_hedas"):
         make("delta_net", num_hedas=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *(("latent_attention", name, 0) for name in ("head_dim", "rope_dim", "value_dim", "latent_dim")),
+        *(("shared_kv_attention", name, 0) for name in ("head_dim", "rope_dim", "num_kv_heads", "qo_rank")),
+        *(("tensor_product_attention", name, 0) for name in ("head_dim", "q_rank", "kv_rank")),
+        *((name, "memory_width", 0) for name in ("ttt_mlp", "titans", "large_chunk_ttt")),
+        ("softmax_attention", "qo_rank", 0),
+        ("gla", "head_dim", 0),
+        ("stick_breaking", "window", 4),
+        ("hgrn2", "lower_bound", 1.5),
+        ("hgrn2", "lower_bound", -0.5),
+        ("mesa_net", "ridge", -1.0),
+        ("mamba2", "state_size", 0),
+        ("mamba2", "state_size", -1),
+        ("lightning", "layer", 1),
+        ("lightning", "layers", 0),
+    ],
+)
+def test_no_option_is_taken_for_another_value(name, option, value):
+    """Zero is no way to say the default, and what a layer cannot be is refused when it is made."""
+    with pytest.raises(LinrecError, match=option.removeprefix("qo_")):
+        make(name, **{option: value})
 
 
 def test_mamba3_of_rank_one_and_of_equal_ranks():
