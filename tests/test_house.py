@@ -24,6 +24,7 @@ RANK = {
     "packing": 2,
     "donation": 2,
     "arguments": 2,
+    "definition": 2,
     "kernels": 2,
     "session_file": 2,
     "stream": 4,

@@ -22,6 +22,7 @@ ValueMap = Annotated[Tensor, Arg("H C V")]
     cite="DeepSeek-V2 2024, arXiv:2405.04434",
     equation="k_j = [c_j W_k, r_j],  v_j = c_j W_v,  o_t = Σ_{j≤t} softmax_j(scale q_t·k_j) v_j",
     state="T*(C+R)/H",
+    scale="(K+R)^-1/2",
 )
 def latent_attention(
     q: Query, q_rope: RotatedQuery, latent: Latent, k_rope: RotatedKey, w_k: KeyMap, w_v: ValueMap

@@ -21,6 +21,7 @@ RotatedKey = Annotated[Tensor, Arg("B T H R")]
     cite="Su 2025, 'Transformer upgrade road' on MLA (S1 to S3); VO-RoPE",
     equation="k_j = [s_j, r_j],  v_j = [s_j, u_j],  o_t = Σ_{j≤t} softmax_j(scale q_t·k_j) v_j",
     state="T*(K+R+V)",
+    scale="(K+R)^-1/2",
 )
 def shared_kv_attention(
     q: GroupedQuery,
