@@ -1,4 +1,4 @@
-"""What a rule's own text says of it: the citation and the equation of its docstring, and formulas in the legend's names."""
+"""What a rule's own text says of it: citation and equation of its docstring, formulas in the legend's names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,16 @@ from linrec.errors import DefinitionError
 
 CITATION = re.compile(r"\(([^()]*\b(?:19|20)\d\d\b[^()]*)\)")
 BLOCK = re.compile(r"^( *)\.\. code-block:: text\n\n((?:\1 +\S.*\n)+)", re.M)
-OPERATIONS = (ast.Expression, ast.BinOp, ast.UnaryOp, ast.operator, ast.unaryop, ast.Name, ast.Load, ast.Constant)
+OPERATIONS = (
+    ast.Expression,
+    ast.BinOp,
+    ast.UnaryOp,
+    ast.operator,
+    ast.unaryop,
+    ast.Name,
+    ast.Load,
+    ast.Constant,
+)
 
 
 def citation(docstring: str | None, who: str) -> str:
@@ -26,15 +35,15 @@ def citation(docstring: str | None, who: str) -> str:
     found = CITATION.search(first)
     if found is None:
         raise DefinitionError(
-            f"{who}: the first paragraph of the docstring must say in brackets who published the rule and when, such as "
-            f"(Author 2024, arXiv:2412.06464), got {first!r}"
+            f"{who}: the first paragraph of the docstring must say in brackets who published the rule and when, "
+            f"such as (Author 2024, arXiv:2412.06464), got {first!r}"
         )
     return " ".join(found[1].split())
 
 
 def equation(docstring: str | None, who: str) -> str:
-    """The first lines of the first ``.. code-block:: text``, up to an empty one: one equation a line, or several with a
-    comma and two spaces between them. They become one line of this kind.
+    """The lines of the first ``.. code-block:: text``, up to an empty one, as one line: one equation a line, or several
+    with a comma and two spaces between them.
 
     DefinitionError where there is none. Empty where Python has left docstrings out (``-OO``).
     """

@@ -161,12 +161,19 @@ class Rule(Generic[P]):
     P are the arguments and options of a call, as the function that :func:`rule` decorates declares them.
     """
 
-    def __init__(self, lower: Callable[P, Terms], engine: Engine, **facts: Any):
+    def __init__(
+        self,
+        lower: Callable[P, Terms],
+        engine: Engine,
+        cite: str | None = None,
+        equation: str | None = None,
+        **facts: Any,
+    ):
         self.name = lower.__name__
         self.lower: Callable[..., Terms] = lower
         self.engine = engine
-        self.cite: str = facts["cite"] or definition.citation(lower.__doc__, self.name)
-        self.equation: str = facts["equation"] or definition.equation(lower.__doc__, self.name)
+        self.cite = definition.citation(lower.__doc__, self.name) if cite is None else cite
+        self.equation = definition.equation(lower.__doc__, self.name) if equation is None else equation
         self.state_floats: str = facts["state"]
         self.default_scale: str = facts["scale"]
         self.reasons: Mapping[str, str] = facts["missing"]
@@ -253,7 +260,9 @@ class Rule(Generic[P]):
         packed = kwargs.get("cu_seqlens") is not None
         if self.grows or (kwargs.get("backend") == "triton" and not packed):
             return False
-        values = {n: x for n, x in self._named(args, _without_options(kwargs)).items() if isinstance(x, Tensor)}
+        values = {
+            n: x for n, x in self._named(args, _without_options(kwargs)).items() if isinstance(x, Tensor)
+        }
         if packed or getattr(self.engine, "reads_values", False):
             return True
         on_gpu = any(x.is_cuda for x in values.values())
@@ -366,17 +375,18 @@ def rule(
     The function's docstring says who published the rule, in brackets in its first paragraph, and the equation, in its
     first ``.. code-block:: text``; ``cite`` and ``equation`` say so for a function without a docstring.
     ``state`` is the number of state floats a head (a channel where there are no heads), as an expression in
-    the legend's names; ``scale`` the default factor on q, likewise: ``"1"``, ``"K^-1/2"``, ``"(K+R)^-1/2"``. It is taken
-    of the arguments as they come, so a rule whose lowering widens q says what its scale is. ``missing`` gives, for each
-    form that does not exist, the mathematical reason. ``as_is`` names the arguments that lowering hands on without
-    computing with them: the engine reads these in their own dtype, all others in accumulator precision.
+    the legend's names; ``scale`` the default factor on q, likewise: ``"1"``, ``"K^-1/2"``, ``"(K+R)^-1/2"``. Its
+    dimensions are those of the arguments, so a rule whose lowering widens q says what its scale is. ``missing`` gives,
+    for each form that does not exist, the mathematical reason. ``as_is`` names the arguments that lowering hands on
+    without computing with them: the engine reads these in their own dtype, all others in accumulator precision.
 
-    Raises DefinitionError where the citation or the equation is missing, or ``scale`` names no dimension of the arguments.
+    Raises DefinitionError where citation or equation is missing, or ``scale`` is no formula in the legend's names.
     """
 
     def register(lower: Callable[P, Terms]) -> Rule[P]:
-        facts = {"cite": cite, "equation": equation, "state": state, "scale": scale, "missing": missing or {}}
-        made = Rule(lower, engine, as_is=as_is, **facts)
+        made = Rule(
+            lower, engine, cite, equation, state=state, scale=scale, missing=missing or {}, as_is=as_is
+        )
         RULES[made.name] = operators.TARGETS[made.name] = made
         return made
 
