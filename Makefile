@@ -23,7 +23,7 @@ SETUP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu lint format types clean setup
+.PHONY: help demo test test-gpu lint format types stubs clean setup
 
 help:
 	@echo "make demo      train, stream and evaluate a small model on this machine; results in runs/demo/"
@@ -31,6 +31,7 @@ help:
 	@echo "make test-gpu  the tests that need a GPU"
 	@echo "make lint      ruff: lint and format check        make format  apply ruff's fixes"
 	@echo "make types     mypy                               make clean   remove what make created"
+	@echo "make stubs     the names of rules and layers, for type checkers and editors"
 
 setup: $(SETUP)
 
@@ -53,6 +54,9 @@ format: $(SETUP)
 
 types: $(SETUP)
 	$(BIN)/mypy
+
+stubs: $(SETUP)
+	$(BIN)/python -m linrec.stubs
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

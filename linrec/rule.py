@@ -22,6 +22,7 @@ output has the dtype of v. ``scale`` multiplies q, or the state as it is read wh
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import typing
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -393,6 +394,14 @@ def rule(
     return register
 
 
+def get_rule(name: str) -> Rule:
+    """The rule of this name; UnknownNameError with the nearest names otherwise."""
+    if name not in RULES:
+        near = difflib.get_close_matches(name, RULES) or sorted(RULES)
+        raise UnknownNameError(f"unknown rule {name!r}; did you mean {', '.join(near)}?")
+    return RULES[name]
+
+
 _validation: ContextVar[bool] = ContextVar("linrec.validation", default=False)
 
 
@@ -416,13 +425,17 @@ def validation(on: bool = True) -> Iterator[None]:
         _validation.set(before)
 
 
-_OPTIONS = tuple(Options.__annotations__)
+_OPTIONS = {
+    name: inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default="auto" if name == "backend" else None
+    )
+    for name in Options.__annotations__
+}
 
 
 def _with_options(signature: inspect.Signature) -> inspect.Signature:
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    extra = [inspect.Parameter(n, keyword, default="auto" if n == "backend" else None) for n in _OPTIONS]
-    return signature.replace(parameters=[*signature.parameters.values(), *extra], return_annotation=Output)
+    parameters = [*signature.parameters.values(), *_OPTIONS.values()]
+    return signature.replace(parameters=parameters, return_annotation=Output)
 
 
 def _without_options_in(signature: inspect.Signature) -> inspect.Signature:

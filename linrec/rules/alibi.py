@@ -11,6 +11,8 @@ from linrec.engines.attention import ATTENTION, AttentionTerms
 from linrec.rule import Options, Unpack, rule
 from linrec.rules.softmax_attention import GroupedQuery, Key, Value
 
+__all__ = ["alibi", "alibi_decay"]
+
 Slope = Annotated[Tensor, Arg("HQ", draw="log_decay")]
 
 

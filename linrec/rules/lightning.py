@@ -6,6 +6,8 @@ from torch import Tensor
 from linrec.engines.matrix import MATRIX, MatrixTerms
 from linrec.rule import HeadDecay, Key, Options, Query, Unpack, Value, rule
 
+__all__ = ["lightning", "lightning_decay"]
+
 
 def lightning_decay(
     heads: int, layer: int = 0, layers: int = 1, device: torch.device | str | None = None

@@ -6,6 +6,8 @@ from torch import Tensor
 from linrec.engines.matrix import MATRIX, MatrixTerms
 from linrec.rule import HeadDecay, Key, Options, Query, Unpack, Value, rule
 
+__all__ = ["retnet", "retnet_decay"]
+
 
 def retnet_decay(heads: int, device: torch.device | str | None = None) -> Tensor:
     """log(1 - 2^(-5 - h)) for h = 0 .. heads - 1, float64 ``[heads]``: RetNet's log-decays."""
