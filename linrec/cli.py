@@ -55,7 +55,11 @@ def options(
 @app.command()
 def rules(
     explain: Annotated[
-        bool, typer.Option("--explain", help="also say which backend `auto` chooses here, and why")
+        bool,
+        typer.Option(
+            "--explain",
+            help="also say which backend `auto` chooses here, and which torch calls are fastest on this CPU",
+        ),
     ] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="the table as the README holds it")] = False,
 ) -> None:
@@ -70,6 +74,10 @@ def rules(
         typer.echo(table.support_table(), nl=False)
     else:
         _print_rules(table.COLUMNS, table.rows(), table.explanation(_device(None)) if explain else [])
+        if explain:
+            from linrec.evals.bench.choices import choice_table
+
+            _print_choices(choice_table())
 
 
 def _print_rules(
@@ -90,6 +98,13 @@ def _print_rules(
         if row[0] in chosen:
             table.add_row("  backend=auto", Text(chosen[row[0]]))
         console.print(table)
+
+
+def _print_choices(chosen: list[tuple[str, str]]) -> None:
+    """A line a choice between torch calls."""
+    typer.echo("chosen by time on this processor")
+    for what, call in chosen:
+        typer.echo(f"    {what}: {call}")
 
 
 @app.command()

@@ -1,9 +1,9 @@
 """Rules as operators of torch, for whole graphs: ``torch.ops.linrec.rule`` and its backward ``rule_backward``.
 
-While ``torch.compile`` or ``torch.export`` traces, a call on several tokens becomes one node of the graph, whatever the
-engine does with chunks, segments and values. When the graph runs, the node makes the very call that would have been made
-without a graph, so its numbers are the same, and a graph holds for every length. The shapes of its results are found by
-running the rule on one token without data.
+While ``torch.compile`` or ``torch.export`` traces, a call on several tokens becomes one node of the graph, whatever
+the engine does with chunks, segments and values. When the graph runs, the node makes the very call that would have been
+made without a graph, so its numbers are the same, and a graph holds for every length. The shapes of its results are
+found by running the rule on one token without data.
 
 The backward node makes the call again and differentiates it. Gradients are first-order; for those of gradients torch
 raises NotImplementedError.
@@ -52,18 +52,30 @@ class Call(NamedTuple):
 TARGETS: dict[str, Target] = {}  # by name; rules enter themselves
 
 
-def in_graph(rule: Target, form: str | None, values: dict[str, Any], options: dict[str, Any]) -> tuple[Tensor, State]:
+def in_graph(
+    rule: Target, form: str | None, values: dict[str, Any], options: dict[str, Any]
+) -> tuple[Tensor, State]:
     """The call as one node of the graph that is being traced."""
     tensors = {name: x for name, x in values.items() if isinstance(x, Tensor)}
     rest = ", ".join(
-        f"{name!r}: {_plain(x)!r}" for name, x in values.items() if not isinstance(x, Tensor) and x is not None
+        f"{name!r}: {_plain(x)!r}"
+        for name, x in values.items()
+        if not isinstance(x, Tensor) and x is not None
     )
     state, cu_seqlens = options.get("state"), options.get("cu_seqlens")
     rows = None if cu_seqlens is None else cu_seqlens.shape[0] - 1
     like = rule.empty_state(values, rows) if state is None else state
     leaves = [] if state is None else [x for _, x in named_tensors(state)]
     scale, chunk = options.get("scale"), options.get("chunk_size")
-    call = rule.name, form or "", ",".join(tensors), f"{{{rest}}}", scale, chunk, options.get("backend") or "auto"
+    call = (
+        rule.name,
+        form or "",
+        ",".join(tensors),
+        f"{{{rest}}}",
+        scale,
+        chunk,
+        options.get("backend") or "auto",
+    )
     o, *after = torch.ops.linrec.rule(*call, [*tensors.values(), *leaves], cu_seqlens)
     paths = [path for path, _ in named_tensors(like)]
     return o, replace_tensors(like, dict(zip(paths, after, strict=True)))
@@ -78,7 +90,13 @@ def length_of(arguments: dict[str, Arg], values: dict[str, Any]) -> int:
 
 def _plain(x: Any) -> Any:
     """A number as a constant of the graph."""
-    return x if not isinstance(x, int | float) or isinstance(x, bool) else int(x) if isinstance(x, int) else float(x)
+    return (
+        x
+        if not isinstance(x, int | float) or isinstance(x, bool)
+        else int(x)
+        if isinstance(x, int)
+        else float(x)
+    )
 
 
 def _time_axis(arg: Arg, x: Tensor) -> int | None:
@@ -150,9 +168,9 @@ def _apart(results: Sequence[Tensor], given: Sequence[Tensor]) -> list[Tensor]:
     taken = {x.untyped_storage().data_ptr() for x in given}
     apart = []
     for x in results:
-        memory = x.untyped_storage().data_ptr()
-        apart.append(x.clone(memory_format=torch.contiguous_format) if memory in taken else x.contiguous())
-        taken.add(memory)
+        own = x.untyped_storage().data_ptr() not in taken and x.storage_offset() == 0 and x.is_contiguous()
+        apart.append(x if own else x.clone(memory_format=torch.contiguous_format))
+        taken.add(x.untyped_storage().data_ptr())
     return apart
 
 

@@ -14,8 +14,10 @@ C     chunk length
 ====  =========================================================================================
 
 Layout is time first: q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, scalar gates ``[B, T, HV]``, channel
-gates ``[B, T, HV, K]``, matrix states ``[B, HV, K, V]``. ``g`` is always a *natural-log decay*, ``g <= 0``;
-``beta`` a write strength. States and accumulators are float32, or float64 for float64 inputs; the
+gates ``[B, T, HV, K]``, matrix states ``[B, HV, K, V]``. ``g`` is always a *natural-log decay*, ``g <= 0``, and -inf a
+full reset, through which no derivative runs; ``beta`` a write strength. B and T may be zero, nothing else. What is not
+a number in one token spoils its row from the token's chunk on, but no earlier chunk, no other row and no other packed
+segment. States and accumulators are float32, or float64 for float64 inputs; the
 output has the dtype of v. ``scale`` multiplies q, or the state as it is read where there is no q.
 """
 

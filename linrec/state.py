@@ -12,8 +12,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 State = Any
+_exportable: set[type] = set()
+
+
+def export_names() -> None:
+    """Give every NamedTuple of this package defined so far a name under which ``torch.export.save`` writes it.
+
+    A program that takes or returns a state could not be saved otherwise.
+    """
+    for kind in tuple.__subclasses__():
+        if kind not in _exportable and hasattr(kind, "_fields") and kind.__module__.startswith("linrec."):
+            _exportable.add(kind)
+            pytree._register_namedtuple(kind, serialized_type_name=f"{kind.__module__}.{kind.__qualname__}")
 
 
 def map_tensors(fn: Callable[[Tensor], Any], state: State) -> State:

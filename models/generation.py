@@ -116,6 +116,8 @@ class CachedGeneration:
         **kwargs: Any,
     ) -> dict[str, Any]:
         """The ids that the cache has not read, and what belongs to them."""
+        for name in ("tokenizer", "assistant_tokenizer"):  # of stop strings; transformers hands them round
+            kwargs.pop(name, None)
         decoding = next_sequence_length is not None
         if cache is not None:
             next_sequence_length = input_ids.shape[1] - cache.get_seq_length() + cache.skipped

@@ -22,7 +22,7 @@ from linrec.layers.parts import RMSNorm
 from linrec.layers.projection import project
 from linrec.models.config import Config
 from linrec.models.tying import Vocabulary
-from linrec.state import State, all_tensors, map_tensors, named_tensors
+from linrec.state import State, all_tensors, export_names, map_tensors, named_tensors
 
 
 class ModelState(NamedTuple):
@@ -36,6 +36,9 @@ class ModelOutput(NamedTuple):
 
     logits: Tensor
     state: ModelState
+
+
+export_names()
 
 
 class SwiGLU(nn.Module):

@@ -17,6 +17,8 @@ class Vocabulary(nn.Module):
     parameter gives it to the head; a head that somebody puts in its place is on its own.
     """
 
+    _tied_head: nn.Module | None
+
     def __init__(self, size: int, width: int):
         super().__init__()
         self.embed = nn.Embedding(size, width)
@@ -26,7 +28,8 @@ class Vocabulary(nn.Module):
         size, width = self.embed.num_embeddings, self.embed.embedding_dim
         # The tied head's own weight is thrown away at once, and takes neither memory nor random numbers.
         self.head = nn.Linear(width, size, bias=False, device="meta" if tied else None)
-        self.head.tied = tied  # type: ignore[assignment]
+        # Known by what it is: a copy of it that is put in its place, or what stands around it, is on its own.
+        object.__setattr__(self, "_tied_head", self.head if tied else None)
         self.tie()
         self.register_state_dict_post_hook(_stored_once)
         self.register_load_state_dict_pre_hook(_loaded_twice)
@@ -35,7 +38,8 @@ class Vocabulary(nn.Module):
     @property
     def tied(self) -> bool:
         """Whether the head reads the embedding."""
-        return bool(getattr(self.head, "tied", False))
+        head: nn.Module = self.head
+        return head is self._tied_head and "weight" in head._parameters
 
     @property
     def device(self) -> torch.device:

@@ -23,9 +23,9 @@ class ResizableVocabulary:
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.model.embed = value  # type: ignore[assignment]
 
-    def get_output_embeddings(self) -> nn.Module | None:
-        """The head; None where the embeddings are the head as well."""
-        return None if self.model.tied else self.model.head
+    def get_output_embeddings(self) -> nn.Module:
+        """The head, whose weight is that of the embeddings where the configuration ties them."""
+        return self.model.head
 
     def set_output_embeddings(self, value: nn.Module | None) -> None:
         """Raises ConfigError for a head of its own where the configuration ties it to the embeddings."""
@@ -36,6 +36,20 @@ class ResizableVocabulary:
                 )
             return
         self.model.head = value  # type: ignore[assignment]
+
+    def _resize_token_embeddings(
+        self, new_num_tokens: int, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        if not self.model.tied:
+            arguments = (new_num_tokens, pad_to_multiple_of, mean_resizing)
+            return super()._resize_token_embeddings(*arguments)  # type: ignore[misc, no-any-return]
+        before = self.get_input_embeddings()
+        resized = self._get_resized_embeddings(before, new_num_tokens, pad_to_multiple_of, mean_resizing)  # type: ignore[attr-defined]
+        resized.requires_grad_(before.get_parameter("weight").requires_grad)
+        self.set_input_embeddings(resized)
+        self.model.tie()
+        self.model.head.out_features = resized.num_embeddings
+        return resized  # type: ignore[no-any-return]
 
     def resize_token_embeddings(
         self,
@@ -57,7 +71,7 @@ class ResizableVocabulary:
         embeddings: nn.Module = super().resize_token_embeddings(*arguments)  # type: ignore[misc]
         self.model.config, self.config.vocab_size = config, size
         self.model.tie()
-        for module in (embeddings, self.get_output_embeddings()):
-            if size > before and not mean_resizing and module is not None:
+        for module in (embeddings,) if self.model.tied else (embeddings, self.model.head):
+            if size > before and not mean_resizing:
                 nn.init.normal_(module.get_parameter("weight")[before:].detach(), std=config.init_std)
         return embeddings

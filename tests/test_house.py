@@ -27,6 +27,7 @@ RANK = {
     "definition": 2,
     "folder": 2,
     "kernels": 2,
+    "operators": 2.5,
     "session_file": 2,
     "stream": 4,
     "rule": 3,

@@ -16,16 +16,24 @@ ROLE = re.compile(r":(?:func|class|mod|meth|attr|data|exc):`~?([^`]+)`")
 def to_markdown(text: str) -> str:
     """The docstring (without its indentation) in Markdown."""
     text = BLOCK.sub(lambda m: _fence(m[2], m[3]), text.strip("\n") + "\n")
-    text = LITERAL.sub(lambda m: _fence("text", m[3]) if not m[2] else f"{m[2]}:\n\n{_fence('text', m[3])}", text)
-    text = TABLE.sub(lambda m: _fence("text", m[3].replace(m[2], "").strip("\n") + "\n"), text)
+    text = LITERAL.sub(
+        lambda m: _fence("text", m[3]) if not m[2] else f"{m[2]}:\n\n{_fence('text', m[3])}", text
+    )
+    text = TABLE.sub(lambda m: _table(m[2], m[3]), text)
     text = ROLE.sub(lambda m: f"`{m[1].removeprefix('linrec.')}`", text)
-    return text.replace("``", "`").strip()
+    return re.sub(r"(?<!`)``(?!`)", "`", text).strip()
 
 
-def _fence(language: str, body: str) -> str:
+def _table(rule: str, body: str) -> str:
+    return _fence("text", body.replace(rule, "").replace("``", ""), split=False)
+
+
+def _fence(language: str, body: str, split: bool = True) -> str:
     lines = body.strip("\n").splitlines()
     indent = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
     inside = "\n".join(line[indent:] for line in lines)
+    if split and language == "text":  # equations beside each other, one a line
+        inside = re.sub(r";[ ]{2,}(?=\S)", "\n", inside)
     return f"```{language}\n{inside}\n```\n\n"
 
 

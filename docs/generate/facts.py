@@ -8,12 +8,14 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 from unittest import mock
 
 from torch import Tensor
 
+from docs.generate.docstrings import to_markdown
 from linrec.layers import LAYERS
 from linrec.rule import Rule
 from linrec.rules import RULES
@@ -50,14 +52,16 @@ def layer_of(rule: Rule) -> type | None:
 
 def inputs_of(rule: Rule, **sizes: int) -> dict[str, Tensor]:
     """Example inputs of ``LENGTH`` tokens."""
-    return example_inputs(rule, **{"T": LENGTH, **sizes})
+    return example_inputs(rule, **{"T": LENGTH, **sizes})  # type: ignore[arg-type]
 
 
+@cache
 def lowered(rule: Rule) -> Any:
     """The terms of the example inputs."""
     return rule.lower(**inputs_of(rule))
 
 
+@cache
 def engine_calls(rule: Rule) -> list[EngineCall]:
     """The calls of the matrix engine: the rule's own, or those that its program makes."""
     terms = lowered(rule)
@@ -72,7 +76,7 @@ def engine_calls(rule: Rule) -> list[EngineCall]:
         return run(terms, *rest)
 
     with mock.patch.object(type(matrix), "run", staticmethod(recorded)):
-        rule.chunkwise(**inputs_of(rule)) if "chunkwise" not in rule.reasons else None
+        rule(**inputs_of(rule))
     return list({str((c.shapes, c.choices)): c for c in seen}.values())
 
 
@@ -116,21 +120,21 @@ def floats(rule: Rule) -> tuple[float, dict[str, int]]:
 
 def lowering_source(rule: Rule) -> str:
     """The lowering function without its docstring, and the functions of rules that it calls."""
-    found: dict[str, str] = {}
+    found: dict[tuple[str, str], str] = {}
     _collect(rule.lower, found)
     return "\n\n\n".join(found.values())
 
 
-def _collect(function: Any, found: dict[str, str]) -> None:
+def _collect(function: Any, found: dict[tuple[str, str], str]) -> None:
     tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     assert isinstance(tree, ast.FunctionDef)
     tree.decorator_list = []
-    found[function.__qualname__] = _without_docstring(function, tree)
+    found[function.__module__, function.__qualname__] = _without_docstring(function, tree)
     scope = inspect.unwrap(function).__globals__
     for node in ast.walk(tree):
         other = scope.get(node.id) if isinstance(node, ast.Name) else None
         ours = inspect.isfunction(other) and other.__module__.startswith("linrec.rules")
-        if other is not None and ours and other.__qualname__ not in found:
+        if other is not None and ours and (other.__module__, other.__qualname__) not in found:
             _collect(other, found)
 
 
@@ -151,10 +155,18 @@ def _signature(lines: list[str]) -> list[str]:
     return lines[: end + 1]
 
 
+ENGINES = ("linrec.engines.matrix", "linrec.engines.program")
+
+
 def drivers(rule: Rule) -> Iterator[tuple[str, str]]:
-    """(module, docstring) of the engines' modules that the rule's file imports from."""
-    tree = ast.parse(inspect.getsource(module_of(rule)))
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("linrec.engines"):
-            module = importlib.import_module(node.module or "")
-            yield module.__name__, inspect.getdoc(module) or ""
+    """(module, docstring as Markdown) of what the rule's functions use between a program and the matrix engine."""
+    found: dict[tuple[str, str], str] = {}
+    _collect(rule.lower, found)
+    homes = {home for home, _ in found}
+    seen: set[str] = set()
+    for home in sorted(homes):
+        for node in ast.parse(inspect.getsource(importlib.import_module(home))).body:
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module and module.startswith("linrec.engines") and module not in (*ENGINES, *seen):
+                seen.add(module)
+                yield module, to_markdown(inspect.getdoc(importlib.import_module(module)) or "")

@@ -1,7 +1,7 @@
 """Equations as the rules write them (Unicode text) to LaTeX, and LaTeX to MathML, which browsers show by themselves.
 
 The text is read from left to right. ``_`` and ``^`` take a group in braces or the letters that follow (``β_tr`` has two
-indices), superscript characters join them, a run of letters is a word and stands upright, a single letter is a variable.
+indices), superscript characters join them, a run of letters is an upright word, a single letter is a variable.
 """
 
 from __future__ import annotations
@@ -10,21 +10,24 @@ import re
 import unicodedata
 from functools import cache
 
-SYMBOLS = {
-    **{c: f"\\{unicodedata.name(c).split()[-1].lower()} " for c in "αβγδζηθκμνπρστχψωΓΔΘΞΦΨΩ"},
-    **{"λ": "\\lambda ", "Λ": "\\Lambda ", "ε": "\\varepsilon ", "φ": "\\varphi "},
-    **{"Σ": "\\sum ", "Π": "\\prod ", "⊙": "\\odot ", "⊗": "\\otimes ", "·": "\\cdot ", "×": "\\times "},
-    **{"≤": "\\le ", "≥": "\\ge ", "<": "\\lt ", ">": "\\gt ", "≠": "\\ne ", "∈": "\\in ", "←": "\\leftarrow "},
-    **{"…": "\\dots ", "∇": "\\nabla ", "½": "\\tfrac{1}{2}", "ℂ": "\\mathbb{C}", "ℝ": "\\mathbb{R}"},
-    **{"∞": "\\infty ", "{": "\\{", "}": "\\}", "−": "-", "%": "\\%", "∂": "\\partial ", "‖": "\\Vert "},
-    **{"⌊": "\\lfloor ", "⌋": "\\rfloor ", "→": "\\to ", "≈": "\\approx ", "#": "\\#", "&": "\\&"},
-}
+SYMBOLS = dict(
+    pair.split(" ", 1)
+    for pair in (
+        *(f"{c} \\{unicodedata.name(c).split()[-1].lower()} " for c in "αβγδζηθκμνπρστχψωΓΔΘΞΦΨΩ"),
+        *("λ \\lambda ", "Λ \\Lambda ", "ε \\varepsilon ", "φ \\varphi ", "Σ \\sum ", "Π \\prod "),
+        *("⊙ \\odot ", "⊗ \\otimes ", "· \\cdot ", "× \\times ", "≤ \\le ", "≥ \\ge ", "≠ \\ne ", "∈ \\in "),
+        *("← \\leftarrow ", "→ \\to ", "< \\lt ", "> \\gt ", "≈ \\approx ", "… \\dots ", "∇ \\nabla "),
+        *("∂ \\partial ", "‖ \\Vert ", "∞ \\infty ", "⌊ \\lfloor ", "⌋ \\rfloor ", "½ \\tfrac{1}{2}"),
+        *("ℂ \\mathbb{C}", "ℝ \\mathbb{R}", "{ \\{", "} \\}", "− -", "% \\%", "# \\#", "& \\&"),
+    )
+)
 SUPERSCRIPTS = {"⁻": "-", "⁺": "+", **dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹", "0123456789", strict=True))}
 ACCENTS = {"\u0303": "\\tilde", "\u0304": "\\bar", "\u0302": "\\hat", "\u0307": "\\dot"}
 # Words that name a function or a number: they stand closer to what follows than words of a sentence.
 NAMES = {"Re", "Im", "log", "exp", "tanh", "max", "min", "scale", "dt", "lr"}
 WORD = re.compile(r"[A-Za-z]{2,}(?:-[A-Za-z]{2,})*(?![A-Za-z\u0300-\u036f])")
 WORDS = re.compile(rf"{WORD.pattern}(?:(?: a)? {WORD.pattern}(?![_^(\[]))*")
+BAR = re.compile("<mo(?: stretchy=.false.)?>&#x0007C;</mo>")  # of a norm, not between two things
 INDEX = re.compile(r"[0-9A-Za-zα-ωΑ-Ω]+")
 
 
@@ -159,4 +162,4 @@ def to_mathml(latex: str, block: bool = False) -> str:
     made = convert(latex.strip(), display="block" if block else "inline")
     if "\\" in made or "<mi>&</mi>" in made:
         raise EquationError(f"MathML of {latex!r} keeps LaTeX: {made}")
-    return made
+    return BAR.sub('<mo lspace="0" rspace="0" stretchy="false">&#x0007C;</mo>', made)

@@ -1,13 +1,14 @@
 """The matrix that a rule multiplies its values by, measured on the rule itself, and its picture.
 
-The rule runs once for every token and channel of its values, in one batch, with that entry moved: by one where the rule is
-linear in its values, so that the difference is the matrix, and by a small number otherwise, for the derivative.
+The rule runs once for every token and channel of its values, in one batch, with that entry moved: by one where the rule
+is linear in its values, so that the difference is the matrix, and by a small number otherwise, for the derivative.
 """
 
 from __future__ import annotations
 
 import inspect
 import io
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -20,9 +21,20 @@ from linrec.testing import SIZES, example_inputs
 LENGTH, TOPICS = 48, 4
 TOPIC = (torch.arange(LENGTH) // 4) % TOPICS  # tokens return to a few topics in turn
 ONE_HEAD = {"B": 1, "H": 1, "HV": 1, "HQ": 1, "G": 1, "V": 4, "P": 4, "T": LENGTH}
-VALUES = ("v", "x", "b_v", "latent", "shared")  # what plays the part of the values; else the first that carries tokens
+VALUES = (
+    "v",
+    "x",
+    "b_v",
+    "latent",
+    "shared",
+)  # what plays the part of the values; else the first that carries tokens
 FREE = ("a", "b")  # a transition b aᵀ of like directions would grow
-CALM = {"log_decay": 8, "weak_decay": 1, "negative": 4, "logit": 2}  # divisors, so that decays leave something to see
+CALM = {
+    "log_decay": 8,
+    "weak_decay": 1,
+    "negative": 4,
+    "logit": 2,
+}  # divisors, so that decays leave something to see
 GREY = "#808080"  # reads on white and on black
 SMALL = 1e-5
 MINI_BATCH = 12  # so that a few fit into the picture
@@ -36,10 +48,13 @@ class Mixing(NamedTuple):
     meaning: str
 
 
+@cache
 def mixing(rule: Rule) -> Mixing:
     """What output t takes from the values of token s."""
     inputs = picture_inputs(rule)
-    name = next((n for n in VALUES if n in inputs), next(n for n, a in rule.arguments.items() if a.carries_tokens))
+    name = next(
+        (n for n in VALUES if n in inputs), next(n for n, a in rule.arguments.items() if a.carries_tokens)
+    )
     linear = _is_affine(rule, inputs, name)
     jacobian = _jacobian(rule, inputs, name, 1.0 if linear else SMALL)
     channels = jacobian.flatten(2) if jacobian.shape[2] == jacobian.shape[3] else None
@@ -47,15 +62,20 @@ def mixing(rule: Rule) -> Mixing:
     if linear and diagonal is not None and _same(jacobian, torch.diag_embed(diagonal)):
         equal = _same(diagonal, diagonal[..., :1].expand_as(diagonal))
         of = "" if equal else " in the first channel; every channel has its own"
-        return Mixing(diagonal[..., 0], True, f"$o_t = \\sum_s M_{{ts}}\\, {name}_s$, the number $M_{{ts}}${of}")
+        meaning = (
+            f"the number $M_{{ts}}$ of $o_t = \\sum_s M_{{ts}}\\, {name}_s$ (blue adds, red takes away){of}"
+        )
+        return Mixing(diagonal[..., 0], True, meaning)
     how = "linear" if linear else "not linear"
-    meaning = f"the norm of $\\partial o_t / \\partial\\, \\text{{{name}}}_s$; the output is {how} in `{name}`"
+    meaning = (
+        f"the norm of $\\partial o_t / \\partial\\, \\text{{{name}}}_s$; the output is {how} in `{name}`"
+    )
     return Mixing(jacobian.square().sum((2, 3)).sqrt(), False, f"{meaning}, and mixes its channels")
 
 
 def picture_inputs(rule: Rule) -> dict[str, Tensor]:
     """Example inputs of one head whose keys and queries return to a few topics, and whose decays are weak."""
-    inputs = example_inputs(rule, seed=2, **{**SIZES, **ONE_HEAD})
+    inputs = example_inputs(rule, seed=2, **{**SIZES, **ONE_HEAD})  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(7)
     for name, arg in rule.arguments.items():
         x = inputs[name]
@@ -64,7 +84,9 @@ def picture_inputs(rule: Rule) -> dict[str, Tensor]:
         elif arg.carries_tokens and name not in (*VALUES, *FREE):
             centre = torch.randn(TOPICS, x.shape[-1], generator=generator, dtype=x.dtype)
             generator.manual_seed(7)  # arguments of one width share their topics: queries find keys
-            topic = 1.5 * F.normalize(centre, dim=-1)[TOPIC].reshape(LENGTH, *[1] * (x.dim() - 3), x.shape[-1])
+            topic = 1.5 * F.normalize(centre, dim=-1)[TOPIC].reshape(
+                LENGTH, *[1] * (x.dim() - 3), x.shape[-1]
+            )
             mixed = topic + 0.2 * x
             inputs[name] = F.normalize(mixed, dim=-1) if arg.draw == "unit" else mixed
     return inputs

@@ -13,6 +13,7 @@ from torch import Tensor
 from linrec.errors import BenchmarkError, UnknownNameError
 from linrec.evals.bench import decode, properties
 from linrec.evals.bench.cases import CASES, Case, delta_inputs
+from linrec.evals.bench.choices import choice_rows
 from linrec.evals.bench.forms import LENGTHS as FORM_LENGTHS
 from linrec.evals.bench.forms import form_remarks, form_rows
 from linrec.evals.bench.measure import AGREE, Work, gradients, interleaved, side_by_side
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 CURVES = ("gated_delta_net", "kimi_delta_attention", "gla", "delta_net")
 EXTRAS = ("peak", "length", "precision", "memory", "forms", "curves")
-NAMES = (*(case.name for case in CASES), "step", "decode", *EXTRAS)
+NAMES = (*(case.name for case in CASES), "step", "decode", "choices", *EXTRAS)
 
 Report = dict[str, Any]
 
@@ -60,6 +61,8 @@ def _report(wanted: set[str], quick: bool, rounds: int | None) -> Report:
     for name, measure in (("step", decode.step_row), ("decode", decode.model_row)):
         if name in wanted:
             report["rows"].append(measure(quick, several))
+    if "choices" in wanted:
+        report["rows"] += choice_rows(quick, several)
     extras: dict[str, Callable[[], Any]] = {
         "peak": lambda: properties.peak_fraction(length, heads, width, several),
         "length": lambda: properties.length_ratio(length, heads, width, few),

@@ -52,8 +52,12 @@ def checked_state(state: State, empty: State, who: str) -> State:
     if not isinstance(state, kind):
         wanted = f"a tensor {list(empty.shape)}" if isinstance(empty, Tensor) else f"a {kind.__name__}"
         raise DtypeError(f"{who}: state must be {wanted}, got {type(state).__name__}")
+    got, wanted_tensors = list(named_tensors(state)), list(named_tensors(empty))
+    if [path for path, _ in got] != [path for path, _ in wanted_tensors]:
+        names = (", ".join(path or "state" for path, _ in tensors) for tensors in (wanted_tensors, got))
+        raise DtypeError("{}: the state's tensors must be {}, got {}".format(who, *names))
     values = {}
-    for (path, x), (_, want) in zip(named_tensors(state), named_tensors(empty), strict=True):
+    for (path, x), (_, want) in zip(got, wanted_tensors, strict=True):
         name = f"state.{path}" if path else "state"
         if x.shape != want.shape:
             raise ShapeError(f"{who}: {name} must be {list(want.shape)}, got {list(x.shape)}")

@@ -34,6 +34,12 @@ def short_convolution(
     if length == 1:
         y = (history * weight.T).sum(1, keepdim=True)
         y = y if bias is None else y + bias
+    elif torch.compiler.is_compiling():
+        # Compilers fuse the taps; compiling the gradient of conv1d would fix the length of the sequence.
+        y = history[:, :length] * weight[:, 0]
+        for tap in range(1, width):
+            y = torch.addcmul(y, history[:, tap : tap + length], weight[:, tap])
+        y = y if bias is None else y + bias
     else:
         y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
     if lengths is None:
@@ -176,6 +182,8 @@ def _checked(state: Tensor, empty: Tensor, who: str) -> Tensor:
         raise DtypeError(f"{who}: state must be a tensor {list(empty.shape)}, got {type(state).__name__}")
     if state.shape != empty.shape:
         raise ShapeError(f"{who}: state must be [B, W - 1, D] = {list(empty.shape)}, got {list(state.shape)}")
+    if not state.is_floating_point():
+        raise DtypeError(f"{who}: state must be floating point, got {state.dtype}")
     return state.to(empty.dtype)
 
 

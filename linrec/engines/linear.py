@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.engines.checks import only_values
-from linrec.engines.choices import chosen
+from linrec.engines.choices import Work, chosen
 
-WORTH = 1 << 18  # numbers in a weight from which its reading counts; nothing is timed for less
+WORTH = 1 << 19  # numbers in a weight from which its reading counts; nothing is timed for less
 COLD = 16 << 20  # bytes to read in turn, so that weights are timed as they are met: out of the nearest cache
 PARTS = 32  # at most; more than one is enough, and a thread reads at least one
 WIDE = (torch.float32, torch.float64)
@@ -24,23 +24,34 @@ WIDE = (torch.float32, torch.float64)
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def one_row(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    """x ``[..., n]`` of one row, weight ``[m, n]``, bias ``[m]`` or None -> x weight^T + bias ``[..., m]``.
+def special_product(x: Tensor, rows: int, width: int) -> Product | None:
+    """The fastest call for one row x of values and a weight ``[rows, width]``; None where it is ``F.linear``.
 
-    None where this is no such product, or :func:`torch.nn.functional.linear` is the call for it.
+    It looks at little, because most calls come here for nothing.
     """
-    if weight.numel() < WORTH or x.dtype is not weight.dtype or x.dtype not in WIDE:
+    if rows * width < WORTH or x.numel() != width or x.dtype not in WIDE or torch.is_grad_enabled():
         return None
-    if x.numel() != weight.shape[1] or x.shape[-1] != weight.shape[1] or not _plain(x, weight, bias):
+    if not x.is_cpu or torch.compiler.is_compiling():
         return None
-    name = best_product(weight.shape[0], weight.shape[1], bias is not None, weight.dtype)
-    return None if name is None or name == "F.linear" else PRODUCTS[name](x, weight, bias)
+    name = best_product(rows, width, x.dtype)
+    return None if name is None or name == PLAIN else PRODUCTS[name]
 
 
-def best_product(rows: int, width: int, biased: bool, dtype: torch.dtype) -> str | None:
-    """The name in ``PRODUCTS`` of the fastest call for a weight ``[rows, width]``."""
-    sizes = (f"[{rows}, {width}]", "with a bias" if biased else "without bias", dtype)
-    return chosen("one row times a weight", sizes, lambda: _works(rows, width, biased, dtype))
+def best_product(rows: int, width: int, dtype: torch.dtype) -> str | None:
+    """The name in ``PRODUCTS`` of the fastest call for a weight ``[rows, width]``; None where nothing can be timed."""
+    return chosen("one row times a weight", (rows, width, dtype), lambda: _works(rows, width, dtype))
+
+
+def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether nothing but values is asked for, of tensors that every product takes."""
+    values = only_values(x, weight) if bias is None else only_values(x, weight, bias)
+    return (
+        values
+        and x.dtype is weight.dtype
+        and x.shape[-1] == weight.shape[1]
+        and weight.is_contiguous()
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 def by_vector(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -61,25 +72,20 @@ def by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y.view(*x.shape[:-1], -1)
 
 
-PRODUCTS: dict[str, Product] = {"F.linear": F.linear, "mv": by_vector, "bmm of parts": by_parts}
+PLAIN = "F.linear"
+PRODUCTS: dict[str, Product] = {PLAIN: F.linear, "mv": by_vector, "bmm of parts": by_parts}
 
 
-def _works(rows: int, width: int, biased: bool, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
+def _works(rows: int, width: int, dtype: torch.dtype) -> dict[str, Work]:
     """Each product, with another weight in turn at each call; a large weight stands for all larger ones."""
     most = max(COLD // (2 * width * dtype.itemsize), 1)
     rows = rows if rows <= most else max(most // PARTS, 1) * PARTS
     count = max(COLD // (rows * width * dtype.itemsize), 1)
     weights = torch.full((count, rows, width), 0.5, dtype=dtype, device="cpu")
     x = torch.ones(1, 1, width, dtype=dtype, device="cpu")
-    bias = x.new_ones(rows) if biased else None
 
-    def work(product: Product) -> Callable[[], object]:
+    def work(product: Product) -> Work:
         turn = iter(range(1 << 30))
-        return lambda: product(x, weights[next(turn) % count], bias)
+        return lambda: product(x, weights[next(turn) % count], None)
 
     return {name: work(product) for name, product in PRODUCTS.items()}
-
-
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    values = only_values(x, weight) if bias is None else only_values(x, weight, bias)
-    return values and weight.is_contiguous() and not torch.is_autocast_enabled("cpu")

@@ -5,12 +5,13 @@
     U_t = sum_r k_tr v_tr^T
     S_t = e^{g_t} (S_{t-1} + (1 - lam_t) dt_t U_{t-1}) + lam_t dt_t U_t;    y_tr = S_t^T q_tr
 
-What of S_t is older than the token, M_t = S_t - lam_t dt_t U_t, is an ordinary recurrence that writes each token once, a
-token late, when the weight is known that the next one gives it:
+What of S_t is older than the token, M_t = S_t - lam_t dt_t U_t, is an ordinary recurrence. It writes each token once,
+and a token late, when the weight is known that the next one gives it:
 
 .. code-block:: text
 
-    M_t = e^{g_t} (M_{t-1} + (lam_{t-1} dt_{t-1} + (1 - lam_t) dt_t) U_{t-1});    y_tr = M_t^T q_tr + lam_t dt_t U_t^T q_tr
+    M_t = e^{g_t} (M_{t-1} + (lam_{t-1} dt_{t-1} + (1 - lam_t) dt_t) U_{t-1})
+    y_tr = M_t^T q_tr + lam_t dt_t U_t^T q_tr
 
 so nothing is taken off again, and no token is read before its time.
 """
@@ -47,9 +48,11 @@ def trapezoid(
     old_k, old_v = (torch.cat([x[:, None], y[:, :-1]], dim=1) for x, y in zip(before, (k, v), strict=True))
     written = weight * old_v
     decay = F.pad(g[..., None], (0, ranks - 1))  # a token decays once, at its first pair
-    terms = MatrixTerms(*(micro_steps(x) for x in (q, old_k, written, decay)))
-    y, memory = run.matrix(terms, memory)
-    y = y.unflatten(1, (-1, ranks)).transpose(2, 3) + (q @ k.mT) @ (now[..., None, None] * v)
-    if ranks > 1:  # a pair is read before the later ones of the older token are written
-        y = y + (q @ old_k.mT).triu(1) @ written
+    q_steps, k_steps, v_steps, g_steps = (micro_steps(x) for x in (q, old_k, written, decay))
+    y, memory = run.matrix(MatrixTerms(q_steps, k_steps, v_steps, g_steps), memory)
+    y = y.unflatten(1, (-1, ranks)).transpose(2, 3)
+    if ranks == 1:
+        y = torch.addcmul(y, now[..., None, None] * (q * k).sum(-1, keepdim=True), v)
+    else:  # a pair is read before the later ones of the older token are written
+        y = y + (q @ k.mT) @ (now[..., None, None] * v) + (q @ old_k.mT).triu(1) @ written
     return y, memory + now[:, -1, :, None, None] * (k[:, -1].mT @ v[:, -1])

@@ -10,6 +10,7 @@ from typing import Any
 
 from linrec.folder import names_in
 from linrec.layers.base import Layer, enter
+from linrec.state import export_names
 
 
 def _is_layer(value: Any) -> bool:
@@ -23,6 +24,7 @@ __all__ = sorted(HOMES)
 
 for _layer in sorted(filter(_is_layer, _found.values()), key=lambda layer: layer.rule.name):
     enter(_layer)
+export_names()
 
 
 def __dir__() -> list[str]:

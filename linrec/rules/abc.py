@@ -12,6 +12,7 @@ from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.rule import Key, Options, Query, Unpack, Value, rule
 from linrec.rules.gated_slot_attention import SlotState, attend_slots, empty_slots
 
+LEAST = -1e4  # a logit below is of no weight beside any other, and takes part with this one: -inf has no sums
 SlotLogits = Annotated[Tensor, Arg("B T HV M", draw="logit")]
 
 
@@ -33,18 +34,18 @@ def abc(q: Query, k: Key, v: Value, z: SlotLogits, **options: Unpack[Options]) -
         Z_t = log Σ_{j≤t} e^{z_j},  each slot holds the average of the tokens weighted by e^{z_j - Z_t}
 
     Gated slot attention with decay Z_{t-1} - Z_t and write e^{z_t - Z_t}. q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, z
-    ``[B, T, HV, M]`` logits of the M slots, unbounded. The state is an ``ABCState(slots, log_weight)``; ``scale``
-    (default K^-1/2) multiplies q.
+    ``[B, T, HV, M]`` logits of the M slots, unbounded (-inf: the token takes no part unless there is no other). The
+    state is an ``ABCState(slots, log_weight)``; ``scale`` (default K^-1/2) multiplies q.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: ABCState) -> tuple[Tensor, ABCState]:
         q, k = (on_value_heads(x[n], x["v"]) for n in ("q", "k"))
-        start = state.log_weight[:, None]
-        total = torch.logaddexp(start, logcumsumexp(x["z"]))
+        start, z = state.log_weight[:, None], x["z"].clamp(min=LEAST)
+        total = torch.logaddexp(start, logcumsumexp(z))
         before = torch.cat([start, total[:, :-1]], dim=1)
         fresh = torch.isneginf(before)  # nothing was there to decay
         g = torch.where(fresh, 0.0, torch.where(fresh, total, before) - total).clamp(max=0)
-        write = (x["z"] - total).clamp(max=0).exp()
+        write = (z - total).clamp(max=0).exp()
         o, slots = attend_slots(run, q * run.scale, k, x["v"], write, g, state.slots)
         return o, ABCState(slots, total[:, -1])
 

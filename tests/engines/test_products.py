@@ -187,7 +187,10 @@ def test_a_rule_is_timed_on_its_own_chunks(monkeypatch):
     given |= {"g": -draw(1, 70, 8).abs(), "beta": draw(1, 70, 8).sigmoid()}
     results = rules.gated_delta_net(**given).o, rules.gated_delta_net(**given).o
     (choice,) = choices.choices()
-    assert choice.what.startswith("ScalarLane, 8 heads, K=64, V=64, C=") and choice.chosen == products.PLAIN
+    assert (
+        choice.what.startswith("chunks of ScalarLane, 8 heads, K=64, V=64, C=")
+        and choice.chosen == products.PLAIN
+    )
     assert choice.seconds.keys() == {products.PLAIN, products.WIDE}
     assert torch.equal(*results)
     assert torch.allclose(results[0], rules.gated_delta_net.recurrent(**given).o, atol=1e-6)

@@ -13,21 +13,22 @@ import torch
 
 from linrec.engines.setting import Setting
 
+MATMUL = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 (torch's types do not know it)
+
 
 @pytest.fixture
 def setting():
-    matmul = torch.backends.mkldnn.matmul
-    matmul.fp32_precision = "none"
+    MATMUL.fp32_precision = "none"
     yield Setting("none", "bf16")
     try:
         assert now() == "none" and torch.get_float32_matmul_precision() == "highest"
     finally:
         torch.set_float32_matmul_precision("highest")
-        matmul.fp32_precision = "none"
+        MATMUL.fp32_precision = "none"
 
 
 def now():
-    return torch.backends.mkldnn.matmul.fp32_precision
+    return MATMUL.fp32_precision
 
 
 def test_sections_nest(setting):
@@ -153,7 +154,7 @@ def test_threads_that_are_interrupted(setting):
         time.sleep(0.0005 * (count % 4))
         while thread.is_alive():
             ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(thread.ident), ctypes.py_object(KeyboardInterrupt)
+                ctypes.c_ulong(thread.ident or 0), ctypes.py_object(KeyboardInterrupt)
             )
             thread.join(0.05)
     assert not setting.sections
@@ -174,19 +175,19 @@ def test_abandoned_inside(setting):
 
 @pytest.mark.parametrize("chosen", ["ieee", "bf16"])
 def test_what_the_caller_has_chosen_stays(setting, chosen):
-    torch.backends.mkldnn.matmul.fp32_precision = chosen
+    MATMUL.fp32_precision = chosen
     assert not setting.free()
     with setting.wanted(True):
         assert now() == chosen
         with setting.wanted(False):
             assert now() == chosen
     assert now() == chosen
-    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    MATMUL.fp32_precision = "none"
     with setting.wanted(True):
-        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+        MATMUL.fp32_precision = "ieee"
         assert not setting.free()
     assert now() == "ieee"
-    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    MATMUL.fp32_precision = "none"
 
 
 def test_what_the_caller_chooses_inside_by_the_older_function_stays(setting):
@@ -194,7 +195,7 @@ def test_what_the_caller_chooses_inside_by_the_older_function_stays(setting):
         torch.set_float32_matmul_precision("medium")
     assert now() == "bf16" and torch.get_float32_matmul_precision() == "medium"
     torch.set_float32_matmul_precision("highest")
-    torch.backends.mkldnn.matmul.fp32_precision = "none"
+    MATMUL.fp32_precision = "none"
 
 
 def test_alone_whoever_wants_it(setting):

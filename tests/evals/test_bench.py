@@ -7,7 +7,9 @@ import sys
 import pytest
 
 from linrec.errors import BenchmarkError, UnknownNameError
+from linrec.evals.bench import choices
 from linrec.evals.bench.cases import CASES
+from linrec.evals.bench.choices import _held
 from linrec.evals.bench.forms import form_remarks, form_rows, form_table
 from linrec.evals.bench.measure import interleaved
 from linrec.evals.bench.properties import chunk_flops
@@ -19,9 +21,9 @@ pytest.importorskip("matplotlib")
 
 @pytest.mark.slow
 def test_every_case_in_small(tmp_path):
-    names = [case.name for case in CASES] + ["step", "decode", "peak", "precision", "curves"]
+    names = [case.name for case in CASES] + ["step", "decode", "choices", "peak", "precision", "curves"]
     report = run_bench(names, quick=True, rounds=2)
-    assert len(report["rows"]) == 2 * len(CASES) + 2
+    assert len(report["rows"]) == 2 * len(CASES) + 2 + 4
     assert all(row["seconds"] > 0 and row["ratio"] > 0 for row in report["rows"])
     assert table(report).row_count == len(report["rows"])
     assert len(remarks(report)) == 4
@@ -37,6 +39,17 @@ def test_a_wrong_result_is_not_timed():
         case_rows(wrong, 70, 2)
     with pytest.raises(UnknownNameError, match="no case nothing"):
         run_bench(["nothing"])
+
+
+def test_a_choice_that_is_slower_is_an_error():
+    slow = {"case": "one row", "shape": "weight 1 x 1", "peer": "F.linear", "ratio": 0.94}
+    with pytest.raises(
+        BenchmarkError, match=r"one row \(weight 1 x 1\): the choice takes 1\.06 times as long"
+    ):
+        _held(lambda: slow)
+    measured = iter([slow, {**slow, "ratio": 0.96}])
+    assert _held(lambda: next(measured))["ratio"] == 0.96
+    assert next(what for what, _ in choices.choice_table()) == "float32 products"
 
 
 def test_flops_are_those_of_the_products():

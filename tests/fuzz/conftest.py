@@ -1,4 +1,4 @@
-"""How much is drawn: the same few examples every time, or as many new ones as ``FUZZ_EXAMPLES`` says (``make fuzz``)."""
+"""How much is drawn: the same few examples every time, or as many new ones as ``FUZZ_EXAMPLES`` says."""
 
 import os
 
@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, settings
 
 CHECKS = list(HealthCheck)
 settings.register_profile(
-    "fixed", derandomize=True, database=None, max_examples=25, deadline=None, suppress_health_check=CHECKS
+    "fixed", derandomize=True, database=None, max_examples=40, deadline=None, suppress_health_check=CHECKS
 )
 settings.register_profile(
     "long",

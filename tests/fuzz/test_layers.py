@@ -47,7 +47,8 @@ def goes_on(layer: Layer, state: object, other: object) -> bool:
 
 @given(st.data())
 def test_pieces_are_single_steps(data: st.DataObject) -> None:
-    layer, sizes = layer_of(data), data.draw(st.lists(lengths, min_size=1, max_size=4))
+    layer = layer_of(data)
+    sizes = data.draw(st.lists(lengths, min_size=1, max_size=4))
     x = tokens(data, data.draw(st.integers(0, 2)), sum(sizes))
     want, last = alone(layer, x)
     state, outputs = None, []
@@ -62,11 +63,12 @@ def test_pieces_are_single_steps(data: st.DataObject) -> None:
 
 @given(st.data())
 def test_packed_segments_are_alone(data: st.DataObject) -> None:
-    layer, sizes = layer_of(data), data.draw(st.lists(lengths, max_size=5))
+    layer = layer_of(data)
+    sizes = data.draw(st.lists(lengths, max_size=5))
     bounds = list(itertools.accumulate(sizes, initial=0))
     x = tokens(data, 1, bounds[-1])
     state = None
-    if sizes and data.draw(st.booleans()):
+    if data.draw(st.booleans()) and sizes:
         state = layer(tokens(data, len(sizes), 3))[1]
     y, after = layer(x, state, cu_seqlens=torch.tensor(bounds))
     assert y.shape == x.shape and all(len(t) == len(sizes) for _, t in named_tensors(after))

@@ -40,25 +40,34 @@ class Reporter:
 
 
 class Children:
-    """In the main process: the subprocesses of all files, at most ``WORKERS`` at a time."""
+    """In the main process: the subprocesses of all files, at most ``WORKERS`` at a time.
+
+    Beside other processes that share the tests among them (pytest-xdist, which gives each whole files), one at a
+    time and only those that are asked for.
+    """
 
     def __init__(self, config: pytest.Config, nodeids: list[str]):
         self.config = config
         self.folder = tempfile.TemporaryDirectory(prefix="linrec-kernels-")
         self.running: set[subprocess.Popen] = set()
         self.stopped = False
-        self.pool = ThreadPoolExecutor(min(WORKERS, os.cpu_count() or 1))
-        files: dict[str, list[str]] = {}
+        shared = "PYTEST_XDIST_WORKER" in os.environ
+        self.pool = ThreadPoolExecutor(1 if shared else min(WORKERS, os.cpu_count() or 1))
+        self.tests: dict[str, list[str]] = {}
         for nodeid in nodeids:
-            files.setdefault(nodeid.split("::")[0], []).append(nodeid)
-        self.files: dict[str, Future[dict[str, list[Any]]]] = {
-            file: self.pool.submit(self._run_file, number, tests)
-            for number, (file, tests) in enumerate(files.items())
-        }
+            self.tests.setdefault(nodeid.split("::")[0], []).append(nodeid)
+        self.files: dict[str, Future[dict[str, list[Any]]]] = {}
+        for file in () if shared else self.tests:
+            self._started(file)
+
+    def _started(self, file: str) -> Future[dict[str, list[Any]]]:
+        if file not in self.files:
+            self.files[file] = self.pool.submit(self._run_file, len(self.files), self.tests[file])
+        return self.files[file]
 
     def reports(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
         """What happened to this test; waits for its file."""
-        for data in self.files[item.nodeid.split("::")[0]].result().get(item.nodeid, []):
+        for data in self._started(item.nodeid.split("::")[0]).result().get(item.nodeid, []):
             if isinstance(data, str):
                 yield pytest.TestReport(item.nodeid, item.location, {}, "failed", data, "call")
             else:
@@ -99,7 +108,8 @@ class Children:
         report, arguments, output = (stem.with_suffix(x) for x in (".jsonl", ".args", ".out"))
         report.touch()
         arguments.write_text("\n".join(tests), encoding="utf-8")
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"@{arguments}"]
+        without = ("-p", "no:cacheprovider", "-p", "no:xdist")
+        command = [sys.executable, "-m", "pytest", "-q", *without, f"@{arguments}"]
         environment = {**os.environ, "TRITON_INTERPRET": "1", REPORT: str(report), "OMP_NUM_THREADS": "1"}
         with open(output, "wb") as out:
             process = subprocess.Popen(

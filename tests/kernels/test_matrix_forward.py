@@ -40,6 +40,15 @@ def test_forward(device: str, case: str, dtype: torch.dtype) -> None:
     assert_close(run(case, x, "triton"), exact, BOUND[dtype])
 
 
+@pytest.mark.parametrize("case", ["delta", "channel, delta"])
+def test_full_resets(device: str, case: str) -> None:
+    """The engine bounds what the kernels subtract, a decay a head, and leaves to them what they only add."""
+    x = draw(case, device, torch.float32)
+    x["g"][:, [0, 1, 15, 16, -1]] = -torch.inf
+    exact = run(case, {n: t.double() for n, t in x.items()}, "torch", "recurrent")
+    assert_close(run(case, x, "triton"), exact, BOUND[torch.float32])
+
+
 @pytest.mark.parametrize("case", [c for c in CASES if bounds_of(c) is None])
 def test_one_token(device: str, case: str) -> None:
     """The decode kernel, with a new state and over the old one."""

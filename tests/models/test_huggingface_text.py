@@ -98,6 +98,18 @@ def test_generation_ends_at_the_end_token_of_the_folder(tmp_path: Path) -> None:
     assert bool((out[:, 5:] == 256).any())
 
 
+def test_stop_strings_take_the_tokenizer(tokenizer: Any, folder: Path) -> None:
+    face = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    given = tokenizer(["ab"], return_tensors="pt")
+    expected = face.generate(**given, max_new_tokens=9, do_sample=False)
+    places = [i for i, byte in enumerate(expected[0].tolist()) if i >= 2 and 33 <= byte < 127]
+    options = {"stop_strings": [chr(int(expected[0, places[0]]))], "tokenizer": tokenizer}
+    got = face.generate(**given, max_new_tokens=9, do_sample=False, **options)
+    assert torch.equal(got, expected[:, : places[0] + 1])
+    drafts = face.generate(**given, max_new_tokens=9, do_sample=False, prompt_lookup_num_tokens=2, **options)
+    assert torch.equal(drafts[:, : places[0] + 1], got)
+
+
 def test_folders_without_tokenizer_files(tmp_path: Path) -> None:
     byte_model(eos_token_id=None, bos_token_id=None, pad_token_id=None).save(tmp_path / "default")
     assert not set(TOKENIZER_FILES) & {path.name for path in (tmp_path / "default").iterdir()}

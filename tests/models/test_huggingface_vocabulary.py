@@ -43,7 +43,8 @@ def test_another_size(tmp_path: Path, tied: bool, options: dict[str, Any], size:
     assert embeddings is face.get_input_embeddings() and embeddings.num_embeddings == size
     assert face.config.vocab_size == face.model.config.vocab_size == face.config.linrec["vocab_size"] == size
     head = face.get_output_embeddings()
-    assert head is None if tied else head.weight.shape == (size, 16)
+    assert head is face.model.head and head.weight.shape == (size, 16) and head.out_features == size
+    assert (head.weight is embeddings.weight) is tied
     after = face(ids, labels=ids)
     assert after.logits.shape == (2, 7, size)
     torch.testing.assert_close(after.logits[..., : min(size, 50)], before[..., : min(size, 50)])

@@ -92,6 +92,45 @@ def test_a_head_that_is_put_in_its_place_is_on_its_own():
     assert torch.equal(model.logits(hidden), model.head(hidden))
 
 
+class Beside(nn.Module):
+    """As peft's wrapper of a module that is trained as a whole: a copy, behind the attributes of the module."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.copied = copy.deepcopy(module)
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self._modules["copied"], name)
+
+    def forward(self, x):
+        return self.copied(x)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_a_copy_that_is_trained_in_its_place_is_on_its_own(wrapped):
+    model = build()
+    trained = Beside(model.head)
+    model.head = trained if wrapped else trained.copied
+    with torch.no_grad():
+        trained.copied.weight.add_(1)
+    hidden = model.double().hidden(TOKENS)[0]
+    assert torch.equal(model.logits(hidden), hidden @ trained.copied.weight.mT)
+    assert not torch.equal(trained.copied.weight, model.embed.weight)
+    assert_tied(build())
+
+
+def test_a_head_with_a_parametrized_weight_is_on_its_own():
+    model = build()
+    torch.nn.utils.parametrizations.weight_norm(model.head)
+    hidden = model.hidden(TOKENS)[0]
+    with torch.no_grad():
+        model.head.parametrizations.weight.original0.mul_(3)
+    assert torch.allclose(model.logits(hidden), 3 * hidden @ model.embed.weight.mT, rtol=1e-5)
+
+
 def test_both_ends_give_their_gradient():
     model = build().double()
     model(TOKENS).logits.square().sum().backward()

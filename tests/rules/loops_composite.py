@@ -82,7 +82,7 @@ def hgrn2(q, v, g, scale=None, state=None):
 
 def generalized_delta(q, k, v, a, b, g, scale=None, state=None):
     def step(S, q, k, v, n, h, t):
-        S = torch.exp(g[n, t, h])[:, None] * S + outer(b[n, t, h], S.T @ a[n, t, h]) + outer(k, v)
+        S = torch.exp(g[n, t, h])[..., None] * S + outer(b[n, t, h], S.T @ a[n, t, h]) + outer(k, v)
         return S.T @ q, S
 
     return matrix_walk(step, q, k, v, default(scale, k), state)

@@ -226,7 +226,7 @@ def convolve(x, weight, bias, scale, state):
     for t in range(x.shape[1]):
         seen.append(x[:, t])
         outputs.append(scale * (bias + sum(weight[:, i] * seen[t + i] for i in range(width))))
-    return torch.stack(outputs, 1), torch.stack(seen[-(width - 1) :], 1)
+    return torch.stack(outputs, 1), torch.stack(seen, 1)[:, len(seen) - width + 1 :]
 
 
 def canon(x, weight, bias=None, scale=None, state=None):

@@ -140,6 +140,8 @@ def check_cache(state: Any, empty: AnyCache, who: str) -> AnyCache:
             f"{who}: state must be a {kind.__name__}({', '.join(names)}), got {type(state).__name__}"
         )
     for name, got, want in zip(names, state, empty, strict=True):
+        if not isinstance(got, Tensor):
+            raise DtypeError(f"{who}: state.{name} must be a tensor, got {type(got).__name__}")
         same = got.shape[:1] + got.shape[2:] == want.shape[:1] + want.shape[2:]
         if got.dim() != want.dim() or not same:
             shown = [*want.shape[:1], "L", *want.shape[2:]] if want.dim() > 1 else list(want.shape)

@@ -157,7 +157,7 @@ class AttentionEngine(CacheEngine):
         seen = None
         if terms.g is not None:
             g, seen = without_resets(terms.g, held)
-            terms = replace(terms, g=g)
+            terms = terms if seen is None else replace(terms, g=g)
         columns, have = join(cache[:-1], terms.fresh(cache, held), held, lengths)
         one_by_one = call.form in ("recurrent", "step")
         x = terms.operands(columns, one_by_one)

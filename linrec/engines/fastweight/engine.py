@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from linrec.engines.checks import checked_state
 from linrec.errors import DtypeError, ShapeError
 from linrec.packing import by_segment
 from linrec.rule import Call, Terms, check_backend
-from linrec.state import map_tensors, named_tensors
+from linrec.state import named_tensors
 
 Maps = tuple[Tensor, ...]
 
@@ -191,8 +192,7 @@ def _checked(state: Any, empty: FastState, who: str) -> FastState:
     if [(n, t.shape) for n, t in got] != [(n, t.shape) for n, t in want]:
         shown = [list(t.shape) for _, t in want], [list(t.shape) for _, t in got]
         raise ShapeError(f"{who}: the state's tensors must be {shown[0]}, got {shown[1]}")
-    dtype = empty.momentum[0].dtype
-    return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, state)
+    return checked_state(state, empty, who)
 
 
 FASTWEIGHT = FastweightEngine()

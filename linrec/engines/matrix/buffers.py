@@ -64,8 +64,8 @@ class Forward:
         self.grams = like.new_empty(groups, s.readers * s.rows, s.rows)
         self.grams_h = self.grams.view(s.batch, s.heads, 1, s.readers, s.rows, s.rows)
         _, self.decay_h = s.pairs(like)
-        weights, self.weights_h = s.pairs(like)
-        self.scores = weights[-1]
+        self.weights, self.weights_h = s.pairs(like)
+        self.scores = self.weights[-1]
         self.decay_a, self.decay_q = self.decay_h[:, :, :, 0], self.decay_h[:, :, :, -1]
         self.gram_h = self.weights_h[:, :, :, 0]
         self.seen, self.seen_h = s.by_group(like)

@@ -50,9 +50,10 @@ class MatrixEngine:
         state = None if state is None else _checked(state, terms, rows, who)
         if state is not None and _decodes(terms, call):
             return scan_tokens(terms, state, call.scale)
-        terms = _floored(terms, call)
         tensors = (*terms.over_time().values(), *(() if state is None else (state,)))
-        if chosen_backend(call, who, *tensors, unfit=gpu.unfit(terms)) == "triton":
+        kernels = chosen_backend(call, who, *tensors, unfit=gpu.unfit(terms)) == "triton"
+        terms = _floored(terms, call, kernels)
+        if kernels:
             o, last = gpu.scan_packed(terms, state, call)
             return terms.skipped(o), last
         state = self.init_state(terms, rows) if state is None else state
@@ -72,11 +73,11 @@ def _decodes(terms: MatrixTerms, call: Call) -> bool:
     return one and terms.v.is_cpu and terms.v.shape[1] == 1
 
 
-def _floored(terms: MatrixTerms, call: Call) -> MatrixTerms:
+def _floored(terms: MatrixTerms, call: Call, kernels: bool) -> MatrixTerms:
     """With log-decays whose sums may be subtracted. One token after the other needs none, nor do kernels for decays by
     channel: they add up the decays between two rows."""
     g = terms.g
-    if g is None or (g.shape[1] == 1 or g.dim() == 4 if g.is_cuda else call.form in ONE_BY_ONE):
+    if g is None or (g.shape[1] == 1 or g.dim() == 4 if kernels else call.form in ONE_BY_ONE):
         return terms
     return replace(terms, g=floored(g))
 

@@ -53,6 +53,8 @@ class ScalarLane:
         self.tensors, self.dtype, self.length = tensors, dtype, v.shape[1]
         batch, _, heads, width = k.shape
         self.erases = tensors["erase"] is not None
+        # Above this diagonal no row reads, and products that the recurrence does not have may be infinite there.
+        self.below = 0 if plan.reads_now else -1
         readers = 2 if self.erases else 1
         self.sizes = Sizes(batch, heads, v.shape[2] // heads, readers, plan.chunk, width, v.shape[3])
         self.cuts: dict[str, tuple[Tensor, ...]] = {}
@@ -112,12 +114,12 @@ class ScalarLane:
         plan = self.plan
         between("q", row, plan.reads_now, w.decay_q)
         if self.erases and plan.reads_now == plan.predicts_now:
-            w.decay_a.copy_(w.decay_q)
+            w.decay_a.copy_(w.decay_q).tril_(-1)
         elif self.erases:
-            between("a", row, False, w.decay_a)
+            between("a", row, False, w.decay_a).tril_(-1)
         torch.bmm(w.reads, w.keys.mT, out=w.grams)
         torch.mul(w.grams_h, w.decay_h, out=w.weights_h)
-        self._up_to_diagonal(w.weights_h)
+        w.weights.tril_(self.below)
         torch.bmm(w.reads, state, out=w.seen)
         w.seen_h.mul_(row.at)
         if row.write is None:
@@ -178,7 +180,7 @@ class ScalarLane:
         if self.erases:
             w.systems.solve_transposed(d.dx, d.dright)
         torch.bmm(d.outer, w.written.mT, out=d.paired)
-        self._up_to_diagonal(d.paired_h)
+        d.paired_h.tril_(self.below)
 
     def _through_reads(self, w: Forward, d: Backward, row: Numbers, entry: Tensor, dexit: Tensor) -> None:
         """Y, dR and what of dk comes through what was written."""
@@ -194,12 +196,6 @@ class ScalarLane:
             paired = paired.unflatten(0, (-1, self.sizes.repeat)).sum(1)
         d.dreads.baddbmm_(paired, w.keys)
         d.dkeys.baddbmm_(paired.mT, w.reads)
-
-    def _up_to_diagonal(self, pairs: Tensor) -> None:
-        """Zero where no row reads: products that the recurrence does not have may be infinite there."""
-        pairs[:, :, :, -1].tril_(0 if self.plan.reads_now else -1)
-        if self.erases:
-            pairs[:, :, :, 0].tril_(-1)
 
     def _forward(self, span: Span) -> Forward:
         """Memory for chunks of this length."""

@@ -121,4 +121,4 @@ def _fitting_products(
     batch, heads, width, values = state.shape
     alike = 1 << max(batch * heads - 1, 0).bit_length()
     sizes = (f"{alike} heads", f"K={width}", f"V={values}", f"C={plan.chunk}")
-    return fitting_products(state, lane.__name__, sizes, work)
+    return fitting_products(state, f"chunks of {lane.__name__}", sizes, work)
