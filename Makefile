@@ -27,7 +27,7 @@ SETUP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-gpu fuzz lint format types docs docs-serve clean setup
+.PHONY: help demo test test-gpu fuzz lint format types stubs docs docs-serve clean setup
 
 help:
 	@echo "make demo      train, stream and evaluate a small model on this machine; results in runs/demo/"
@@ -37,6 +37,7 @@ help:
 	@echo "make lint      ruff: lint and format check        make format  apply ruff's fixes"
 	@echo "make docs      the documentation site, in site/   make docs-serve  show it while it is written"
 	@echo "make types     mypy                               make clean   remove what make created"
+	@echo "make stubs     the names of rules and layers, for type checkers and editors"
 
 setup: $(SETUP)
 
@@ -62,6 +63,9 @@ format: $(SETUP)
 
 types: $(SETUP)
 	$(BIN)/mypy
+
+stubs: $(SETUP)
+	$(BIN)/python -m linrec.stubs
 
 # Warnings are errors: mkdocs.yml says strict. The variable silences an advertisement of the theme's.
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1

@@ -39,3 +39,7 @@ def __getattr__(name: str) -> Any:
     if name in _NAMES:
         return getattr(import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'linrec' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*_SUBPACKAGES, *_NAMES, "__version__"])

@@ -29,6 +29,11 @@ class ArgumentError(LinrecError, TypeError, ValueError):
     """A keyword is not known, cannot be honoured, or contradicts another one."""
 
 
+class DefinitionError(LinrecError, ValueError):
+    """A rule or layer is not defined as the kit needs it: no citation or equation, a formula in unknown names, a name
+    that another one has."""
+
+
 class FormError(LinrecError, ValueError):
     """The rule has no such form; the message gives the mathematical reason."""
 

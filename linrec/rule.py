@@ -24,17 +24,19 @@ output has the dtype of v. ``scale`` multiplies q, or the state as it is read wh
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import typing
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, NamedTuple, Protocol, Self
+from typing import Annotated, Any, Generic, NamedTuple, ParamSpec, Protocol, Self, TypedDict
+from typing import Unpack as Unpack
 
 import torch
 from torch import Tensor
 
-from linrec import operators
+from linrec import definition, operators
 from linrec.arguments import Arg, check_arguments, drop_time, gain_time, signature
 from linrec.donation import donation as donation
 from linrec.errors import BackendError, FormError, ShapeError, UnknownNameError
@@ -60,6 +62,21 @@ ChannelLogDecay = Annotated[Tensor, Arg("B T D", draw="log_decay")]
 ChannelGate = Annotated[Tensor, Arg("B T D", draw="strength")]
 ChannelSkip = Annotated[Tensor, Arg("D")]
 ChannelStrength = Annotated[Tensor, Arg("B T HV K", draw="strength")]
+
+
+class Options(TypedDict, total=False):
+    """What every form of every rule takes beside its arguments, by name; rules end in ``**options: Unpack[Options]``.
+
+    ``state`` continues a sequence (None: the empty state), ``scale`` replaces the default factor on q, ``cu_seqlens``
+    ``[S + 1]`` bounds S packed sequences, ``chunk_size`` are the tokens of a chunk, ``backend`` is ``auto``, ``torch``
+    or ``triton``.
+    """
+
+    state: State
+    scale: float | None
+    cu_seqlens: Tensor | None
+    chunk_size: int | None
+    backend: str
 
 
 class Output(NamedTuple):
@@ -138,17 +155,28 @@ class Engine(Protocol):
 
 
 RULES: dict[str, Rule] = {}
+P = ParamSpec("P")
 
 
-class Rule:
-    """A mechanism: one equation, its forms, its state. Made by :func:`rule`; call it like a function."""
+class Rule(Generic[P]):
+    """A mechanism: one equation, its forms, its state. Made by :func:`rule`; call it like a function.
 
-    def __init__(self, lower: Callable[..., Terms], engine: Engine, cite: str, equation: str, **facts: Any):
+    P are the arguments and options of a call, as the function that :func:`rule` decorates declares them.
+    """
+
+    def __init__(
+        self,
+        lower: Callable[P, Terms],
+        engine: Engine,
+        cite: str | None = None,
+        equation: str | None = None,
+        **facts: Any,
+    ):
         self.name = lower.__name__
-        self.lower = lower
+        self.lower: Callable[..., Terms] = lower
         self.engine = engine
-        self.cite = cite
-        self.equation = equation
+        self.cite = definition.citation(lower.__doc__, self.name) if cite is None else cite
+        self.equation = definition.equation(lower.__doc__, self.name) if equation is None else equation
         self.state_floats: str = facts["state"]
         self.default_scale: str = facts["scale"]
         self.reasons: Mapping[str, str] = facts["missing"]
@@ -158,7 +186,9 @@ class Rule:
         self.arguments: dict[str, Arg] = {
             name: meta for name, hint in hints.items() for meta in _annotations(hint) if isinstance(meta, Arg)
         }
-        self._lower_signature = inspect.signature(lower)
+        known = {dim for arg in self.arguments.values() for shape in arg.shapes for dim in shape}
+        self._own_scale = definition.size_formula(self.default_scale, known, self.name)
+        self._lower_signature = _without_options_in(inspect.signature(lower))
         parameters = self._lower_signature.parameters.values()
         plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
         self._positions = tuple(p.name for p in parameters) if plain else ()
@@ -172,28 +202,28 @@ class Rule:
     def __repr__(self) -> str:
         return f"<rule {self.name}({', '.join(self._lower_signature.parameters)})>"
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Output:
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Output:
         """Chunkwise, or recurrent when T = 1; where one of them is missing, the other."""
         return self._run(None, args, kwargs)
 
-    def parallel(self, *args: Any, **kwargs: Any) -> Output:
+    def parallel(self, *args: P.args, **kwargs: P.kwargs) -> Output:
         """The whole sequence as one masked matrix product, whose work and memory grow with T squared (elementwise
         rules whose decays do not depend on time: one FFT convolution; with many states a channel: one scan)."""
         return self._run("parallel", args, kwargs)
 
-    def chunkwise(self, *args: Any, **kwargs: Any) -> Output:
+    def chunkwise(self, *args: P.args, **kwargs: P.kwargs) -> Output:
         """Matrix products inside chunks of ``chunk_size`` tokens, a state between them."""
         return self._run("chunkwise", args, kwargs)
 
-    def recurrent(self, *args: Any, **kwargs: Any) -> Output:
+    def recurrent(self, *args: P.args, **kwargs: P.kwargs) -> Output:
         """The definition, token by token."""
         return self._run("recurrent", args, kwargs)
 
-    def step(self, *args: Any, **kwargs: Any) -> Output:
+    def step(self, *args: P.args, **kwargs: P.kwargs) -> Output:
         """One token, given with or without its time axis of length one; the output has the same layout."""
         return self._run("step", args, kwargs)
 
-    def form(self, name: str) -> Callable[..., Output]:
+    def form(self, name: str) -> Callable[P, Output]:
         """The form of this name; UnknownNameError if there is no such form in the kit."""
         if name not in FORMS:
             raise UnknownNameError(f"{self.name}: unknown form {name!r}; forms are {', '.join(FORMS)}")
@@ -204,7 +234,7 @@ class Rule:
         wanted = ("recurrent", "chunkwise") if length == 1 else ("chunkwise", "recurrent")
         return next(form for form in (*wanted, "parallel") if form not in self.reasons)
 
-    def init_state(self, *args: Any, **kwargs: Any) -> State:
+    def init_state(self, *args: P.args, **kwargs: P.kwargs) -> State:
         """The empty state from which a call with these arguments starts."""
         terms, known = self._bind("recurrent", args, kwargs)
         return self.engine.init_state(terms, terms.segments(known.call))
@@ -272,7 +302,7 @@ class Rule:
         dtype = next(values[name].dtype for name, arg in self.arguments.items() if arg.carries_tokens)
         casts = self._casts(values, dtype)
         terms = self.lower(**_cast(values, casts))
-        known = _Known(self._call(form, options, dims, terms), dtype, had_time, casts)
+        known = _Known(self._call(form, options, dims), dtype, had_time, casts)
         if key is not None:
             if len(self._known) >= REMEMBERED:
                 self._known.clear()
@@ -316,7 +346,7 @@ class Rule:
                 casts.append((name, wanted))
         return casts
 
-    def _call(self, form: str | None, options: dict[str, Any], dims: dict[str, int], terms: Any) -> Call:
+    def _call(self, form: str | None, options: dict[str, Any], dims: dict[str, int]) -> Call:
         length, batch = dims["T"], dims["B"]
         if form == "step" and (length != 1 or options.get("cu_seqlens") is not None):
             raise ShapeError(f"{self.name}.step takes one token of each sequence (T = 1), got T = {length}")
@@ -330,31 +360,33 @@ class Rule:
         backend = options.get("backend") or "auto"
         if backend not in BACKENDS:
             raise UnknownNameError(f"{self.name}: unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
-        return Call(form, self._own_scale(terms) if scale is None else float(scale), bounds, chunk, backend)
-
-    def _own_scale(self, terms: Any) -> float:
-        return 1.0 if self.default_scale == "1" else terms.q.shape[-1] ** -0.5
+        return Call(form, self._own_scale(dims) if scale is None else float(scale), bounds, chunk, backend)
 
 
 def rule(
     *,
     engine: Engine,
-    cite: str,
-    equation: str,
+    cite: str | None = None,
+    equation: str | None = None,
     state: str = "K*V",
     scale: str = "K^-1/2",
     missing: Mapping[str, str] | None = None,
     as_is: Sequence[str] = (),
-) -> Callable[[Callable[..., Terms]], Rule]:
+) -> Callable[[Callable[P, Terms]], Rule[P]]:
     """Make a rule of a function that lowers the mechanism's arguments to an engine's terms.
 
+    The function's docstring says who published the rule, in brackets in its first paragraph, and the equation, in its
+    first ``.. code-block:: text``; ``cite`` and ``equation`` say so for a function without a docstring.
     ``state`` is the number of state floats a head (a channel where there are no heads), as an expression in
-    the legend's names; ``scale`` the default factor on q, ``"1"`` or ``"K^-1/2"``; ``missing`` gives, for each
-    form that does not exist, the mathematical reason. ``as_is`` names the arguments that lowering hands on without
-    computing with them: the engine reads these in their own dtype, all others in accumulator precision.
+    the legend's names; ``scale`` the default factor on q, likewise: ``"1"``, ``"K^-1/2"``, ``"(K+R)^-1/2"``. Its
+    dimensions are those of the arguments, so a rule whose lowering widens q says what its scale is. ``missing`` gives,
+    for each form that does not exist, the mathematical reason. ``as_is`` names the arguments that lowering hands on
+    without computing with them: the engine reads these in their own dtype, all others in accumulator precision.
+
+    Raises DefinitionError where citation or equation is missing, or ``scale`` is no formula in the legend's names.
     """
 
-    def register(lower: Callable[..., Terms]) -> Rule:
+    def register(lower: Callable[P, Terms]) -> Rule[P]:
         made = Rule(
             lower, engine, cite, equation, state=state, scale=scale, missing=missing or {}, as_is=as_is
         )
@@ -362,6 +394,14 @@ def rule(
         return made
 
     return register
+
+
+def get_rule(name: str) -> Rule:
+    """The rule of this name; UnknownNameError with the nearest names otherwise."""
+    if name not in RULES:
+        near = difflib.get_close_matches(name, RULES) or sorted(RULES)
+        raise UnknownNameError(f"unknown rule {name!r}; did you mean {', '.join(near)}?")
+    return RULES[name]
 
 
 _validation: ContextVar[bool] = ContextVar("linrec.validation", default=False)
@@ -387,13 +427,23 @@ def validation(on: bool = True) -> Iterator[None]:
         _validation.set(before)
 
 
-_OPTIONS = ("state", "scale", "cu_seqlens", "chunk_size", "backend")
+_OPTIONS = {
+    name: inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default="auto" if name == "backend" else None
+    )
+    for name in Options.__annotations__
+}
 
 
 def _with_options(signature: inspect.Signature) -> inspect.Signature:
-    keyword = inspect.Parameter.KEYWORD_ONLY
-    extra = [inspect.Parameter(n, keyword, default="auto" if n == "backend" else None) for n in _OPTIONS]
-    return signature.replace(parameters=[*signature.parameters.values(), *extra], return_annotation=Output)
+    parameters = [*signature.parameters.values(), *_OPTIONS.values()]
+    return signature.replace(parameters=parameters, return_annotation=Output)
+
+
+def _without_options_in(signature: inspect.Signature) -> inspect.Signature:
+    """Of the arguments alone: without the ``**options`` that a rule declares for type checkers."""
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    return signature.replace(parameters=own)
 
 
 def _without_options(kwargs: dict[str, Any]) -> dict[str, Any]:

@@ -27,8 +27,10 @@ def example_inputs(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
     **sizes: int,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """The rule's tensor arguments by name, drawn in float64 on the CPU and then cast, so dtypes compare.
+
+    They are typed as Any, so that ``rules.gla(**inputs)`` type-checks, whatever else the rule takes.
 
     ``sizes`` overrides the legend's dimensions (``T=130, HV=2``).
     """

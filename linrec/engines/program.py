@@ -73,11 +73,6 @@ class ProgramTerms(Terms):
         """The tensors with a time axis, by name."""
         return dict(self.tensors)
 
-    @property
-    def q(self) -> Tensor:
-        """The query, whose width decides the default scale."""
-        return self.tensors["q"]
-
 
 class ProgramEngine:
     """See :mod:`linrec.engines.program`."""

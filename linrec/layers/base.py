@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from linrec.errors import DtypeError, ShapeError
+from linrec.errors import DefinitionError, DtypeError, ShapeError
 from linrec.packing import check_cu_seqlens
 from linrec.rule import Rule
 from linrec.state import State, map_tensors
@@ -99,3 +99,16 @@ def token_positions(x: Tensor, start: Tensor, cu_seqlens: Tensor | None) -> Tens
 def tokens_seen(start: Tensor, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
     """``start`` advanced by this call's tokens."""
     return start + (x.shape[1] if cu_seqlens is None else cu_seqlens.diff())
+
+
+LAYERS: dict[str, type[Layer]] = {}  # by the name of the rule; filled by the files of this folder
+
+
+def enter(layer: type[Layer]) -> None:
+    """Put a layer into LAYERS; DefinitionError where another one has its rule."""
+    other = LAYERS.setdefault(layer.rule.name, layer)
+    if other is not layer:
+        raise DefinitionError(
+            f"{other.__module__}.{other.__name__} and {layer.__module__}.{layer.__name__} are both layers of "
+            f"{layer.rule.name}; one whose name begins with an underscore is no entry of LAYERS"
+        )

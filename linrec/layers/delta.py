@@ -10,6 +10,7 @@ from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.heads import HeadsLayer
 from linrec.layers.parts import DecayRate, widened
+from linrec.rule import Rule
 
 
 class DeltaNet(HeadsLayer):
@@ -19,7 +20,7 @@ class DeltaNet(HeadsLayer):
     with ``allow_neg_eigval`` (Grazzi et al. 2024, arXiv:2411.12537); RMSNorm on each head; no gate by default.
     """
 
-    rule = rules.delta_net
+    rule: ClassVar[Rule] = rules.delta_net
     activation: ClassVar[bool] = True
     unit_keys: ClassVar[bool] = True
 
@@ -49,7 +50,7 @@ class GatedDeltaNet(DeltaNet):
     RMSNorm(o) * silu(gate).
     """
 
-    rule = rules.gated_delta_net
+    rule: ClassVar[Rule] = rules.gated_delta_net
 
     def __init__(self, d_model: int, num_heads: int = 4, *, use_gate: bool = True, **options: Any):
         super().__init__(d_model, num_heads, use_gate=use_gate, **options)
@@ -68,7 +69,7 @@ class KimiDeltaAttention(DeltaNet):
     channels, and an output gate of the same low rank: RMSNorm(o) * sigmoid(gate).
     """
 
-    rule = rules.kimi_delta_attention
+    rule: ClassVar[Rule] = rules.kimi_delta_attention
     gate_activation: ClassVar[str | None] = "sigmoid"
 
     def __init__(self, d_model: int, num_heads: int = 4, *, use_gate: bool = True, **options: Any):

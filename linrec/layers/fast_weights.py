@@ -12,6 +12,7 @@ from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.heads import HeadsLayer
 from linrec.layers.parts import widened
+from linrec.rule import Rule
 
 
 class FastWeightLayer(HeadsLayer):
@@ -60,7 +61,7 @@ class TTTLinear(FastWeightLayer):
     a mini-batch is max(0, 1 / i + learned); RMSNorm on each head and a swish gate.
     """
 
-    rule = rules.ttt_linear
+    rule: ClassVar[Rule] = rules.ttt_linear
 
     def __init__(self, d_model: int, num_heads: int = 4, *, base_lr: float = 1.0, **options: Any):
         super().__init__(d_model, num_heads, base_lr=base_lr, **options)

@@ -89,10 +89,12 @@ class Mamba2(Layer):
         mixed, conv = self.conv(mixed, state.conv, cu_seqlens)
         bc = self.num_groups * self.state_size
         u, b, c = mixed.split_with_sizes([self.inner, bc, bc], -1)
+        dt, rate = self.decay(raw)
         batch, length = x.shape[:2]
         y, memory = self.rule(
             u.view(batch, length, self.num_heads, self.inner // self.num_heads),
-            *self.decay(raw),
+            dt,
+            rate,
             b.view(batch, length, self.num_groups, self.state_size),
             c.view(batch, length, self.num_groups, self.state_size),
             self.D,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ class Mamba3(Layer):
             raise ConfigError(f"Mamba3: mimo_rank must be at least 1, got {mimo_rank}")
         self.num_groups, self.state_size, self.mimo_rank = num_groups, state_size, mimo_rank
         self.angles = max(int(state_size * rotary_fraction) // 2, 1)
-        self.how = {"chunk_size": chunk_size, "backend": backend}
+        self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
         bc = num_groups * mimo_rank * state_size
         self.widths = [self.inner, self.inner, bc, bc, self.num_heads, self.num_heads, self.angles]
         self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)

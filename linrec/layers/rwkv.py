@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,7 @@ class RWKVLayer(Layer):
                 f"{type(self).__name__}: d_model={d_model} must divide into num_heads={num_heads}"
             )
         self.d_model, self.num_heads, self.head_dim = d_model, num_heads, d_model // num_heads
-        self.how = {"chunk_size": chunk_size, "backend": backend}
+        self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
         self.mu = nn.Parameter(torch.rand(len(self.signals), d_model))
         self.r_proj, self.k_proj, self.v_proj, self.o_proj = (
             nn.Linear(d_model, d_model, bias=False) for _ in range(4)

@@ -13,6 +13,7 @@ from linrec.layers.base import Layer, segment_count, token_positions
 from linrec.layers.delta import low_rank
 from linrec.layers.parts import GatedRMSNorm, rotate
 from linrec.layers.projection import project
+from linrec.rule import Rule
 from linrec.state import State
 
 
@@ -25,7 +26,7 @@ class SoftmaxAttention(Layer):
     ``qo_rank`` channels if it is given. The state is the key-value cache.
     """
 
-    rule = rules.softmax_attention
+    rule: ClassVar[Rule] = rules.softmax_attention
     state_grows: ClassVar[bool] = True
 
     def __init__(

@@ -9,7 +9,7 @@ from linrec.arguments import Arg
 from linrec.engines.forward_mode import logcumsumexp
 from linrec.engines.matrix import on_value_heads
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
-from linrec.rule import Key, Query, Value, rule
+from linrec.rule import Key, Options, Query, Unpack, Value, rule
 from linrec.rules.gated_slot_attention import SlotState, attend_slots, empty_slots
 
 LEAST = -1e4  # a logit below is of no weight beside any other, and takes part with this one: -inf has no sums
@@ -23,23 +23,19 @@ class ABCState(NamedTuple):
     log_weight: Tensor
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Peng et al. 2021, arXiv:2110.02488",
-    equation="K̃_t = Σ_{j≤t} softmax_j(z_j) k_jᵀ,  Ṽ_t likewise with v,  o_t = Ṽ_tᵀ softmax(K̃_t q_t)",
-    state="M*(K+V+1)",
-)
-def abc(q: Query, k: Key, v: Value, z: SlotLogits) -> ProgramTerms:
+@rule(engine=PROGRAM, state="M*(K+V+1)")
+def abc(q: Query, k: Key, v: Value, z: SlotLogits, **options: Unpack[Options]) -> ProgramTerms:
     """Attention with bounded memory control, ABC (Peng et al. 2021, arXiv:2110.02488).
 
     .. code-block:: text
 
-        Z_t = log sum_{j <= t} e^{z_j};   each slot holds the average of the tokens weighted by e^{z_j - Z_t}
-        o_t = V_t^T softmax(K_t (scale q_t))
+        K̃_t = Σ_{j≤t} softmax_j(z_j) k_jᵀ,  Ṽ_t likewise with v,  o_t = Ṽ_tᵀ softmax(K̃_t q_t)
 
-    Gated slot attention with decay Z_{t-1} - Z_t and write e^{z_t - Z_t}. q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``,
-    z ``[B, T, HV, M]`` logits of the M slots, unbounded (-inf: the token takes no part unless there is no other). The
-    state is an ``ABCState(slots, log_weight)``; default scale K^-1/2.
+        Z_t = log Σ_{j≤t} e^{z_j},  each slot holds the average of the tokens weighted by e^{z_j - Z_t}
+
+    Gated slot attention with decay Z_{t-1} - Z_t and write e^{z_t - Z_t}. q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, z
+    ``[B, T, HV, M]`` logits of the M slots, unbounded (-inf: the token takes no part unless there is no other). The
+    state is an ``ABCState(slots, log_weight)``; ``scale`` (default K^-1/2) multiplies q.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: ABCState) -> tuple[Tensor, ABCState]:

@@ -8,8 +8,10 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.attention import ATTENTION, AttentionTerms
-from linrec.rule import rule
+from linrec.rule import Options, Unpack, rule
 from linrec.rules.softmax_attention import GroupedQuery, Key, Value
+
+__all__ = ["alibi", "alibi_decay"]
 
 Slope = Annotated[Tensor, Arg("HQ", draw="log_decay")]
 
@@ -29,21 +31,16 @@ def alibi_decay(heads: int, device: torch.device | str | None = None) -> Tensor:
     return -slopes
 
 
-@rule(
-    engine=ATTENTION,
-    cite="Press, Smith, Lewis 2021, arXiv:2108.12409",
-    equation="o_t = Σ_{j≤t} softmax_j(scale q_t·k_j + g (t - j)) v_j,  g constant per head",
-    state="T*(K+V)",
-)
-def alibi(q: GroupedQuery, k: Key, v: Value, g: Slope) -> AttentionTerms:
+@rule(engine=ATTENTION, state="T*(K+V)")
+def alibi(q: GroupedQuery, k: Key, v: Value, g: Slope, **options: Unpack[Options]) -> AttentionTerms:
     """Softmax attention with linear biases (Press, Smith, Lewis 2021, arXiv:2108.12409).
 
     .. code-block:: text
 
-        o_t = sum_{j <= t} softmax_j(scale q_t . k_j + g (t - j)) v_j
+        o_t = Σ_{j≤t} softmax_j(scale q_t·k_j + g (t - j)) v_j,  g constant per head
 
-    That is forgetting attention with a constant gate. q ``[B, T, HQ, K]``, k ``[B, T, H, K]``, v ``[B, T, H, V]``,
-    g log-decay a token <= 0, per query head ``[HQ]``; the paper's are :func:`alibi_decay`. The bias is not
-    multiplied by ``scale`` (default K^-1/2). The state is a ``KVCache(k, v, length)``.
+    That is forgetting attention with a constant gate. q ``[B, T, HQ, K]``, k ``[B, T, H, K]``, v ``[B, T, H, V]``, g
+    log-decay a token <= 0, per query head ``[HQ]``; the paper's are :func:`alibi_decay`. The bias is not multiplied by
+    ``scale`` (default K^-1/2). The state is a ``KVCache(k, v, length)``.
     """
     return AttentionTerms(q, k, v, slope=g)

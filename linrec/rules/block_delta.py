@@ -8,29 +8,27 @@ from linrec.arguments import Arg
 from linrec.engines.matrix import on_value_heads
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.engines.simultaneous import simultaneous
-from linrec.rule import Decay, Query, rule
+from linrec.rule import Decay, Options, Query, Unpack, rule
 
 Keys = Annotated[Tensor, Arg("B T H R K", draw="unit")]
 Values = Annotated[Tensor, Arg("B T HV R V")]
 Strengths = Annotated[Tensor, Arg("B T HV R", draw="strength")]
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Behrouz et al. 2025, arXiv:2505.23735",
-    equation="S_t = e^{g_t} S_{t-1} + Σ_r η_tr k_tr (v_tr - S_{t-1}ᵀk_tr)ᵀ,  o_t = S_tᵀ q_t",
-)
-def block_delta(q: Query, k: Keys, v: Values, g: Decay, eta: Strengths) -> ProgramTerms:
-    """Block delta rule: one gradient step on R pairs a token (the step of arXiv:2505.23735).
+@rule(engine=PROGRAM)
+def block_delta(
+    q: Query, k: Keys, v: Values, g: Decay, eta: Strengths, **options: Unpack[Options]
+) -> ProgramTerms:
+    """Block delta rule: one gradient step on R pairs a token (Behrouz et al. 2025, arXiv:2505.23735).
 
     .. code-block:: text
 
-        S_t = e^{g_t} S_{t-1} + sum_r eta_tr k_tr (v_tr - S_{t-1}^T k_tr)^T;   o_t = S_t^T (scale q_t)
+        S_t = e^{g_t} S_{t-1} + Σ_r η_tr k_tr (v_tr - S_{t-1}ᵀk_tr)ᵀ,  o_t = S_tᵀ q_t
 
     q ``[B, T, H, K]``, k ``[B, T, H, R, K]``, v ``[B, T, HV, R, V]``, g ``[B, T, HV]`` log-decay <= 0, eta
     ``[B, T, HV, R]``; stable while the eigenvalues of sum_r eta k k^T stay below 1 + e^g. R = 1 is
     :func:`weight_decay_delta`; unlike :func:`delta_product` the pairs do not see each other. State ``[B, HV, K, V]``;
-    default scale K^-1/2.
+    ``scale`` (default K^-1/2) multiplies q.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:

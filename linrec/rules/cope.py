@@ -8,7 +8,7 @@ from linrec.arguments import Arg
 from linrec.engines.attention import ATTENTION, AttentionTerms
 from linrec.engines.attention.engine import Weighing
 from linrec.engines.attention.fused import grouped_scores, masked_softmax, weighted_values
-from linrec.rule import rule
+from linrec.rule import Options, Unpack, rule
 from linrec.rules.softmax_attention import GroupedQuery, Key, Value
 
 Positions = Annotated[Tensor, Arg("E K")]
@@ -33,22 +33,16 @@ def counted_positions(emb: Tensor) -> Weighing:
     return weigh
 
 
-@rule(
-    engine=ATTENTION,
-    cite="Golovneva et al. 2024, arXiv:2405.18719",
-    equation="p_tj = Σ_{l=j..t} σ(q_t·k_l),  o_t = Σ_{j≤t} softmax_j(q_t·(k_j + e[p_tj])) v_j",
-    state="T*(K+V)",
-)
-def cope(q: GroupedQuery, k: Key, v: Value, emb: Positions) -> AttentionTerms:
+@rule(engine=ATTENTION, state="T*(K+V)")
+def cope(q: GroupedQuery, k: Key, v: Value, emb: Positions, **options: Unpack[Options]) -> AttentionTerms:
     """Contextual position encoding, CoPE (Golovneva et al. 2024, arXiv:2405.18719).
 
     .. code-block:: text
 
-        p_tj = min(E - 1, sum_{l = j .. t} sigmoid(q_t . k_l))
-        o_t = sum_{j <= t} softmax_j(q_t . (k_j + e[p_tj])) v_j
+        p_tj = min(E-1, Σ_{l=j..t} σ(q_t·k_l))
+        o_t = Σ_{j≤t} softmax_j(q_t·(k_j + e[p_tj])) v_j
 
-    with q already multiplied by ``scale`` (default K^-1/2) and e[p] interpolated between floor(p) and the next.
-    q ``[B, T, HQ, K]``, k ``[B, T, H, K]``, v ``[B, T, H, V]``, emb ``[E, K]``. The state is a
-    ``KVCache(k, v, length)``.
+    with q already multiplied by ``scale`` (default K^-1/2) and e[p] interpolated between floor(p) and the next. q
+    ``[B, T, HQ, K]``, k ``[B, T, H, K]``, v ``[B, T, H, V]``, emb ``[E, K]``. The state is a ``KVCache(k, v, length)``.
     """
     return AttentionTerms(q, k, v, weigh=counted_positions(emb))

@@ -8,30 +8,28 @@ from torch import Tensor
 from linrec.arguments import Arg
 from linrec.engines.matrix import delta_terms
 from linrec.engines.program import PROGRAM, ProgramTerms, Run, micro_steps
-from linrec.rule import Decay, Query, rule
+from linrec.rule import Decay, Options, Query, Unpack, rule
 
 Keys = Annotated[Tensor, Arg("B T H R K", draw="unit")]
 Values = Annotated[Tensor, Arg("B T HV R V")]
 Strengths = Annotated[Tensor, Arg("B T HV R", draw="strength")]
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Siems et al. 2025, arXiv:2502.10297; negative eigenvalues: Grazzi et al. 2024, arXiv:2411.12537",
-    equation="S_t = Π_r (I - β_tr k_tr k_trᵀ) e^{g_t} S_{t-1} + writes of the R steps,  o_t = S_tᵀ q_t",
-)
-def delta_product(q: Query, k: Keys, v: Values, g: Decay, beta: Strengths) -> ProgramTerms:
-    """DeltaProduct (Siems et al. 2025, arXiv:2502.10297): one decay, then R delta steps, then the readout.
+@rule(engine=PROGRAM)
+def delta_product(
+    q: Query, k: Keys, v: Values, g: Decay, beta: Strengths, **options: Unpack[Options]
+) -> ProgramTerms:
+    """DeltaProduct: one decay, then R delta steps, then the readout (Siems et al. 2025, arXiv:2502.10297; negative
+    eigenvalues: Grazzi et al. 2024, arXiv:2411.12537).
 
     .. code-block:: text
 
-        S <- e^{g_t} S_{t-1};   for r = 1 .. R:  S <- S + beta_tr k_tr (v_tr - S^T k_tr)^T;   S_t = S
-        o_t = S_t^T (scale q_t)
+        S ← e^{g_t} S_{t-1},  S ← S + β_tr k_tr (v_tr - Sᵀk_tr)ᵀ for r = 1 .. R,  S_t = S,  o_t = S_tᵀ q_t
 
     q ``[B, T, H, K]``, k ``[B, T, H, R, K]`` of unit norm, v ``[B, T, HV, R, V]``, g ``[B, T, HV]`` log-decay <= 0,
-    beta ``[B, T, HV, R]``, in (0, 2) for negative eigenvalues (Grazzi et al. 2024, arXiv:2411.12537): beta = 2 is a
-    reflection, two of them make a rotation. R = 1 is the gated delta rule. State ``[B, HV, K, V]``; default scale
-    K^-1/2. ``chunk_size`` counts micro steps.
+    beta ``[B, T, HV, R]``, in (0, 2) for negative eigenvalues: beta = 2 is a reflection, two of them make a rotation. R
+    = 1 is the gated delta rule. State ``[B, HV, K, V]``; ``scale`` (default K^-1/2) multiplies q. ``chunk_size`` counts
+    micro steps.
     """
     heads, steps, width = v.shape[2:]
 

@@ -8,25 +8,23 @@ from linrec.arguments import Arg
 from linrec.engines.matrix import on_value_heads
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.engines.two_sided import two_sided
-from linrec.rule import ChannelDecay, Key, Query, Value, rule
+from linrec.rule import ChannelDecay, Key, Options, Query, Unpack, Value, rule
 
 ValueDecay = Annotated[Tensor, Arg("B T HV V", draw="log_decay")]
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Mao 2022, arXiv:2210.04243",
-    equation="S_t = (e^{g_t} e^{h_t}ᵀ) ⊙ S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t",
-)
-def dfw(q: Query, k: Key, v: Value, g: ChannelDecay, h: ValueDecay) -> ProgramTerms:
+@rule(engine=PROGRAM)
+def dfw(
+    q: Query, k: Key, v: Value, g: ChannelDecay, h: ValueDecay, **options: Unpack[Options]
+) -> ProgramTerms:
     """Decaying fast weights with a two-dimensional gate (Mao 2022, arXiv:2210.04243).
 
     .. code-block:: text
 
-        S_t = Diag(e^{g_t}) S_{t-1} Diag(e^{h_t}) + k_t v_t^T;   o_t = S_t^T (scale q_t)
+        S_t = (e^{g_t} e^{h_t}ᵀ) ⊙ S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t
 
-    q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, log-decays <= 0: g ``[B, T, HV, K]`` by key channel, h
-    ``[B, T, HV, V]`` by value channel. h = 0 is gated linear attention. State ``[B, HV, K, V]``; default scale K^-1/2.
+    q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, log-decays <= 0: g ``[B, T, HV, K]`` by key channel, h ``[B, T, HV, V]``
+    by value channel. h = 0 is gated linear attention. State ``[B, HV, K, V]``; ``scale`` (default K^-1/2) multiplies q.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from linrec.engines.forward_mode import softmax
 from linrec.engines.matrix import MatrixTerms, on_value_heads
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.engines.two_sided import two_sided
-from linrec.rule import Key, Query, Value, rule
+from linrec.rule import Key, Options, Query, Unpack, Value, rule
 
 SlotDecay = Annotated[Tensor, Arg("B T HV M", draw="log_decay")]
 
@@ -22,22 +22,20 @@ class SlotState(NamedTuple):
     values: Tensor
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Zhang et al. 2024, arXiv:2409.07146",
-    equation="K̃_t = Diag(e^{g_t}) K̃_{t-1} + (1-e^{g_t}) k_tᵀ,  Ṽ_t likewise with v_t,  o_t = Ṽ_tᵀ softmax(K̃_t q_t)",
-    state="M*(K+V)",
-)
-def gated_slot_attention(q: Query, k: Key, v: Value, g: SlotDecay) -> ProgramTerms:
-    """Gated slot attention (Zhang et al. 2024, arXiv:2409.07146): two passes of gated linear attention.
+@rule(engine=PROGRAM, state="M*(K+V)")
+def gated_slot_attention(
+    q: Query, k: Key, v: Value, g: SlotDecay, **options: Unpack[Options]
+) -> ProgramTerms:
+    """Gated slot attention: two passes of gated linear attention (Zhang et al. 2024, arXiv:2409.07146).
 
     .. code-block:: text
 
-        K_t = Diag(e^{g_t}) K_{t-1} + (1 - e^{g_t}) k_t^T  [M, K];   V_t likewise with v_t  [M, V]
-        o_t = V_t^T softmax(K_t (scale q_t))
+        K̃_t = Diag(e^{g_t}) K̃_{t-1} + (1-e^{g_t}) k_tᵀ
+        Ṽ_t likewise with v_t
+        o_t = Ṽ_tᵀ softmax(K̃_t q_t)
 
     q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV, M]`` log-decay <= 0 of each of the M slots. The state is
-    a ``SlotState(keys, values)``; default scale K^-1/2.
+    a ``SlotState(keys, values)``; ``scale`` (default K^-1/2) multiplies q.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: SlotState) -> tuple[Tensor, SlotState]:

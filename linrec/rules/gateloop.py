@@ -9,29 +9,26 @@ from linrec.engines.matrix import MatrixTerms, on_value_heads
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.engines.rotation import cumulative_angle, turn, turn_rows
 from linrec.errors import ShapeError
-from linrec.rule import Key, Query, Value, rule
+from linrec.rule import Key, Options, Query, Unpack, Value, rule
 
 PairDecay = Annotated[Tensor, Arg("B T HV J", draw="log_decay")]
 PairAngle = Annotated[Tensor, Arg("B T HV J", draw="logit")]
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Katsch 2023, arXiv:2311.01927",
-    equation="S_t = Diag(e^{g_t + iθ_t}) S_{t-1} + k̄_t v_tᵀ,  o_t = Re(S_tᵀ q_t),  K/2 complex channels",
-    scale="1",
-)
-def gateloop(q: Query, k: Key, v: Value, g: PairDecay, theta: PairAngle) -> ProgramTerms:
-    """GateLoop (Katsch 2023, arXiv:2311.01927): linear attention with data-dependent complex decays.
+@rule(engine=PROGRAM, scale="1")
+def gateloop(
+    q: Query, k: Key, v: Value, g: PairDecay, theta: PairAngle, **options: Unpack[Options]
+) -> ProgramTerms:
+    """GateLoop: linear attention with data-dependent complex decays (Katsch 2023, arXiv:2311.01927).
 
     .. code-block:: text
 
-        S_t = Diag(e^{g_t + i theta_t}) S_{t-1} + conj(k_t) v_t^T;   o_t = Re(S_t^T (scale q_t))
+        S_t = Diag(e^{g_t + iθ_t}) S_{t-1} + k̄_t v_tᵀ,  o_t = Re(S_tᵀ q_t),  K/2 complex channels
 
     q, k ``[B, T, H, K]`` hold J = K / 2 complex channels, real and imaginary parts at 2i and 2i + 1; v
     ``[B, T, HV, V]``, g log-decay <= 0 and theta angle ``[B, T, HV, J]``. State ``[B, HV, K, V]``: real and negated
-    imaginary parts; default scale 1. Raises ShapeError unless K = 2 J. theta = 0 is gated linear attention with a
-    decay for every pair.
+    imaginary parts; ``scale`` (default 1) multiplies q. Raises ShapeError unless K = 2 J. theta = 0 is gated linear
+    attention with a decay for every pair.
     """
     if k.shape[3] != 2 * g.shape[3]:
         raise ShapeError(f"gateloop: K must be 2 J, got K={k.shape[3]}, J={g.shape[3]}")

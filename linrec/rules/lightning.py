@@ -5,7 +5,9 @@ from torch import Tensor
 
 from linrec.engines.matrix import MATRIX, MatrixTerms
 from linrec.errors import RangeError
-from linrec.rule import HeadDecay, Key, Query, Value, rule
+from linrec.rule import HeadDecay, Key, Options, Query, Unpack, Value, rule
+
+__all__ = ["lightning", "lightning_decay"]
 
 
 def lightning_decay(
@@ -22,22 +24,16 @@ def lightning_decay(
     return -torch.exp2(-8 * h / heads) * depth
 
 
-@rule(
-    engine=MATRIX,
-    as_is=("q", "k", "v"),
-    cite="Qin et al. 2024, arXiv:2401.04658; MiniMax-01 2025, arXiv:2501.08313",
-    equation="S_t = e^{-s} S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t,  g = -s constant per head",
-    scale="1",
-)
-def lightning(q: Query, k: Key, v: Value, g: HeadDecay) -> MatrixTerms:
-    """Lightning attention (Qin et al. 2024, arXiv:2401.04658; MiniMax-01, arXiv:2501.08313).
+@rule(engine=MATRIX, as_is=("q", "k", "v"), scale="1")
+def lightning(q: Query, k: Key, v: Value, g: HeadDecay, **options: Unpack[Options]) -> MatrixTerms:
+    """Lightning attention (Qin et al. 2024, arXiv:2401.04658; MiniMax-01 2025, arXiv:2501.08313).
 
     .. code-block:: text
 
-        S_t = e^{-s} S_{t-1} + k_t v_t^T;   o_t = S_t^T (scale q_t);   g = -s
+        S_t = e^{-s} S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t,  g = -s constant per head
 
     q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g = -slope <= 0 per head ``[HV]`` or ``[B, T, HV]``. Two families of
-    slopes are in use, so they are an argument; :func:`lightning_decay` gives MiniMax-01's.
-    State ``[B, HV, K, V]``; default scale 1.
+    slopes are in use, so they are an argument; :func:`lightning_decay` gives MiniMax-01's. State ``[B, HV, K, V]``;
+    ``scale`` (default 1) multiplies q.
     """
     return MatrixTerms(q, k, v, g.expand(v.shape[:3]))

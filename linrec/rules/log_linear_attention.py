@@ -8,28 +8,25 @@ from linrec.arguments import Arg
 from linrec.engines.fenwick import LevelState, empty_levels, fenwick
 from linrec.engines.matrix import MatrixTerms
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
-from linrec.rule import Decay, Key, Query, Value, rule
+from linrec.rule import Decay, Key, Options, Query, Unpack, Value, rule
 
 LevelWeights = Annotated[Tensor, Arg("B T HV L", draw="strength")]
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Guo et al. 2025, arXiv:2506.04761",
-    equation="o_t = Σ_{j≤t} λ_{t,lev(t,j)} e^{g_{j+1}+…+g_t} (q_t·k_j) v_j,  lev(t,j) = bitlength(t xor j)",
-    state="L*K*V",
-)
-def log_linear_attention(q: Query, k: Key, v: Value, g: Decay, lam: LevelWeights) -> ProgramTerms:
-    """Log-linear attention (Guo et al. 2025, arXiv:2506.04761) over scalar-gated linear attention.
+@rule(engine=PROGRAM, state="L*K*V")
+def log_linear_attention(
+    q: Query, k: Key, v: Value, g: Decay, lam: LevelWeights, **options: Unpack[Options]
+) -> ProgramTerms:
+    """Log-linear attention over scalar-gated linear attention (Guo et al. 2025, arXiv:2506.04761).
 
     .. code-block:: text
 
-        o_t = sum_{j <= t} lam_t[lev(t, j)] e^{g_{j+1} + .. + g_t} (scale q_t . k_j) v_j
-        lev(t, j) = min(bit_length(t xor j), L - 1),   t and j counted from 0
+        o_t = Σ_{j≤t} λ_{t,lev(t,j)} e^{g_{j+1}+…+g_t} (q_t·k_j) v_j,  lev(t,j) = bitlength(t xor j)
 
     q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0, lam ``[B, T, HV, L]`` weights of the
-    levels, indexed by the query. L levels tell 2^(L - 1) tokens apart; beyond, the last level holds all that is older.
-    The state is a ``LevelState(memory [B, L, HV, K, V], seen [B])``; default scale K^-1/2. lam = 1 is :func:`gla`.
+    levels, indexed by the query. Times t and j count from 0, and levels end at L - 1: L levels tell 2^(L - 1) tokens
+    apart; beyond, the last level holds all that is older. The state is a
+    ``LevelState(memory [B, L, HV, K, V], seen [B])``; ``scale`` (default K^-1/2) multiplies q. lam = 1 is :func:`gla`.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: LevelState) -> tuple[Tensor, LevelState]:

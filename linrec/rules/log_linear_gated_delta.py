@@ -8,30 +8,26 @@ from linrec.arguments import Arg
 from linrec.engines.fenwick import LevelState, empty_levels, fenwick
 from linrec.engines.matrix import delta_terms
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
-from linrec.rule import Decay, Query, Strength, UnitKey, Value, rule
+from linrec.rule import Decay, Options, Query, Strength, UnitKey, Unpack, Value, rule
 
 LevelWeights = Annotated[Tensor, Arg("B T HV L", draw="strength")]
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Guo et al. 2025, arXiv:2506.04761",
-    equation="S_t^{(l)} = e^{g_t} (I - β_t k_t k_tᵀ) S_{t-1}^{(l)},  S_t^{(0)} = β_t k_t v_tᵀ,  "
-    "o_t = Σ_l λ_{t,l} S_t^{(l)ᵀ} q_t",
-    state="L*K*V",
-)
+@rule(engine=PROGRAM, state="L*K*V")
 def log_linear_gated_delta(
-    q: Query, k: UnitKey, v: Value, g: Decay, beta: Strength, lam: LevelWeights
+    q: Query, k: UnitKey, v: Value, g: Decay, beta: Strength, lam: LevelWeights, **options: Unpack[Options]
 ) -> ProgramTerms:
     """Log-linear gated DeltaNet (Guo et al. 2025, arXiv:2506.04761).
 
     .. code-block:: text
 
-        every level: S <- e^{g_t} (I - beta_t k_t k_t^T) S;   level 0 <- beta_t k_t v_t^T
-        o_t = sum_l lam_t[l] (S_t^(l))^T (scale q_t);   levels merge as in :func:`log_linear_attention`
+        S_t^{(l)} = e^{g_t} (I - β_t k_t k_tᵀ) S_{t-1}^{(l)}
+        S_t^{(0)} = β_t k_t v_tᵀ
+        o_t = Σ_l λ_{t,l} S_t^{(l)ᵀ} q_t
 
-    Shapes as in :func:`gated_delta_net`; lam ``[B, T, HV, L]``. The state is a ``LevelState(memory [B, L, HV, K, V],
-    seen [B])``; default scale K^-1/2. lam = 1 is the gated delta rule.
+    Levels merge as in :func:`log_linear_attention`. Shapes as in :func:`gated_delta_net`; lam ``[B, T, HV, L]``. The
+    state is a ``LevelState(memory [B, L, HV, K, V], seen [B])``; ``scale`` (default K^-1/2) multiplies q. lam = 1 is
+    the gated delta rule.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: LevelState) -> tuple[Tensor, LevelState]:

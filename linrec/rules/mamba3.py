@@ -10,7 +10,7 @@ from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.engines.rotation import cumulative_angle, turn, turn_rows
 from linrec.engines.trapezoid import trapezoid
 from linrec.errors import ShapeError
-from linrec.rule import rule
+from linrec.rule import Options, Unpack, rule
 
 Input = Annotated[Tensor, Arg("B T HV P")]
 TimeStep = Annotated[Tensor, Arg("B T HV", draw="positive")]
@@ -29,14 +29,7 @@ class Mamba3State(NamedTuple):
     v: Tensor
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Lahoti, Li, Chen et al. 2026, arXiv:2603.15569",
-    equation="S_t = α_t R_t (S_{t-1} + (1-λ_t) dt_t B_{t-1} x_{t-1}ᵀ) + λ_t dt_t B_t x_tᵀ,  y_t = S_tᵀ C_t + D x_t,  "
-    "α_t = e^{dt_t A}, R_t turns pairs by -θ_t",
-    state="N*P+N+P",
-    scale="1",
-)
+@rule(engine=PROGRAM, state="N*P+N+P", scale="1")
 def mamba3(
     x: Input,
     dt: TimeStep,
@@ -46,18 +39,20 @@ def mamba3(
     lam: Mixing,
     theta: Angle,
     D: Skip | None = None,
+    **options: Unpack[Options],
 ) -> ProgramTerms:
     """Mamba-3, single input and output (Lahoti, Li, Chen et al. 2026, arXiv:2603.15569).
 
     .. code-block:: text
 
-        S_t = e^{dt_t A} R_t (S_{t-1} + (1 - lam_t) dt_t B_{t-1} x_{t-1}^T) + lam_t dt_t B_t x_t^T
-        y_t = S_t^T (scale C_t) + D x_t;   R_t turns the channel pairs (2i, 2i + 1), i < J, by -theta_t
+        S_t = α_t R_t (S_{t-1} + (1-λ_t) dt_t B_{t-1} x_{t-1}ᵀ) + λ_t dt_t B_t x_tᵀ
+        y_t = S_tᵀ C_t + D x_t,  α_t = e^{dt_t A}, R_t turns pairs by -θ_t
 
-    x ``[B, T, HV, P]``, dt ``[B, T, HV]`` > 0, A ``[HV]`` < 0, B and C ``[B, T, G, N]`` with their biases added, lam
-    ``[B, T, HV]`` in (0, 1), theta ``[B, T, HV, J]`` with J <= N / 2 (the paper's dt pi tanh(raw)), D ``[HV]`` or
-    None. Turning the state is the paper's rotation of B and C by the cumulative angle. The state is a
-    ``Mamba3State(memory, k, v)``; default scale 1. lam = 1 and theta = 0 is Mamba-2. Raises ShapeError if J > N / 2.
+    A pair are the channels 2i and 2i + 1, i < J. x ``[B, T, HV, P]``, dt ``[B, T, HV]`` > 0, A ``[HV]`` < 0, B and C
+    ``[B, T, G, N]`` with their biases added, lam ``[B, T, HV]`` in (0, 1), theta ``[B, T, HV, J]`` with J <= N / 2 (the
+    paper's dt pi tanh(raw)), D ``[HV]`` or None. Turning the state is the paper's rotation of B and C by the cumulative
+    angle. The state is a ``Mamba3State(memory, k, v)``; ``scale`` (default 1) multiplies C. lam = 1 and theta = 0 is
+    Mamba-2. Raises ShapeError if J > N / 2.
     """
     check_angles("mamba3", theta, B)
 

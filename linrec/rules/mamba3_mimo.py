@@ -6,7 +6,7 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
-from linrec.rule import rule
+from linrec.rule import Options, Unpack, rule
 from linrec.rules.mamba3 import (
     Angle,
     Input,
@@ -23,14 +23,7 @@ Projections = Annotated[Tensor, Arg("B T G R N")]
 Spread = Annotated[Tensor, Arg("HV R P")]
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Lahoti, Li, Chen et al. 2026, arXiv:2603.15569",
-    equation="S_t = α_t Q_t (S_{t-1} + (1-λ_t) dt_t U_{t-1}) + λ_t dt_t U_t,  U_t = Σ_r B_tr (x_t⊙m_r)ᵀ,  "
-    "y_tr = S_tᵀ C_tr + D x_t⊙m_r,  α_t = e^{dt_t A}, Q_t turns pairs by -θ_t",
-    state="N*P+R*N+P",
-    scale="1",
-)
+@rule(engine=PROGRAM, state="N*P+R*N+P", scale="1")
 def mamba3_mimo(
     x: Input,
     dt: TimeStep,
@@ -41,19 +34,20 @@ def mamba3_mimo(
     theta: Angle,
     mimo_x: Spread,
     D: Skip | None = None,
+    **options: Unpack[Options],
 ) -> ProgramTerms:
     """Mamba-3 of rank R, multiple inputs and outputs (Lahoti, Li, Chen et al. 2026, arXiv:2603.15569).
 
     .. code-block:: text
 
-        U_t = sum_r B_tr (x_t * mimo_x_r)^T
-        S_t = e^{dt_t A} Q_t (S_{t-1} + (1 - lam_t) dt_t U_{t-1}) + lam_t dt_t U_t
-        y_tr = S_t^T (scale C_tr) + D x_t * mimo_x_r;   Q_t turns the channel pairs (2i, 2i + 1), i < J, by -theta_t
+        S_t = α_t Q_t (S_{t-1} + (1-λ_t) dt_t U_{t-1}) + λ_t dt_t U_t,  U_t = Σ_r B_tr (x_t⊙m_r)ᵀ
+        y_tr = S_tᵀ C_tr + D x_t⊙m_r,  α_t = e^{dt_t A}, Q_t turns pairs by -θ_t
 
-    x ``[B, T, HV, P]``, dt ``[B, T, HV]`` > 0, A ``[HV]`` < 0, B and C ``[B, T, G, R, N]``, lam ``[B, T, HV]`` in
-    (0, 1), theta ``[B, T, HV, J]`` with J <= N / 2, mimo_x ``[HV, R, P]``, D ``[HV]`` or None; y
-    ``[B, T, HV, R, P]``. R = 1 is :func:`mamba3`, whose state this is, with k ``[B, HV, R, N]``; default scale 1.
-    Cost: R micro steps a token, which ``chunk_size`` counts. Raises ShapeError if J > N / 2.
+    m is ``mimo_x``; a pair are the channels 2i and 2i + 1, i < J. x ``[B, T, HV, P]``, dt ``[B, T, HV]`` > 0, A
+    ``[HV]`` < 0, B and C ``[B, T, G, R, N]``, lam ``[B, T, HV]`` in (0, 1), theta ``[B, T, HV, J]`` with J <= N / 2,
+    mimo_x ``[HV, R, P]``, D ``[HV]`` or None; y ``[B, T, HV, R, P]``. R = 1 is :func:`mamba3`, whose state this is,
+    with k ``[B, HV, R, N]``; ``scale`` (default 1) multiplies C. Cost: R micro steps a token, which ``chunk_size``
+    counts. Raises ShapeError if J > N / 2.
     """
     check_angles("mamba3_mimo", theta, B)
 

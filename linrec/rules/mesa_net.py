@@ -10,7 +10,7 @@ from linrec.engines.conjugate import System, solve
 from linrec.engines.forward_mode import solve as solve_directly
 from linrec.engines.matrix import MatrixTerms, on_value_heads, strengthened
 from linrec.engines.program import PROGRAM, ChunkStep, ProgramTerms, Run
-from linrec.rule import Decay, Query, Strength, UnitKey, Value, rule
+from linrec.rule import Decay, Options, Query, Strength, UnitKey, Unpack, Value, rule
 
 Ridge = Annotated[Tensor, Arg("HV K", draw="positive")]
 
@@ -22,28 +22,29 @@ class MesaState(NamedTuple):
     gram: Tensor
 
 
-@rule(
-    engine=PROGRAM,
-    cite="von Oswald et al. 2025, arXiv:2506.05233",
-    equation="H_t = e^{g_t} H_{t-1} + β_t k_t k_tᵀ,  "
-    "S_t = e^{g_t} S_{t-1} + β_t k_t v_tᵀ,  o_t = S_tᵀ (H_t + Diag(λ))⁻¹ q_t",
-    state="K*V+K*K",
-    scale="1",
-)
+@rule(engine=PROGRAM, state="K*V+K*K", scale="1")
 def mesa_net(
-    q: Query, k: UnitKey, v: Value, g: Decay, beta: Strength, lam: Ridge, iterations: int = 30
+    q: Query,
+    k: UnitKey,
+    v: Value,
+    g: Decay,
+    beta: Strength,
+    lam: Ridge,
+    iterations: int = 30,
+    **options: Unpack[Options],
 ) -> ProgramTerms:
-    """MesaNet (von Oswald et al. 2025, arXiv:2506.05233): ridge regression on all past pairs, solved at every token.
+    """MesaNet: ridge regression on all past pairs, solved at every token (von Oswald et al. 2025, arXiv:2506.05233).
 
     .. code-block:: text
 
-        H_t = e^{g_t} H_{t-1} + beta_t k_t k_t^T;   S_t = e^{g_t} S_{t-1} + beta_t k_t v_t^T
-        o_t = S_t^T (H_t + Diag(lam))^-1 (scale q_t)
+        H_t = e^{g_t} H_{t-1} + β_t k_t k_tᵀ
+        S_t = e^{g_t} S_{t-1} + β_t k_t v_tᵀ
+        o_t = S_tᵀ (H_t + Diag(λ))⁻¹ q_t
 
     q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0, beta ``[B, T, HV]`` >= 0, lam
     ``[HV, K]`` > 0, not decayed. The parallel and chunkwise forms take at most ``iterations`` conjugate-gradient steps
     (K of them are exact but for rounding; on a CPU no more than bring every residual below rounding), the recurrent
-    form and step solve directly. The state is a ``MesaState(memory, gram)``; default scale 1.
+    form and step solve directly. The state is a ``MesaState(memory, gram)``; ``scale`` (default 1) multiplies q.
     """
 
     def body(run: Run, x: dict[str, Tensor], state: MesaState) -> tuple[Tensor, MesaState]:

@@ -5,25 +5,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, gated_terms
-from linrec.rule import Channels, rule
+from linrec.rule import Channels, Options, Unpack, rule
 
 
-@rule(
-    engine=DIAGONAL,
-    cite="Feng et al. 2024, arXiv:2410.01201",
-    equation="h_t = (1 - σ(z_t)) ⊙ h_{t-1} + σ(z_t) ⊙ c(x_t),  c(x) = x + ½ for x ≥ 0, σ(x) below",
-    state="1",
-    scale="1",
-)
-def min_gru(x: Channels, z: Channels) -> DiagonalTerms:
+@rule(engine=DIAGONAL, state="1", scale="1")
+def min_gru(x: Channels, z: Channels, **options: Unpack[Options]) -> DiagonalTerms:
     """minGRU (Feng et al. 2024, arXiv:2410.01201).
 
     .. code-block:: text
 
-        h_t = (1 - sigmoid(z_t)) h_{t-1} + sigmoid(z_t) c(x_t);   o_t = scale h_t
-        c(x) = x + 1/2 for x >= 0, sigmoid(x) below
+        h_t = (1 - σ(z_t)) ⊙ h_{t-1} + σ(z_t) ⊙ c(x_t),  c(x) = x + ½ for x ≥ 0, σ(x) below
 
-    x candidate and z update gate, both ``[B, T, D]`` before their nonlinearities. State ``[B, D]``; default scale 1.
+    x candidate and z update gate, both ``[B, T, D]`` before their nonlinearities. State ``[B, D]``; ``scale`` (default
+    1) multiplies h_t.
     """
     return gated_terms(-F.softplus(z), z.sigmoid() * positive(x))
 

@@ -10,7 +10,7 @@ from linrec.arguments import Arg
 from linrec.engines.matrix import MatrixTerms
 from linrec.engines.maxplus import stabiliser
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
-from linrec.rule import Decay, Key, Query, Value, rule
+from linrec.rule import Decay, Key, Options, Query, Unpack, Value, rule
 
 InputGate = Annotated[Tensor, Arg("B T HV", draw="logit")]
 
@@ -22,24 +22,18 @@ class MLSTMState(NamedTuple):
     m: Tensor
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Beck et al. 2024, arXiv:2405.04517",
-    equation="S_t = e^{g_t} S_{t-1} + e^{i_t} k_t v_tᵀ,  n_t likewise with 1,  o_t = S_tᵀq_t / max(|n_t·q_t|, 1)",
-    state="K*(V+1)+1",
-)
-def mlstm(q: Query, k: Key, v: Value, g: Decay, i: InputGate) -> ProgramTerms:
-    """mLSTM (Beck et al. 2024, arXiv:2405.04517): linear attention with an exponential input gate.
+@rule(engine=PROGRAM, state="K*(V+1)+1")
+def mlstm(q: Query, k: Key, v: Value, g: Decay, i: InputGate, **options: Unpack[Options]) -> ProgramTerms:
+    """mLSTM: linear attention with an exponential input gate (Beck et al. 2024, arXiv:2405.04517).
 
     .. code-block:: text
 
-        S_t = e^{g_t} S_{t-1} + e^{i_t} k_t v_t^T;   n_t = e^{g_t} n_{t-1} + e^{i_t} k_t
-        o_t = S_t^T (scale q_t) / max(|n_t . (scale q_t)|, 1)
+        S_t = e^{g_t} S_{t-1} + e^{i_t} k_t v_tᵀ,  n_t likewise with 1,  o_t = S_tᵀq_t / max(|n_t·q_t|, 1)
 
-    q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0 (the forget gate's logsigmoid), i
-    ``[B, T, HV]`` log input gate, unbounded. e^i is never formed: memory and normaliser are stored times e^-m with
-    m_t = max(g_t + m_{t-1}, i_t), and the floor 1 becomes e^-m in those units. The state is an
-    ``MLSTMState(memory, m)``; default scale K^-1/2. Derivatives of the returned state hold m fixed.
+    n_t is S_t with 1 for v. q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0 (the forget
+    gate's logsigmoid), i ``[B, T, HV]`` log input gate, unbounded. e^i is never formed: memory and normaliser are
+    stored times e^-m with m_t = max(g_t + m_{t-1}, i_t), and the floor 1 becomes e^-m in those units. The state is an
+    ``MLSTMState(memory, m)``; ``scale`` (default K^-1/2) multiplies q. Derivatives of the returned state hold m fixed.
     """
     heads, width = v.shape[2], v.shape[3]
 

@@ -9,7 +9,7 @@ from linrec.engines.decays import between, cumulative_decay, exclusive, grown, l
 from linrec.engines.matrix import on_value_heads
 from linrec.engines.program import PROGRAM, ProgramTerms, Run, heads_first
 from linrec.engines.triangular import solve_unit_lower
-from linrec.rule import Decay, Query, Strength, UnitKey, Value, rule
+from linrec.rule import Decay, Options, Query, Strength, UnitKey, Unpack, Value, rule
 
 
 class MomentumState(NamedTuple):
@@ -19,12 +19,7 @@ class MomentumState(NamedTuple):
     momentum: Tensor
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Behrouz, Zhong, Mirrokni 2025, arXiv:2501.00663",
-    equation="M_t = e^{h_t} M_{t-1} + η_t k_t (v_t - S_{t-1}ᵀk_t)ᵀ,  S_t = e^{g_t} S_{t-1} + β_t M_t,  o_t = S_tᵀ q_t",
-    state="2*K*V",
-)
+@rule(engine=PROGRAM, state="2*K*V")
 def momentum_delta(
     q: Query,
     k: UnitKey,
@@ -34,17 +29,19 @@ def momentum_delta(
     eta: Strength,
     beta: Strength,
     p: UnitKey | None = None,
+    **options: Unpack[Options],
 ) -> ProgramTerms:
-    """Delta rule with momentum and weight decay: Titans (Behrouz et al. 2025, arXiv:2501.00663) with a linear memory.
+    """Delta rule with momentum and weight decay: Titans with a linear memory (Behrouz, Zhong, Mirrokni 2025,
+    arXiv:2501.00663).
 
     .. code-block:: text
 
-        M_t = e^{h_t} M_{t-1} + eta_t k_t (v_t - S_{t-1}^T p_t)^T;   S_t = e^{g_t} S_{t-1} + beta_t M_t
-        o_t = S_t^T (scale q_t)
+        M_t = e^{h_t} M_{t-1} + η_t k_t (v_t - S_{t-1}ᵀp_t)ᵀ,  S_t = e^{g_t} S_{t-1} + β_t M_t,  o_t = S_tᵀ q_t
 
     q, k ``[B, T, H, K]``, p the key of the prediction (default k), v ``[B, T, HV, V]``; ``[B, T, HV]``: g log-decay of
     the memory and h of the momentum, both <= 0, eta the learning rate, beta the step. h = -inf and beta = 1 would be
-    :func:`weight_decay_delta`. The state is a ``MomentumState(memory, momentum)``; default scale K^-1/2.
+    :func:`weight_decay_delta`. The state is a ``MomentumState(memory, momentum)``; ``scale`` (default K^-1/2)
+    multiplies q.
     """
     predict = k if p is None else p
 

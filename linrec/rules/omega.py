@@ -9,7 +9,7 @@ from linrec.arguments import Arg
 from linrec.engines.matrix import on_value_heads
 from linrec.engines.program import PROGRAM, ProgramTerms, Run
 from linrec.engines.simultaneous import simultaneous
-from linrec.rule import Decay, Query, UnitKey, Value, rule
+from linrec.rule import Decay, Options, Query, UnitKey, Unpack, Value, rule
 
 WindowStrength = Annotated[Tensor, Arg("B T HV R", draw="strength")]
 
@@ -22,22 +22,19 @@ class WindowState(NamedTuple):
     v: Tensor
 
 
-@rule(
-    engine=PROGRAM,
-    cite="Behrouz et al. 2025, arXiv:2505.23735",
-    equation="S_t = e^{g_t} S_{t-1} + Σ_{r<R} η_tr k_{t-r} (v_{t-r} - S_{t-1}ᵀk_{t-r})ᵀ,  o_t = S_tᵀ q_t",
-    state="K*V+(R-1)*(K+V)",
-)
-def omega(q: Query, k: UnitKey, v: Value, g: Decay, eta: WindowStrength) -> ProgramTerms:
-    """Omega rule (Behrouz et al. 2025, arXiv:2505.23735) with a linear memory and plain gradient steps.
+@rule(engine=PROGRAM, state="K*V+(R-1)*(K+V)")
+def omega(
+    q: Query, k: UnitKey, v: Value, g: Decay, eta: WindowStrength, **options: Unpack[Options]
+) -> ProgramTerms:
+    """Omega rule with a linear memory and plain gradient steps (Behrouz et al. 2025, arXiv:2505.23735).
 
     .. code-block:: text
 
-        S_t = e^{g_t} S_{t-1} + sum_{r < R} eta_tr k_{t-r} (v_{t-r} - S_{t-1}^T k_{t-r})^T;   o_t = S_t^T (scale q_t)
+        S_t = e^{g_t} S_{t-1} + Σ_{r<R} η_tr k_{t-r} (v_{t-r} - S_{t-1}ᵀk_{t-r})ᵀ,  o_t = S_tᵀ q_t
 
     q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV]`` log-decay <= 0, eta ``[B, T, HV, R]``: weight of the
-    token r places back in a window of R; tokens before the first do not count. R = 1 is :func:`weight_decay_delta`.
-    The state is a ``WindowState(memory, k, v)``; default scale K^-1/2.
+    token r places back in a window of R; tokens before the first do not count. R = 1 is :func:`weight_decay_delta`. The
+    state is a ``WindowState(memory, k, v)``; ``scale`` (default K^-1/2) multiplies q.
     """
     window = eta.shape[3]
 

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor
 
 from linrec.engines.matrix import MATRIX, MatrixTerms
-from linrec.rule import HeadDecay, Key, Query, Value, rule
+from linrec.rule import HeadDecay, Key, Options, Query, Unpack, Value, rule
+
+__all__ = ["retnet", "retnet_decay"]
 
 
 def retnet_decay(heads: int, device: torch.device | str | None = None) -> Tensor:
@@ -13,20 +15,16 @@ def retnet_decay(heads: int, device: torch.device | str | None = None) -> Tensor
     return torch.log1p(-torch.exp2(-5.0 - h))
 
 
-@rule(
-    engine=MATRIX,
-    as_is=("q", "k", "v"),
-    cite="Sun et al. 2023, arXiv:2307.08621",
-    equation="S_t = e^{g} S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t,  g = log γ constant per head",
-)
-def retnet(q: Query, k: Key, v: Value, g: HeadDecay) -> MatrixTerms:
+@rule(engine=MATRIX, as_is=("q", "k", "v"))
+def retnet(q: Query, k: Key, v: Value, g: HeadDecay, **options: Unpack[Options]) -> MatrixTerms:
     """Retention (Sun et al. 2023, arXiv:2307.08621).
 
     .. code-block:: text
 
-        S_t = gamma S_{t-1} + k_t v_t^T;   o_t = S_t^T (scale q_t);   g = log gamma
+        S_t = e^{g} S_{t-1} + k_t v_tᵀ,  o_t = S_tᵀ q_t,  g = log γ constant per head
 
-    q, k ``[B, T, H, K]`` (already rotated), v ``[B, T, HV, V]``, g log-decay <= 0 per head ``[HV]`` (the paper's
-    constants: :func:`retnet_decay`) or ``[B, T, HV]``. State ``[B, HV, K, V]``; default scale K^-1/2.
+    q, k ``[B, T, H, K]`` (already rotated), v ``[B, T, HV, V]``, g = log γ, log-decay <= 0 per head ``[HV]`` (the
+    paper's constants: :func:`retnet_decay`) or ``[B, T, HV]``. State ``[B, HV, K, V]``; ``scale`` (default K^-1/2)
+    multiplies q.
     """
     return MatrixTerms(q, k, v, g.expand(v.shape[:3]))

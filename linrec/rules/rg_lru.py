@@ -4,27 +4,22 @@ import torch
 from torch import Tensor
 
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, gated_terms
-from linrec.rule import ChannelGate, ChannelLogDecay, Channels, rule
+from linrec.rule import ChannelGate, ChannelLogDecay, Channels, Options, Unpack, rule
 
 STEEPEST = 1000.0
 
 
-@rule(
-    engine=DIAGONAL,
-    cite="De et al. 2024 (Griffin), arXiv:2402.19427",
-    equation="h_t = e^{g_t} ⊙ h_{t-1} + √(1 - e^{2 g_t}) ⊙ i_t ⊙ x_t,  o_t = h_t",
-    state="1",
-    scale="1",
-)
-def rg_lru(x: Channels, g: ChannelLogDecay, i: ChannelGate) -> DiagonalTerms:
+@rule(engine=DIAGONAL, state="1", scale="1")
+def rg_lru(x: Channels, g: ChannelLogDecay, i: ChannelGate, **options: Unpack[Options]) -> DiagonalTerms:
     """Griffin's RG-LRU (De et al. 2024, arXiv:2402.19427).
 
     .. code-block:: text
 
-        h_t = e^{g_t} h_{t-1} + sqrt(1 - e^{2 g_t}) i_t x_t;   o_t = scale h_t
+        h_t = e^{g_t} ⊙ h_{t-1} + √(1 - e^{2 g_t}) ⊙ i_t ⊙ x_t,  o_t = h_t
 
     x ``[B, T, D]``, g ``[B, T, D]`` log-decay <= 0 (Griffin's is -8 softplus(L) sigmoid(r)), i ``[B, T, D]`` input
-    gate. State ``[B, D]``; default scale 1. The derivative of the root is bounded by 1000: it is infinite at g = 0.
+    gate. State ``[B, D]``; ``scale`` (default 1) multiplies h_t. The derivative of the root is bounded by 1000: it is
+    infinite at g = 0.
     """
     return gated_terms(g, bounded_root(-torch.expm1(2 * g)) * i * x)
 

@@ -8,20 +8,14 @@ from torch import Tensor
 from linrec.arguments import Arg
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens
 from linrec.engines.discretization import discretized
-from linrec.rule import Channels, ChannelSkip, rule
+from linrec.rule import Channels, ChannelSkip, Options, Unpack, rule
 
 TimeStep = Annotated[Tensor, Arg("D", draw="positive")]
 Rate = Annotated[Tensor, Arg("D N", draw="negative")]
 Frequency = Annotated[Tensor, Arg("D N")]
 
 
-@rule(
-    engine=DIAGONAL,
-    cite="Gu, Gupta, Goel, Ré 2022, arXiv:2206.11893; S4: Gu, Goel, Ré 2021, arXiv:2111.00396",
-    equation="h_t = Ā ⊙ h_{t-1} + B̄ x_t,  y_t = 2 Re Σ_n C_n h_t[n] + D x_t,  Ā = e^{dt A}",
-    state="2*N",
-    scale="1",
-)
+@rule(engine=DIAGONAL, state="2*N", scale="1")
 def s4d(
     x: Channels,
     dt: TimeStep,
@@ -31,19 +25,20 @@ def s4d(
     C_im: Frequency,
     D: ChannelSkip | None = None,
     discretization: str = "zoh",
+    **options: Unpack[Options],
 ) -> DiagonalTerms:
-    """S4D (Gu, Gupta, Goel, Ré 2022, arXiv:2206.11893): N complex states for each channel.
+    """S4D: N complex states for each channel (Gu, Gupta, Goel, Ré 2022, arXiv:2206.11893; S4: Gu, Goel, Ré 2021,
+    arXiv:2111.00396).
 
     .. code-block:: text
 
-        h_t[d, n] = Abar[d, n] h_{t-1}[d, n] + Bbar[d, n] x_t[d]
-        y_t[d] = 2 Re sum_n scale C[d, n] h_t[d, n] + D[d] x_t[d]
-        "zoh":      Abar = e^{dt A},                    Bbar = (e^{dt A} - 1) / A
-        "bilinear": Abar = (1 + dt A/2) / (1 - dt A/2), Bbar = dt / (1 - dt A/2)
+        h_t = Ā ⊙ h_{t-1} + B̄ x_t,  y_t = 2 Re Σ_n C_n h_t[n] + D x_t,  Ā = e^{dt A},  B̄ = (Ā - 1) / A
 
-    x ``[B, T, D]``, dt ``[D]`` > 0, A = A_re + i A_im ``[D, N]`` with A_re < 0, one of each conjugate pair,
-    C = C_re + i C_im ``[D, N]`` (B = 1 is absorbed in C), D ``[D]`` or None. State ``[B, D, N, 2]``, real and
-    imaginary part; default scale 1. The parallel form is one FFT convolution with the kernel 2 Re sum C Bbar Abar^l,
+        discretization="bilinear":  Ā = (1 + dt A/2) / (1 - dt A/2),  B̄ = dt / (1 - dt A/2)
+
+    x ``[B, T, D]``, dt ``[D]`` > 0, A = A_re + i A_im ``[D, N]`` with A_re < 0, one of each conjugate pair, C = C_re +
+    i C_im ``[D, N]`` (B = 1 is absorbed in C), D ``[D]`` or None. State ``[B, D, N, 2]``, real and imaginary part;
+    ``scale`` (default 1) multiplies C. The parallel form is one FFT convolution with the kernel 2 Re Σ C B̄ Ā^l,
     the chunkwise form one a chunk. Raises UnknownNameError for another discretization.
     """
     log_decay, gain = discretized(torch.complex(A_re, A_im), dt[:, None], discretization, "s4d")

@@ -8,7 +8,7 @@ from torch import Tensor
 from linrec.arguments import Arg
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens
 from linrec.engines.discretization import discretized
-from linrec.rule import Channels, ChannelSkip, rule
+from linrec.rule import Channels, ChannelSkip, Options, Unpack, rule
 
 TimeStep = Annotated[Tensor, Arg("N", draw="positive")]
 Rate = Annotated[Tensor, Arg("N", draw="negative")]
@@ -17,13 +17,7 @@ Into = Annotated[Tensor, Arg("N D")]
 Out = Annotated[Tensor, Arg("D N")]
 
 
-@rule(
-    engine=DIAGONAL,
-    cite="Smith, Warrington, Linderman 2022, arXiv:2208.04933",
-    equation="h_t = Ā ⊙ h_{t-1} + B̄ x_t,  y_t = 2 Re C h_t + D x_t,  B̄ ∈ ℂ^{N×D}, C ∈ ℂ^{D×N}",
-    state="2*N/D",
-    scale="1",
-)
+@rule(engine=DIAGONAL, state="2*N/D", scale="1")
 def s5(
     x: Channels,
     dt: TimeStep,
@@ -35,16 +29,17 @@ def s5(
     C_im: Out,
     D: ChannelSkip | None = None,
     discretization: str = "zoh",
+    **options: Unpack[Options],
 ) -> DiagonalTerms:
-    """S5 (Smith, Warrington, Linderman 2022, arXiv:2208.04933): N complex states shared by D inputs and outputs.
+    """S5: N complex states shared by D inputs and outputs (Smith, Warrington, Linderman 2022, arXiv:2208.04933).
 
     .. code-block:: text
 
-        h_t = Abar * h_{t-1} + Bbar x_t;   y_t = 2 Re(scale C h_t) + D * x_t
+        h_t = Ā ⊙ h_{t-1} + B̄ x_t,  y_t = 2 Re C h_t + D x_t,  B̄ ∈ ℂ^{N×D}, C ∈ ℂ^{D×N}
 
     x ``[B, T, D]``, dt ``[N]`` > 0, A ``[N]`` with A_re < 0, one of each conjugate pair, B ``[N, D]``, C ``[D, N]``,
     all as real and imaginary part; D ``[D]`` or None. Discretisations as in :func:`s4d`. State ``[B, N, 2]``, real and
-    imaginary part; default scale 1. The parallel form is one FFT convolution a state.
+    imaginary part; ``scale`` (default 1) multiplies C h_t. The parallel form is one FFT convolution a state.
     """
     log_decay, gain = discretized(torch.complex(A_re, A_im), dt, discretization, "s5")
     return dense_terms(

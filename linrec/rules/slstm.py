@@ -11,7 +11,7 @@ from linrec.arguments import Arg
 from linrec.engines.cell import CELL, CellTerms
 from linrec.engines.scans import EMPTY
 from linrec.errors import UnknownNameError
-from linrec.rule import Value, rule
+from linrec.rule import Options, Unpack, Value, rule
 
 Recurrent = Annotated[Tensor, Arg("HV V V")]
 FEEDBACK = (
@@ -29,14 +29,7 @@ class SLSTMState(NamedTuple):
     m: Tensor
 
 
-@rule(
-    engine=CELL,
-    cite="Beck et al. 2024 (xLSTM), arXiv:2405.04517",
-    equation="c_t = e^{f̃}c_{t-1} + e^{ĩ} tanh z̃,  n_t = e^{f̃}n_{t-1} + e^{ĩ},  h_t = σ(õ)c_t/n_t,  gates + R h_{t-1}",
-    state="4*V",
-    scale="1",
-    missing={"parallel": FEEDBACK, "chunkwise": FEEDBACK},
-)
+@rule(engine=CELL, state="4*V", scale="1", missing={"parallel": FEEDBACK, "chunkwise": FEEDBACK})
 def slstm(
     z: Value,
     i: Value,
@@ -47,17 +40,20 @@ def slstm(
     Rf: Recurrent,
     Ro: Recurrent,
     forget_gate: str = "sigmoid",
+    **options: Unpack[Options],
 ) -> CellTerms:
-    """sLSTM (Beck et al. 2024, arXiv:2405.04517).
+    """sLSTM of xLSTM (Beck et al. 2024, arXiv:2405.04517).
 
     .. code-block:: text
 
-        z~, i~, f~, o~ = (z, i, f, o)_t + R h_{t-1};   lf = log sigmoid(f~)   (forget_gate="exp": lf = f~)
-        c_t = e^{lf} c_{t-1} + e^{i~} tanh z~;   n_t = e^{lf} n_{t-1} + e^{i~};   h_t = sigmoid(o~) c_t / n_t
+        c_t = f' c_{t-1} + e^{ĩ} tanh z̃,  n_t = f' n_{t-1} + e^{ĩ},  h_t = σ(õ) c_t / n_t
+        f' = σ(f̃),  z̃ = z_t + R h_{t-1}, ĩ, f̃, õ likewise
 
-    z, i, f, o ``[B, T, HV, V]`` before their nonlinearities, R ``[HV, V, V]`` for each of them (R[h] @ h_{t-1}).
-    Stored relative to the running maximum m_t = max(lf + m_{t-1}, i~), so i~ may be any number. State
-    ``SLSTMState(c, n, h, m)``; output scale h, default scale 1. Raises UnknownNameError for another forget gate.
+        forget_gate="exp":  f' = e^{f̃}
+
+    z, i, f, o ``[B, T, HV, V]`` before their nonlinearities, R ``[HV, V, V]`` for each of them (R[h] @ h_{t-1}). Stored
+    relative to the running maximum m_t = max(log f' + m_{t-1}, ĩ), so ĩ may be any number. State
+    ``SLSTMState(c, n, h, m)``; ``scale`` (default 1) multiplies h_t. Raises UnknownNameError for another forget gate.
     """
     if forget_gate not in FORGET_GATES:
         raise UnknownNameError(

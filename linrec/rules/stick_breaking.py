@@ -5,7 +5,7 @@ from torch import Tensor
 
 from linrec.engines.attention import ATTENTION, AttentionTerms
 from linrec.engines.attention.fused import grouped_scores, weighted_values
-from linrec.rule import rule
+from linrec.rule import Options, Unpack, rule
 from linrec.rules.softmax_attention import GroupedQuery, Key, Value
 
 
@@ -18,22 +18,16 @@ def break_stick(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, scale: float)
     return weighted_values((F.logsigmoid(z) - later).masked_fill(~keep, float("-inf")).exp(), v)
 
 
-@rule(
-    engine=ATTENTION,
-    cite="Tan et al. 2024, arXiv:2410.17980",
-    equation="A_tj = σ(z_tj) Π_{j<l<t} (1 - σ(z_tl)),  z_tj = scale q_t·k_j,  o_t = Σ_{j<t} A_tj v_j",
-    state="T*(K+V)",
-)
-def stick_breaking(q: GroupedQuery, k: Key, v: Value) -> AttentionTerms:
+@rule(engine=ATTENTION, state="T*(K+V)")
+def stick_breaking(q: GroupedQuery, k: Key, v: Value, **options: Unpack[Options]) -> AttentionTerms:
     """Stick-breaking attention (Tan et al. 2024, arXiv:2410.17980).
 
     .. code-block:: text
 
-        z_tj = scale q_t . k_j;   A_tj = sigmoid(z_tj) prod_{j < l < t} (1 - sigmoid(z_tl))
-        o_t = sum_{j < t} A_tj v_j
+        A_tj = σ(z_tj) Π_{j<l<t} (1 - σ(z_tl)),  z_tj = scale q_t·k_j,  o_t = Σ_{j<t} A_tj v_j
 
-    The nearest earlier token takes its share first, the next takes from what is left; a token does not see
-    itself, so o_1 = 0, and the weights sum to at most one. No positions are needed. q ``[B, T, HQ, K]``, k
-    ``[B, T, H, K]``, v ``[B, T, H, V]``; default scale K^-1/2. The state is a ``KVCache(k, v, length)``.
+    The nearest earlier token takes its share first, the next takes from what is left; a token does not see itself, so
+    o_1 = 0, and the weights sum to at most one. No positions are needed. q ``[B, T, HQ, K]``, k ``[B, T, H, K]``, v
+    ``[B, T, H, V]``; ``scale`` (default K^-1/2) multiplies q. The state is a ``KVCache(k, v, length)``.
     """
     return AttentionTerms(q, k, v, weigh=break_stick)

@@ -8,7 +8,7 @@ from torch import Tensor
 from linrec.arguments import Arg
 from linrec.engines.fastweight import FASTWEIGHT, MomentumTerms
 from linrec.errors import ShapeError
-from linrec.rule import Query, UnitKey, rule
+from linrec.rule import Options, Query, UnitKey, Unpack, rule
 from linrec.rules.ttt_linear import SEQUENTIAL, LearningRate
 
 Written = Annotated[Tensor, Arg("B T H V")]
@@ -18,14 +18,7 @@ First = Annotated[Tensor, Arg("H K P")]
 Second = Annotated[Tensor, Arg("H P V")]
 
 
-@rule(
-    engine=FASTWEIGHT,
-    cite="Behrouz, Zhong, Mirrokni 2025, arXiv:2501.00663",
-    equation="Mom_t = e^{μ_t} Mom_{t-1} - lr_t ∇|f(k_t) - v_t|²,  M_t = e^{g_t} M_{t-1} + Mom_t,  o_t = f_t(q_t)",
-    state="3*(K*P+P*V)",
-    scale="1",
-    missing={"parallel": SEQUENTIAL},
-)
+@rule(engine=FASTWEIGHT, state="3*(K*P+P*V)", scale="1", missing={"parallel": SEQUENTIAL})
 def titans(
     q: Query,
     k: UnitKey,
@@ -36,18 +29,19 @@ def titans(
     w1: First,
     w2: Second | None = None,
     mini_batch: int = 16,
+    **options: Unpack[Options],
 ) -> MomentumTerms:
-    """Titans' memory: gradient steps with momentum and weight decay (Behrouz et al. 2025, arXiv:2501.00663).
+    """Titans' memory: gradient steps with momentum and weight decay (Behrouz, Zhong, Mirrokni 2025, arXiv:2501.00663).
 
     .. code-block:: text
 
-        Mom_t = e^{mu_t} Mom_{t-1} - lr_t grad |f(k_t) - v_t|^2;   M_t = e^{g_t} M_{t-1} + Mom_t;   o_t = f_t(q_t)
+        Mom_t = e^{μ_t} Mom_{t-1} - lr_t ∇|f(k_t) - v_t|²,  M_t = e^{g_t} M_{t-1} + Mom_t,  o_t = f_t(q_t)
 
-    with gradients at the weights of the mini-batch's start. f(x) = gelu(x W1) W2, or x W1 without ``w2``. q, k
-    ``[B, T, H, K]``, v ``[B, T, H, V]``, lr, g = log(1 - alpha) <= 0 and mu = log eta <= 0 ``[B, T, H]``, first
-    weights w1 ``[H, K, P]``, w2 ``[H, P, V]``. The state is a ``FastState``: weights at the mini-batch's start, now,
-    and the momentum. ``scale`` multiplies q; default 1. Raises ShapeError for a mini_batch below 1 or weights
-    that do not end in V channels.
+    Gradients are taken at the weights of the mini-batch's start. f(x) = gelu(x W1) W2, or x W1 without ``w2``. q, k
+    ``[B, T, H, K]``, v ``[B, T, H, V]``, lr, g = log(1 - alpha) <= 0 and mu = log eta <= 0 ``[B, T, H]``, first weights
+    w1 ``[H, K, P]``, w2 ``[H, P, V]``. The state is a ``FastState``: weights at the mini-batch's start, now, and the
+    momentum. ``scale`` multiplies q; default 1. Raises ShapeError for a mini_batch below 1 or weights that do not end
+    in V channels.
     """
     if mini_batch < 1:
         raise ShapeError(f"titans: mini_batch must be a positive integer, got {mini_batch!r}")

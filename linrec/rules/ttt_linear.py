@@ -9,7 +9,7 @@ from linrec.arguments import Arg
 from linrec.engines.fastweight import FASTWEIGHT, RowTerms
 from linrec.engines.fastweight.norm_loss import norm_loss_gradient, normed
 from linrec.errors import ShapeError
-from linrec.rule import Key, Query, rule
+from linrec.rule import Key, Options, Query, Unpack, rule
 
 Target = Annotated[Tensor, Arg("B T H K")]
 LearningRate = Annotated[Tensor, Arg("B T H", draw="rate")]
@@ -50,14 +50,7 @@ def ttt_terms(
     )
 
 
-@rule(
-    engine=FASTWEIGHT,
-    cite="Sun et al. 2024, arXiv:2407.04620",
-    equation="W_t = W_0 - token_t Σ_{j≤t} lr_j ∇½|LN(k_j W_0 + b_0) - (v_j - k_j)|²,  o_t = q_t + LN(q_t W_t + b_t)",
-    state="2*(K*K+K)",
-    scale="1",
-    missing={"parallel": SEQUENTIAL},
-)
+@rule(engine=FASTWEIGHT, state="2*(K*K+K)", scale="1", missing={"parallel": SEQUENTIAL})
 def ttt_linear(
     q: Query,
     k: Key,
@@ -68,19 +61,18 @@ def ttt_linear(
     norm_bias: Norm,
     w: Weight,
     b: Bias,
+    **options: Unpack[Options],
 ) -> RowTerms:
     """Test-time training of a linear map, TTT-Linear (Sun et al. 2024, arXiv:2407.04620).
 
     .. code-block:: text
 
-        loss_j = |LN(k_j W + b) - (v_j - k_j)|^2 / 2
-        W_i = W_start - token_i sum_{j <= i} lr_j grad loss_j(W_start)         (b likewise)
-        o_i = q_i + LN(q_i W_i + b_i)
+        W_t = W_0 - token_t Σ_{j≤t} lr_j ∇½|LN(k_j W_0 + b_0) - (v_j - k_j)|²,  b_t likewise
+        o_t = q_t + LN(q_t W_t + b_t)
 
-    for places i of a mini-batch, whose size is that of ``token`` ``[M]``; the next one starts from the last W_i.
-    q, k, v ``[B, T, H, K]``, lr ``[B, T, H]``, LN's ``norm_weight`` and ``norm_bias`` ``[H, K]`` (eps 1e-6), first
-    weights w ``[H, K, K]``, b ``[H, K]``. The state is a ``FastState`` of differences from them and of the
-    gradients of the unfinished mini-batch; ``chunk_size`` cannot enlarge a mini-batch. ``scale`` multiplies q;
-    default 1.
+    t and j are places in a mini-batch, whose size is that of ``token`` ``[M]``; W_0 is what the one before has left. q,
+    k, v ``[B, T, H, K]``, lr ``[B, T, H]``, LN's ``norm_weight`` and ``norm_bias`` ``[H, K]`` (eps 1e-6), first weights
+    w ``[H, K, K]``, b ``[H, K]``. The state is a ``FastState`` of differences from them and of the gradients of the
+    unfinished mini-batch; ``chunk_size`` cannot enlarge a mini-batch. ``scale`` multiplies q; default 1.
     """
     return ttt_terms(q, k, v, lr, token, (norm_weight, norm_bias), [(w, b)])

@@ -129,12 +129,14 @@ def _weighed(o: Tensor) -> Tensor:
 
 
 def test_low_precision_attention_is_differentiated_again() -> None:
-    leaves = [x.bfloat16().requires_grad_() for x in drawn((1, 5, 2, 4), (1, 5, 2, 4), (1, 5, 2, 4))]
-    o = rules.softmax_attention(*leaves).o
+    q, k, v = leaves = [
+        x.bfloat16().requires_grad_() for x in drawn((1, 5, 2, 4), (1, 5, 2, 4), (1, 5, 2, 4))
+    ]
+    o = rules.softmax_attention(q, k, v).o
     grads = torch.autograd.grad(o.float().square().sum(), leaves, create_graph=True)
     again = torch.autograd.grad(torch.stack([g.float().square().sum() for g in grads]).sum(), leaves)
-    exact = [x.detach().double().requires_grad_() for x in leaves]
-    o = rules.softmax_attention(*exact).o
+    q, k, v = exact = [x.detach().double().requires_grad_() for x in leaves]
+    o = rules.softmax_attention(q, k, v).o
     grads = torch.autograd.grad(o.square().sum(), exact, create_graph=True)
     want = torch.autograd.grad(torch.stack([g.square().sum() for g in grads]).sum(), exact)
     assert all(x.dtype == torch.bfloat16 for x in again)

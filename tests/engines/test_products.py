@@ -2,6 +2,7 @@
 
 import math
 import threading
+from typing import Any
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def test_a_rule_is_timed_on_its_own_chunks(monkeypatch):
     monkeypatch.setattr(products, "_exact", True)
     monkeypatch.setattr(choices, "fastest", lambda times: next(iter(times)))
     draw = lambda *shape: torch.linspace(-1, 1, math.prod(shape)).sin().view(shape) / 8  # noqa: E731
-    given = {name: draw(1, 70, 8, 64) for name in ("q", "k", "v")}
+    given: dict[str, Any] = {name: draw(1, 70, 8, 64) for name in ("q", "k", "v")}
     given |= {"g": -draw(1, 70, 8).abs(), "beta": draw(1, 70, 8).sigmoid()}
     results = rules.gated_delta_net(**given).o, rules.gated_delta_net(**given).o
     (choice,) = choices.choices()

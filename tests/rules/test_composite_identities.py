@@ -1,6 +1,7 @@
 """Identities and traps of the composite rules, RWKV, the general delta family and log-linear attention."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -37,15 +38,14 @@ def same(a, b, limit=1e-12):
 @pytest.mark.parametrize("form", FORMS)
 def test_rwkv6_without_decay_and_with_bonus_one_is_linear_attention(form):
     x = inputs_of(rules.rwkv6)
-    plain = {"feature_map": "identity", "normalize": False}
     out = rules.rwkv6.form(form)(**{**x, "g": torch.zeros_like(x["g"]), "u": torch.ones_like(x["u"])})
-    same(out, rules.linear_attention(x["q"], x["k"], x["v"], **plain))
+    same(out, rules.linear_attention(x["q"], x["k"], x["v"], feature_map="identity", normalize=False))
 
 
 def test_rwkv6_reads_the_state_before_the_decay_of_its_token():
     """gla one step late: the exclusive read-out is the inclusive one of the token before, plus the bonus."""
     x = inputs_of(rules.rwkv6, HV=2)
-    late = {n: F.pad(x[n], (0, 0, 0, 0, 1, -1)) for n in ("k", "v", "g")}
+    late: dict[str, Any] = {n: F.pad(x[n], (0, 0, 0, 0, 1, -1)) for n in ("k", "v", "g")}
     bonus = (x["q"] * x["u"] * x["k"]).sum(-1, keepdim=True) * x["v"]
     close(rules.rwkv6(**x).o, rules.gla(x["q"], **late, scale=1.0).o + bonus)
     first = rules.rwkv6(**{n: t[:, :1] if n != "u" else t for n, t in x.items()}).o

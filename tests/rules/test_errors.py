@@ -74,9 +74,9 @@ def test_wrong_cu_seqlens(bounds, error, text):
 
 def test_unknown_names_are_refused(inputs):
     with pytest.raises(TypeError, match="gama"):
-        RULE(**inputs, gama=1)
+        RULE(**inputs, gama=1)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="missing a required argument: 'beta'"):
-        RULE(inputs["q"], inputs["k"], inputs["v"], inputs["g"])
+        RULE(inputs["q"], inputs["k"], inputs["v"], inputs["g"])  # type: ignore[call-arg]
     with pytest.raises(UnknownNameError, match=r"did you mean .*gated_delta_net"):
         rules.get_rule("gated_deltanet")
     with pytest.raises(UnknownNameError, match="unknown form 'fused'"):

@@ -131,8 +131,9 @@ def test_delta_former_solves_and_never_expands():
 
 
 def test_delta_former_refuses_other_kernels():
+    q, k, v = qkv()
     with pytest.raises(UnknownNameError, match="unknown kernel 'rbf'"):
-        delta_former(*qkv(), kernel="rbf")
+        delta_former(q, k, v, kernel="rbf")
 
 
 def path_weights(q, k, w, beta=None):
@@ -262,16 +263,17 @@ def test_window_over_packed_sequences(form):
     first = attend(q, k, v, window=5, cu_seqlens=bounds)
     second = attend(q, k, v, window=5, cu_seqlens=bounds, state=first.state)
     for s, (i, j) in enumerate([(0, 3), (3, 3), (3, 40), (40, 70)]):
-        twice = [torch.cat([x[:, i:j], x[:, i:j]], 1) for x in (q, k, v)]
+        q2, k2, v2 = (torch.cat([x[:, i:j], x[:, i:j]], 1) for x in (q, k, v))
         if j > i:
-            whole = attend(*twice, window=5).o
+            whole = attend(q2, k2, v2, window=5).o
             close(torch.cat([first.o[:, i:j], second.o[:, i:j]], 1), whole)
         assert second.state.length[s] == 2 * (j - i)
 
 
 def test_window_must_be_positive():
+    q, k, v = qkv()
     with pytest.raises(ShapeError, match="window must be None or a positive integer, got 0"):
-        rules.softmax_attention(*qkv(), window=0)
+        rules.softmax_attention(q, k, v, window=0)
 
 
 def test_partial_results_merge():
