@@ -223,7 +223,7 @@ def test_the_forms_of_a_rule_are_the_same_call(form: str) -> None:
     rule = rules.gated_delta_net
     inputs = example_inputs(rule, T=21)
 
-    def call(**tensors: Tensor) -> Any:
+    def call(**tensors: Any) -> Any:
         return rule.form(form)(**tensors, scale=0.3, chunk_size=16)
 
     with torch.no_grad():
