@@ -42,14 +42,14 @@ class ResizableVocabulary:
     ) -> nn.Module:
         if not self.model.tied:
             arguments = (new_num_tokens, pad_to_multiple_of, mean_resizing)
-            return super()._resize_token_embeddings(*arguments)  # type: ignore[misc, no-any-return]
+            return super()._resize_token_embeddings(*arguments)  # type: ignore[misc]
         before = self.get_input_embeddings()
         resized = self._get_resized_embeddings(before, new_num_tokens, pad_to_multiple_of, mean_resizing)  # type: ignore[attr-defined]
         resized.requires_grad_(before.get_parameter("weight").requires_grad)
         self.set_input_embeddings(resized)
         self.model.tie()
         self.model.head.out_features = resized.num_embeddings
-        return resized  # type: ignore[no-any-return]
+        return resized
 
     def resize_token_embeddings(
         self,

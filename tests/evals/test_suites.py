@@ -84,7 +84,8 @@ def test_records_that_lack_a_field_are_named(tmp_path):
     suite = with_rules(make_suite("parity", "small"), ["delta_net"])
     path = tmp_path / "parity.jsonl"
     ids = [fingerprint(job.describe()) for job in jobs(suite, [0])]
-    for record in ({}, {"candidate": 3}, {"candidate": None, "scores": []}):
+    found: tuple[dict[str, object], ...] = ({}, {"candidate": 3}, {"candidate": None, "scores": []})
+    for record in found:
         path.write_text("".join(json.dumps({"id": id, **record}) + "\n" for id in ids))
         with pytest.raises(RecordError, match=r"parity\.jsonl: a record does not hold what its page shows"):
             run_suite(suite, tmp_path, seeds=[0], progress=False)
