@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from linrec.errors import ArgumentError, ShapeError
+from linrec.layers.base import real_tokens
 from linrec.models.documents import Documents
 from linrec.models.read_cache import LinrecCache
 
@@ -49,13 +50,14 @@ def own_columns(mask: Tensor | None, cache: LinrecCache, x: Tensor) -> Tensor | 
             f"attention_mask: expected {[x.shape[0], length]}, as the tokens, or {[x.shape[0], known[1]]} with those "
             f"read before, got {list(mask.shape)}"
         )
+    mask = real_tokens(mask)
     if mask.shape[1] > length and cache.count:
-        before = mask[:, : cache.count].bool()
+        before = mask[:, : cache.count]
         if not (bool(before.all()) if cache.real is None else torch.equal(before, cache.real)):
             raise ArgumentError(
                 "attention_mask differs from the one with which the cache has read its tokens"
             )
-    return mask[:, mask.shape[1] - length :].bool()
+    return mask[:, mask.shape[1] - length :]
 
 
 def kept_logits(logits_to_keep: int | Tensor, with_loss: bool) -> tuple[slice | Tensor, int | None]:
@@ -86,6 +88,10 @@ def targets(
     if shifted is None:
         assert labels is not None
         shifted = F.pad(labels[:, 1:], (0, 1), value=ignore_index)
+    elif labels is not None and not torch.equal(labels[:, 1:], shifted[:, :-1].to(labels)):
+        raise ArgumentError(
+            "labels and shift_labels contradict each other: expected the same ones, or one of the two"
+        )
     if documents is None:
         return shifted
     return shifted.masked_fill(F.pad(documents.starts[:, 1:], (0, 1)).to(shifted.device), ignore_index)

@@ -18,6 +18,7 @@ from linrec.engines.products import wide_products
 from linrec.errors import ConfigError, DeviceError, DtypeError, RangeError, ShapeError
 from linrec.files import tensor_chunks
 from linrec.layers import LAYERS, Layer
+from linrec.layers.base import real_tokens
 from linrec.layers.parts import RMSNorm
 from linrec.layers.projection import project
 from linrec.models.config import Config
@@ -118,7 +119,7 @@ class LanguageModel(Vocabulary):
     ) -> tuple[Tensor, ModelState]:
         """What the head reads, ``[B, T, d_model]``, and the state: for callers that need few logits."""
         x = self.embedded(tokens)
-        _check_mask(attention_mask, tokens)
+        attention_mask = _checked_mask(attention_mask, tokens)
         return self.mixed(x, state, cu_seqlens, attention_mask)
 
     def embedded(self, tokens: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ class LanguageModel(Vocabulary):
         real token counts. Raises ShapeError for an empty prompt and for a row without a real token.
         """
         self._check_tokens(tokens)
-        _check_mask(attention_mask, tokens)
+        attention_mask = _checked_mask(attention_mask, tokens)
         _check_prompt(tokens, attention_mask, chunk)
         last: Tensor | None = None
         for start in range(0, tokens.shape[1], chunk):
@@ -277,11 +278,14 @@ def initialise(model: LanguageModel) -> None:
             nn.init.normal_(module.weight, std=residual if writes else std)
 
 
-def _check_mask(mask: Tensor | None, tokens: Tensor) -> None:
-    if mask is not None and mask.shape != tokens.shape:
+def _checked_mask(mask: Tensor | None, tokens: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    if mask.shape != tokens.shape:
         raise ShapeError(
             f"attention_mask: expected {list(tokens.shape)}, as the tokens, got {list(mask.shape)}"
         )
+    return real_tokens(mask)
 
 
 def _check_prompt(tokens: Tensor, mask: Tensor | None, chunk: int) -> None:

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from linrec.errors import DefinitionError, DtypeError, ShapeError
+from linrec.engines.checks import readable
+from linrec.errors import DefinitionError, DtypeError, RangeError, ShapeError
 from linrec.packing import check_cu_seqlens
 from linrec.rule import Rule
 from linrec.state import State, map_tensors
@@ -20,7 +21,7 @@ class Layer(nn.Module):
     ``cu_seqlens`` ``[S + 1]`` packs S sequences into a batch of one, the state then has S rows.
     ``attention_mask`` ``[B, T]`` is 1 at real tokens, padding may lie on either side: real tokens get the
     result they would have without it, padded positions get zero, the state is that of the real tokens.
-    Raises ShapeError and DtypeError.
+    Raises ShapeError, DtypeError and RangeError.
     """
 
     rule: ClassVar[Rule]
@@ -53,7 +54,7 @@ class Layer(nn.Module):
                 f"{who}: attention_mask must be [B, T] = {list(x.shape[:2])} and excludes cu_seqlens, "
                 f"got {list(attention_mask.shape)}"
             )
-        return self._without_padding(x, state, attention_mask.bool())
+        return self._without_padding(x, state, real_tokens(attention_mask))
 
     def _without_padding(self, x: Tensor, state: State, mask: Tensor) -> tuple[Tensor, State]:
         """Pack the real tokens, one segment a row, and put the results back."""
@@ -80,6 +81,22 @@ class Layer(nn.Module):
         y, state = self.mix(packed[None], more, bounds)
         y = y[0].index_select(0, place).masked_fill(~flat[:, None], 0)
         return y.unflatten(0, mask.shape), map_tensors(lambda rows: rows[:-1], state)
+
+
+def real_tokens(mask: Tensor) -> Tensor:
+    """An attention mask as truth values, true at real tokens.
+
+    Raises RangeError for other values than 0 and 1: numbers of documents, or what is added to scores, would be taken
+    for something else without a word.
+    """
+    if mask.dtype is torch.bool:
+        return mask
+    if readable(mask) and not bool(((mask == 0) | (mask == 1)).all()):
+        low, high = mask.min().item(), mask.max().item()
+        raise RangeError(
+            f"attention_mask: expected 1 at real tokens and 0 at padding, got values from {low:g} to {high:g}"
+        )
+    return mask.bool()
 
 
 def segment_count(x: Tensor, cu_seqlens: Tensor | None) -> int:

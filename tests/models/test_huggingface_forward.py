@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from linrec import models
-from linrec.errors import ArgumentError, ConfigError, DtypeError, LinrecError, ShapeError
+from linrec.errors import ArgumentError, ConfigError, DtypeError, LinrecError, RangeError, ShapeError
 
 transformers = pytest.importorskip("transformers")
 from linrec.models.huggingface import LinrecConfig  # noqa: E402
@@ -157,6 +157,36 @@ def test_labels_and_their_options(face: Any, prompt: Tensor) -> None:
         face(prompt, shift_labels=prompt[:, 1:])
     with pytest.raises(ArgumentError, match="the loss needs every logit"):
         face(prompt, shift_labels=prompt, logits_to_keep=2)
+
+
+def test_labels_that_contradict_each_other(face: Any, prompt: Tensor) -> None:
+    shifted = torch.cat([prompt[:, 1:], prompt[:, :1]], 1)
+    both = face(prompt, labels=prompt, shift_labels=shifted).loss
+    torch.testing.assert_close(both, face(prompt, shift_labels=shifted).loss)
+    with pytest.raises(ArgumentError, match="labels and shift_labels contradict"):
+        face(prompt, labels=prompt, shift_labels=prompt)
+
+
+MASKS = {
+    "documents": torch.tensor([[1, 1, 1, 1, 2, 2, 2, 2, 2]] * 2),
+    "added to scores": torch.tensor([[0.0] * 5 + [float("-inf")] * 4] * 2),
+    "shares": torch.full((2, 9), 0.5),
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_masks_say_nothing_but_real_or_not(
+    hybrid: models.LanguageModel, face: Any, prompt: Tensor, kind: str
+) -> None:
+    """A packed row whose mask holds numbers of documents was read as one document."""
+    mask = MASKS[kind]
+    calls = (face, face.generate, hybrid, hybrid.prefill)
+    for call in calls:
+        with pytest.raises(RangeError, match="expected 1 at real tokens and 0 at padding"):
+            call(prompt, attention_mask=mask)
+    with pytest.raises(RangeError, match="expected 1 at real tokens"):
+        hybrid.blocks[0].mixer(torch.zeros(2, 9, 32), attention_mask=mask)
+    assert torch.equal(face(prompt, attention_mask=torch.ones(2, 9)).logits, face(prompt).logits)
 
 
 def test_configurations_take_no_strange_names() -> None:
