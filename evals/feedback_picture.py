@@ -45,7 +45,9 @@ def panels() -> list[Panel]:
     slope = torch.tensor([-0.15])
     return [
         Panel(
-            "Softmax", "every earlier token of the topic", _read(rules.softmax_attention(q, k, v, scale=1.0).o)
+            "Softmax",
+            "every earlier token of the topic",
+            _read(rules.softmax_attention(q, k, v, scale=1.0).o),
         ),
         Panel(
             "ALiBi",

@@ -223,7 +223,7 @@ def test_the_forms_of_a_rule_are_the_same_call(form: str) -> None:
     rule = rules.gated_delta_net
     inputs = example_inputs(rule, T=21)
 
-    def call(**tensors: Tensor) -> Any:
+    def call(**tensors: Any) -> Any:
         return rule.form(form)(**tensors, scale=0.3, chunk_size=16)
 
     with torch.no_grad():
@@ -235,7 +235,7 @@ def test_the_forms_of_a_rule_are_the_same_call(form: str) -> None:
 def test_wrong_bounds_are_still_refused_when_a_graph_runs() -> None:
     inputs = example_inputs(rules.gated_delta_net, B=1, T=21)
 
-    def call(cu_seqlens: Tensor, **tensors: Tensor) -> Tensor:
+    def call(cu_seqlens: Tensor, **tensors: Any) -> Tensor:
         return rules.gated_delta_net(**tensors, cu_seqlens=cu_seqlens).o
 
     graph = torch.compile(call, fullgraph=True, backend="aot_eager")
