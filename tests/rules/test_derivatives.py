@@ -23,6 +23,7 @@ from tests.differentiation import (
     joined,
     reverse_over_reverse,
 )
+from tests.rules.closeness import assert_near, call_of
 from tests.rules.loops import LOOPS
 
 NAMES = sorted(RULES)
@@ -97,11 +98,12 @@ def test_second_derivatives(name, length):
     every = calls(rule) if length > 1 else [("default", rule)]
     for (form, call), (mode, differentiate) in itertools.product(every, MODES.items()):
         got, again = differentiate(partial(loss, call), values, along)
+        who = f"{call_of(name, form, inputs)} in {mode}"
         if isinstance(got, torch.Tensor):
-            assert relative_error(got, slope) < TIGHT, (form, mode)
+            assert_near(got, slope, TIGHT, who, "the slope")
         else:
-            assert relative_error(joined(got), joined(first)) < TIGHT, (form, mode)
-        assert relative_error(joined(again), second) < BY_DIFFERENCES, (form, mode)
+            assert_near(joined(got), joined(first), TIGHT, who, "the gradient")
+        assert_near(joined(again), second, BY_DIFFERENCES, who, "the second derivative")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -181,8 +183,9 @@ def test_second_derivatives_of_packed_segments(name):
     first, second = gradient(alone, values), difference_of_gradients(alone, values, along)
     for form, call in calls(rule):
         got, again = reverse_over_reverse(partial(packed, call), values, along)
-        assert relative_error(joined(got), joined(first)) < TIGHT, form
-        assert relative_error(joined(again), joined(second)) < BY_DIFFERENCES, form
+        who = call_of(name, form, inputs, cu_seqlens=bounds)
+        assert_near(joined(got), joined(first), TIGHT, who, "the gradient")
+        assert_near(joined(again), joined(second), BY_DIFFERENCES, who, "the second derivative")
 
 
 def timed(rule, name, x):

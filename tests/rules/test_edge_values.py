@@ -12,8 +12,9 @@ from linrec.errors import DtypeError, ShapeError
 from linrec.rules import RULES
 from linrec.state import map_tensors, named_tensors
 from linrec.testing import example_inputs, example_state, relative_error
+from tests.rules.closeness import TIGHT, assert_close, assert_near, call_of
 from tests.rules.loops import LOOPS
-from tests.rules.test_forms import NAMES, TIGHT, assert_close, forms, has_time
+from tests.rules.test_forms import NAMES, forms, has_time
 
 INF = torch.inf
 DECAYS = [(n, a) for n in NAMES for a, arg in RULES[n].arguments.items() if "decay" in arg.draw]
@@ -62,7 +63,10 @@ def test_minus_infinity_is_a_full_reset(name, decay, tokens, with_state):
     want = results(LOOPS[name])
     for form in forms(rule):
         got = results(lambda form=form, **x: rule.form(form)(**x, **EIGHT))
-        assert all(close(a, b) for a, b in zip(got, want, strict=True)), form
+        parts = ["o", *(f"state {path}" for path, _ in named_tensors(rule.init_state(**inputs))), *leaves]
+        for part, a, b in zip(parts, got, want, strict=True):
+            who = f"{call_of(name, form, inputs, **EIGHT)}: {part} {list(a.shape)}"
+            assert close(a, b), f"{who} has the relative error {relative_error(a, b):.2e}"
         through = dict(zip(leaves, got[-len(leaves) :], strict=True))[decay]
         assert not through[inputs[decay] == -INF].any(), form  # a reset has no derivative
 
@@ -75,7 +79,8 @@ def test_a_strong_decay_costs_its_neighbours_no_digits(name, decay, value):
     inputs[decay] = reset(rule, decay, inputs[decay], [3, 7, 8, 11], value)
     want = LOOPS[name](**inputs)
     for form in forms(rule):
-        assert_close(tuple(rule.form(form)(**inputs, **EIGHT)), tuple(want))
+        who = call_of(name, form, inputs, **EIGHT)
+        assert_close(tuple(rule.form(form)(**inputs, **EIGHT)), tuple(want), who=who)
 
 
 @pytest.mark.parametrize(("name", "decay"), DECAYS)
@@ -87,7 +92,7 @@ def test_resets_in_single_precision(name, decay):
     leaves = {n: x.requires_grad_() for n, x in inputs.items()}
     for form in forms(rule):
         o, state = rule.form(form)(**leaves)
-        assert relative_error(o, exact) < 1e-4
+        assert_near(o, exact, 1e-4, call_of(name, form, inputs))
         assert all(torch.isfinite(t).all() for _, t in named_tensors(state))
         o.sum().backward()
         assert all(x.grad is None or torch.isfinite(x.grad).all() for x in leaves.values())

@@ -8,12 +8,12 @@ from torch.func import jvp, vmap
 
 from linrec.rules import RULES
 from linrec.state import map_tensors, named_tensors, select_rows
-from linrec.testing import SIZES, budget, example_inputs, example_state, relative_error
+from linrec.testing import SIZES, budget, example_inputs, example_state
+from tests.rules.closeness import TIGHT, assert_close, assert_near, call_of
 from tests.rules.loops import LOOPS
 
 NAMES = sorted(RULES)
 FORMS = ("parallel", "chunkwise", "recurrent")
-TIGHT = 1e-10
 
 
 def forms(rule):
@@ -33,15 +33,6 @@ def over_time(rule, inputs, start, stop):
     return cut
 
 
-def assert_close(got, want, limit=TIGHT):
-    """Same tree of states or tensors, to a relative error."""
-    got, want = dict(named_tensors(got)), dict(named_tensors(want))
-    assert len(got) == len(want)
-    for (path, a), b in zip(got.items(), want.values(), strict=True):
-        assert a.shape == b.shape, path
-        assert relative_error(a, b) < limit, path
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_has_an_independent_loop(name):
     assert name in LOOPS, f"write the loop of {name} in tests/rules/loops.py"
@@ -56,9 +47,11 @@ def test_forms_equal_the_loop(name, length, with_state):
     state = example_state(rule, inputs) if with_state else None
     want = LOOPS[name](**inputs, state=state)
     for form in forms(rule):
-        assert_close(tuple(rule.form(form)(**inputs, state=state)), tuple(want))
+        who = call_of(name, form, inputs)
+        assert_close(tuple(rule.form(form)(**inputs, state=state)), tuple(want), who=who)
     for chunk in (1, 16, 50) if "chunkwise" not in rule.reasons else ():
-        assert_close(tuple(rule.chunkwise(**inputs, state=state, chunk_size=chunk)), tuple(want))
+        who = call_of(name, "chunkwise", inputs, chunk_size=chunk)
+        assert_close(tuple(rule.chunkwise(**inputs, state=state, chunk_size=chunk)), tuple(want), who=who)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -67,7 +60,8 @@ def test_scale_is_the_same_factor_in_every_form(name):
     inputs = example_inputs(rule, T=20)
     want = LOOPS[name](**inputs, scale=0.7)
     for form in forms(rule):
-        assert_close(tuple(rule.form(form)(**inputs, scale=0.7)), tuple(want))
+        who = call_of(name, form, inputs, scale=0.7)
+        assert_close(tuple(rule.form(form)(**inputs, scale=0.7)), tuple(want), who=who)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -82,7 +76,7 @@ def test_default_form_and_steps(name):
             token = {n: x[:, 0] if has_time(rule, n, x) else x for n, x in token.items()}
         o, state = rule.step(**token, state=state)
         outputs.append(o if o.dim() == whole.o.dim() else o[:, None])
-    assert_close((torch.cat(outputs, 1), state), tuple(whole))
+    assert_close((torch.cat(outputs, 1), state), tuple(whole), who=call_of(name, "step", inputs))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -95,7 +89,8 @@ def test_split_calls_carry_the_state(name):
         for start, stop in ((0, 1), (1, 1), (1, 66), (66, 130)):
             o, state = rule.form(form)(**over_time(rule, inputs, start, stop), state=state)
             outputs.append(o)
-        assert_close((torch.cat(outputs, 1), state), tuple(whole))
+        who = call_of(name, form, inputs, split=(1, 1, 66))
+        assert_close((torch.cat(outputs, 1), state), tuple(whole), who=who)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,7 +101,7 @@ def test_no_tokens_leave_the_state(name):
     for form in forms(rule):
         o, after = rule.form(form)(**inputs, state=state)
         assert o.shape[1] == 0 and o.shape[0] == 2
-        assert_close(after, state, 1e-15)
+        assert_close(after, state, 1e-15, call_of(name, form, inputs))
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -121,10 +116,11 @@ def test_packed_equals_separate(name, form):
     packed = rule.form(form)(**inputs, state=state, cu_seqlens=torch.tensor(bounds))
     for s, (start, stop) in enumerate(itertools.pairwise(bounds)):
         row = select_rows(state, torch.tensor([s]))
+        who = call_of(name, form, inputs, cu_seqlens=bounds, segment=s)
         alone = rule.form(form)(**over_time(rule, inputs, start, stop), state=row)
         if stop > start:
-            assert_close(packed.o[:, start:stop], alone.o)
-        assert_close(_trim(select_rows(packed.state, torch.tensor([s]))), _trim(alone.state))
+            assert_near(packed.o[:, start:stop], alone.o, TIGHT, who)
+        assert_close(_trim(select_rows(packed.state, torch.tensor([s]))), _trim(alone.state), who=who)
 
 
 def _trim(state):
@@ -155,13 +151,15 @@ def test_gradients_equal_those_of_the_loop(name, with_state):
         state = map_tensors(
             lambda t: t.detach().clone().requires_grad_(t.is_floating_point()), example_state(rule, inputs)
         )
-    leaves = [*inputs.values(), *(s for _, s in named_tensors(state) if s.requires_grad)]
+    held = {f"state {path}": s for path, s in named_tensors(state) if s.requires_grad}
+    parts, leaves = [*inputs, *held], [*inputs.values(), *held.values()]
     want = torch.autograd.grad(_loss(LOOPS[name](**inputs, state=state)), leaves)
     for form in forms(rule):
         extra = {"chunk_size": 8} if form == "chunkwise" else {}
         got = torch.autograd.grad(_loss(tuple(rule.form(form)(**inputs, state=state, **extra))), leaves)
-        for a, b in zip(got, want, strict=True):
-            assert relative_error(a, b) < TIGHT, form
+        who = call_of(name, form, inputs, **extra)
+        for part, a, b in zip(parts, got, want, strict=True):
+            assert_near(a, b, TIGHT, who, f"the gradient of {part}")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -179,12 +177,13 @@ def test_gradcheck(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_forward_mode(name):
     rule = RULES[name]
-    inputs = tuple(example_inputs(rule, T=19).values())
+    given = example_inputs(rule, T=19)
+    inputs = tuple(given.values())
     tangents = tuple(torch.cos(x * 3) for x in inputs)
     want = jvp(lambda *x: LOOPS[name](*x)[0], inputs, tangents)[1]
     for form in forms(rule):
         got = jvp(lambda *x, f=form: rule.form(f)(*x).o, inputs, tangents)[1]
-        assert relative_error(got, want) < TIGHT, form
+        assert_near(got, want, TIGHT, call_of(name, form, given), "the derivative of o")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -195,7 +194,7 @@ def test_vmap(name):
     for form in forms(rule):
         got = vmap(lambda *x, f=form: rule.form(f)(*x).o)(*stacked.values())
         want = torch.stack([rule.form(form)(**m).o for m in many])
-        assert relative_error(got, want) < 1e-13, form
+        assert_near(got, want, 1e-13, call_of(name, form, stacked))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if RULES[n].engine.name in ("matrix", "diagonal")])
@@ -221,7 +220,7 @@ def test_low_precision_within_its_budget(name, dtype):
         assert o.dtype == dtype
         if not rule.grows:
             assert all(s.dtype == torch.float32 for _, s in named_tensors(state) if s.is_floating_point())
-        assert relative_error(o, exact) < budget(rounded, exact, dtype), form
+        assert_near(o, exact, budget(rounded, exact, dtype), call_of(name, form, inputs, dtype=dtype))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ from linrec import rules
 from linrec.errors import RangeError
 from linrec.rule import validation
 from linrec.testing import example_inputs, relative_error
+from tests.rules.closeness import assert_near, call_of
 from tests.rules.loops import LOOPS
 
 FORMS = ("parallel", "chunkwise", "recurrent")
@@ -171,11 +172,12 @@ def test_adversarial_inputs(name, case):
         leaves = {n: t.clone().requires_grad_() for n, t in x.items()}
         out = rule.form(form)(**leaves)
         assert torch.isfinite(out.o).all() and torch.isfinite(out.state).all()
-        assert relative_error(out.o, want) < 1e-10
+        assert_near(out.o, want, 1e-10, call_of(name, form, x))
         grads = torch.autograd.grad(out.o.square().sum() + out.state.sum(), list(leaves.values()))
         assert all(torch.isfinite(g).all() for g in grads)
         single = rule.form(form)(**{n: t.float() for n, t in x.items()}).o
-        assert relative_error(single, want) < 2 * max(relative_error(low, want), conditioned) + 5e-7
+        budget = 2 * max(relative_error(low, want), conditioned) + 5e-7
+        assert_near(single, want, budget, call_of(name, form, x, dtype=torch.float32))
 
 
 def test_rwkv6_reads_a_state_that_the_current_decay_has_not_touched():
