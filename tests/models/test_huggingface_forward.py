@@ -185,8 +185,9 @@ def test_masks_say_nothing_but_real_or_not(
     for call in calls:
         with pytest.raises(RangeError, match="expected 1 at real tokens and 0 at padding"):
             call(prompt, attention_mask=mask)
+    layer: Any = hybrid.blocks[0].mixer
     with pytest.raises(RangeError, match="expected 1 at real tokens"):
-        hybrid.blocks[0].mixer(torch.zeros(2, 9, 32), attention_mask=mask)
+        layer(torch.zeros(2, 9, 32), attention_mask=mask)
     assert torch.equal(face(prompt, attention_mask=torch.ones(2, 9)).logits, face(prompt).logits)
 
 
