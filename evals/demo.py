@@ -64,7 +64,7 @@ def run_demo(
     corpus = standard_library()
     # The recurrent layers already tell positions apart; without rotary embedding the attention layer among
     # them does not meet angles beyond seq_len that it was never trained on.
-    options = {name: {"rope_base": None} for name in HYBRID if name == "softmax_attention"}
+    options = {"softmax_attention": {"rope_base": None}}
     configs = {"hybrid": byte_config(HYBRID, d_model=WIDTH, num_heads=HEADS, layer_options=options)}
     configs["softmax"] = same_size(configs["hybrid"], ("softmax_attention",))
     _introduce(console, corpus, configs)
