@@ -27,8 +27,9 @@ class Config:
     ``pattern`` names layers of ``linrec.layers.LAYERS`` and is repeated over ``num_layers`` (default: once).
     ``mlp_ratio`` is the width of the SwiGLU block over ``d_model``, rounded up to a multiple of 8; None or 0
     leaves the block out. ``layer_options`` maps a layer's name to further arguments of its constructor.
-    Raises ConfigError for an unknown layer or option, for options of a layer that is not in the pattern, for a value
-    of another type than the field or the option has, and for numbers outside their range.
+    Options of a layer that is not in the pattern stay beside it, for a configuration made from this one.
+    Raises ConfigError for an unknown layer or option, for a value of another type than the field or the option
+    has, and for numbers outside their range.
     """
 
     vocab_size: int = 257
@@ -121,8 +122,6 @@ class Config:
                     raise ConfigError(f"{where}: expected {kinds}, got {shown(value)}")
                 if option in POSITIVE and value is not None:
                     _check_positive(where, value)
-            if options and layer not in self.pattern:
-                raise ConfigError(f"layer_options: {layer!r} is not in the pattern {', '.join(self.pattern)}")
 
 
 def argument_types(layer: str) -> dict[str, Any]:
