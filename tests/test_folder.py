@@ -65,7 +65,7 @@ def test_every_rule_and_layer_is_an_attribute_and_an_entry() -> None:
     )
     files = {path.stem for path in Path(rules.__path__[0]).glob("*.py")}
     assert files - set(RULES) == {"__init__", "feature_maps"}
-    assert rules.__all__ == dir(rules) and layers.__all__ == dir(layers)
+    assert vars(rules)["__all__"] == dir(rules) and vars(layers)["__all__"] == dir(layers)
 
 
 def test_what_there_is_is_shown() -> None:
