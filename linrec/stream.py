@@ -10,6 +10,7 @@ A session works with any model that has ``prefill``, ``step``, ``init_state`` an
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import threading
@@ -103,7 +104,7 @@ class Session:
         if ids.shape[1] == 0:
             return self
         read = self.model.step if ids.shape[1] == 1 else self.model.prefill
-        place, after, gift = None, None, Donation()
+        place, after, gift, grads = None, None, Donation(), torch.is_grad_enabled()
         try:  # an interruption may come between any two lines, also of leaving a block
             with self._lock, torch.no_grad():
                 place, self._place = self._standing(), None
@@ -113,6 +114,9 @@ class Session:
                 after = self._place = _Place(output.state, output.logits[0, -1].clone(), owned=True)
             return self
         except BaseException:
+            torch.set_grad_enabled(grads)  # what interrupts the way out of a block leaves it as it is inside
+            with contextlib.suppress(RuntimeError):  # it has been released
+                self._lock.release()
             if place is not None and (self._place is None or self._place is after):
                 self._place = None if gift.begun else place
             raise

@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from pathlib import Path
 
+from linrec.files import write_text
+
 PACKAGES = ("linrec.rules", "linrec.layers")
 
 
@@ -33,4 +35,4 @@ def _order(name: str) -> tuple[int, str]:
 
 if __name__ == "__main__":
     for package in PACKAGES:
-        stub_path(package).write_text(stub(package), encoding="utf-8")
+        write_text(stub_path(package), stub(package))

@@ -100,6 +100,7 @@ def test_at_any_line_of_feed(model: models.LanguageModel, want: Tensor, call: st
         before = snapshot(session)
         with pytest.raises(KeyboardInterrupt), Interruption(at):
             session.feed(tokens)
+        assert torch.is_grad_enabled() and not session._lock._is_owned()  # type: ignore[attr-defined]
         try:
             session.next_logits  # noqa: B018
         except SessionError:
