@@ -42,12 +42,17 @@ class Place:
     replacement: Replacement
 
     @property
+    def title(self) -> str:
+        """What it is called: with its class, if it is a method."""
+        return self.name if self.replacement.owner is None else f"{self.replacement.owner}.{self.name}"
+
+    @property
     def problem(self) -> str | None:
         """Why it is left alone, if so."""
         parameters = parameters_of(getattr(self.holder, self.name))
         if parameters in self.replacement.signatures:
             return None
-        return f"{self.name}({', '.join(parameters)}) is not a signature that linrec knows"
+        return f"{self.title}({', '.join(parameters)}) is not a signature that linrec knows"
 
 
 @cache
