@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from linrec.errors import RecordError
-from linrec.files import as_file_error, flush_folder, lock, parse_json, read_bytes
+from linrec.files import as_file_error, flush_folder, lock
+from linrec.reading import parse_json, read_bytes
 
 
 def fingerprint(value: Any) -> str:
