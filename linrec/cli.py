@@ -161,7 +161,7 @@ def _train(config: Config, corpus: Corpus, settings: Any, out: Path, device: str
     import torch
     from rich.console import Console
 
-    from linrec.evals.run import versions, write_json
+    from linrec.evals.records import versions, write_json
     from linrec.evals.small import parameters
     from linrec.files import check_writable
     from linrec.models.language_model import LanguageModel
@@ -212,9 +212,9 @@ def evaluate(
     """Evaluate a checkpoint through lm-eval."""
     from rich.console import Console
 
-    from linrec.evals.report import report_files
-    from linrec.evals.run import evaluate as run
-    from linrec.evals.run import results_table
+    from linrec.evals.harness.run import evaluate as run
+    from linrec.evals.harness.scores import results_table
+    from linrec.evals.pages.report import report_files
 
     report = run(
         checkpoint,
@@ -262,8 +262,8 @@ def compare_hf(
     from rich.console import Console
     from rich.table import Table
 
-    from linrec.evals.report import cell_text, report_files
-    from linrec.evals.side_by_side import COLUMNS, side_by_side, side_by_side_rows
+    from linrec.evals.harness.side_by_side import COLUMNS, side_by_side, side_by_side_rows
+    from linrec.evals.pages.report import cell_text, report_files
 
     if not all(part.strip().isdigit() for part in shots.split(",")):
         raise ConfigError(f"--shots expects numbers, comma-separated, got {shots!r}")
@@ -388,7 +388,7 @@ def bench(
             raise ConfigError(
                 f"--rounds and --threads are of a CPU; expected neither beside --device {device}"
             )
-        from linrec.evals import gpu_times
+        from linrec.evals.bench import gpu_times
 
         timed = gpu_times.report(names, quick=quick)
         console.print(gpu_times.table(timed))
@@ -415,7 +415,7 @@ def cache() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from linrec.evals.cache_table import HEADERS, cells
+    from linrec.evals.pages.cache_table import HEADERS, cells
 
     table = Table(*HEADERS, title="width 2048, 12 layers, SwiGLU 5456")
     for row in cells():
