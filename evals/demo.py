@@ -17,8 +17,9 @@ from rich.panel import Panel
 from rich.table import Table
 
 from linrec.errors import ConfigError
-from linrec.evals.pictures import demo_picture
-from linrec.evals.run import evaluate, versions, write_json
+from linrec.evals.harness.run import evaluate
+from linrec.evals.pages.pictures import demo_picture
+from linrec.evals.records import versions, write_json
 from linrec.evals.small import (
     byte_config,
     count_parameters,
@@ -188,7 +189,7 @@ def _evaluate(key: str, checkpoint: Path, seq_len: int, screen: Console) -> dict
 
 def compressors() -> dict[str, Any]:
     """Bits per byte of general-purpose compressors on the scored documents, each compressed alone."""
-    from linrec.evals.tasks.stdlib import build_documents
+    from linrec.evals.harness.tasks.stdlib import build_documents
 
     documents = [text.encode("utf-8") for text in build_documents(**DOCUMENTS)["test"]["text"]]
     total = sum(map(len, documents))

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linrec.engines.products import wide_products
+from linrec.engines.numerics.products import wide_products
 from linrec.errors import ConfigError, LinrecError
 from linrec.models.corpus import ByteTokenizer, Corpus, Document, byte_tensor, token_stream
 from linrec.models.language_model import LanguageModel

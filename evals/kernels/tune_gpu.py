@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from linrec.engines.backends import NOT_INSTALLED, installed
+from linrec.engines.numerics.backends import NOT_INSTALLED, installed
 from linrec.errors import BackendError, ConfigError, UnknownNameError
-from linrec.evals.gpu_times import (
+from linrec.evals.bench.gpu_times import (
     allowances,
     backward_ms,
     caller,
@@ -27,14 +27,14 @@ from linrec.evals.gpu_times import (
     worst,
 )
 from linrec.evals.kernels.tune import Job, Lost, Tuned, jobs, reason, sizes, tune
-from linrec.evals.run import versions, write_json
+from linrec.evals.records import versions, write_json
 from linrec.files import check_writable
 from linrec.terminal import console, show
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from linrec.kernels.matrix.launches import Launch, Rows
+    from linrec.kernels.matrix.launch_table import Launch, Rows
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 HEADS = 16

@@ -61,7 +61,7 @@ def _on_cpu(
 
 
 def _on_gpu(rules: tuple[str, ...], quick: bool, out: Path | None) -> None:
-    from linrec.evals import gpu_times
+    from linrec.evals.bench import gpu_times
     from linrec.files import check_writable
     from linrec.terminal import console, show
 

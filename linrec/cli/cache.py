@@ -7,7 +7,7 @@ def command() -> None:
     """Print what decoding keeps: cache floats and parameters of attention variants, counted on the layers."""
     from rich.table import Table
 
-    from linrec.evals.cache_table import HEADERS, cells
+    from linrec.evals.pages.cache_table import HEADERS, cells
     from linrec.terminal import show
 
     table = Table(*HEADERS, title="width 2048, 12 layers, SwiGLU 5456")

@@ -30,7 +30,7 @@ def command(
     out: ReportFile = None,
 ) -> None:
     """Measure the model class beside lm-eval's own Hugging Face wrapper, on the same weights."""
-    from linrec.evals.side_by_side import side_by_side, side_by_side_table
+    from linrec.evals.harness.side_by_side import side_by_side, side_by_side_table
     from linrec.terminal import show
 
     report = side_by_side(

@@ -30,7 +30,8 @@ def command(
     device: Device = None,
 ) -> None:
     """Evaluate a checkpoint through lm-eval."""
-    from linrec.evals.run import evaluate, results_table
+    from linrec.evals.harness.run import evaluate
+    from linrec.evals.harness.scores import results_table
     from linrec.terminal import show
 
     report = evaluate(

@@ -56,7 +56,7 @@ def numbers(option: str, text: str) -> list[int]:
 
 def wrote(out: Path | None) -> None:
     """Say where the two files of a report are."""
-    from linrec.evals.report import report_files
+    from linrec.evals.pages.report import report_files
     from linrec.terminal import console
 
     if files := report_files(out):

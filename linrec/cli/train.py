@@ -89,7 +89,7 @@ def _held_out(model: LanguageModel, corpus: Corpus) -> float | None:
 
 
 def _record(result: TrainResult, held_out: float | None, path: Path) -> None:
-    from linrec.evals.run import versions, write_json
+    from linrec.evals.records import versions, write_json
 
     report = {
         "losses": result.losses,

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 pytest.importorskip("accelerate")
 
 from linrec.cli import app
-from linrec.evals.side_by_side import COLUMNS, side_by_side, side_by_side_rows
+from linrec.evals.harness.side_by_side import COLUMNS, side_by_side, side_by_side_rows
+from linrec.evals.harness.tasks.stdlib import build_questions
 from linrec.evals.small import byte_config
-from linrec.evals.tasks.stdlib import build_questions
 from linrec.models.language_model import LanguageModel
 
 SMALL = {"questions": 8, "max_document_bytes": 600, "max_documents": 3, "documents": 3, "copy_lengths": [8]}
