@@ -43,6 +43,7 @@ class Mixing:
         self, module: nn.Module, given: dict[str, Any], model: Modelling | None, outer: Mixing | None
     ):
         self.module, self.given, self.model, self.outer = module, given, model, outer
+        self.heads = 0  # scanned so far, by mixers that scan head by head
 
     @property
     def layout(self) -> Layout | None:
