@@ -63,7 +63,9 @@ class Mixing:
     @property
     def cached_layer(self) -> Any:
         """The mixer's own layer of the cache, or None."""
-        return None if self.cache is None else self.cache.layers[self.module.layer_idx]
+        if self.cache is None:
+            return None
+        return self.cache.layers[self.module.layer_idx + self.given.get("cache_offset", 0)]
 
 
 class _Now(threading.local):

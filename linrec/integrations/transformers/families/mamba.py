@@ -63,7 +63,7 @@ def selective_state_update(
 
 def mamba_inner_fn(mixing: Mixing, *args: Any, **kwargs: Any) -> None:
     """A whole mixer in one kernel, or None, after which the mixer goes through its parts, which linrec computes."""
-    return None
+    return
 
 
 def time_step(dt: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:

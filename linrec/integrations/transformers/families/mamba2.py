@@ -79,7 +79,7 @@ def selective_state_update(
 
 def mamba_split_conv1d_scan_combined(mixing: Mixing, *args: Any, **kwargs: Any) -> None:
     """A whole mixer in one kernel, or None, after which the mixer goes through its parts, which linrec computes."""
-    return None
+    return
 
 
 def time_step(dt: Tensor, bias: Tensor | None, softplus: bool, limit: Limit) -> Tensor:
