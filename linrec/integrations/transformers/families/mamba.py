@@ -123,6 +123,6 @@ REPLACEMENTS = (
         ),
         mamba_inner_fn,
         "mamba",
-        "in parts",
+        "",
     ),
 )

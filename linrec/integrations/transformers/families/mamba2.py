@@ -142,6 +142,6 @@ REPLACEMENTS = (
         (_FUSED,),
         mamba_split_conv1d_scan_combined,
         "mamba2",
-        "in parts",
+        "",
     ),
 )
