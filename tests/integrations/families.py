@@ -32,7 +32,18 @@ EXPERTS = {
     "num_experts": 2,
     "num_experts_per_tok": 2,
 }
+FEW = {"num_experts": 2, "num_experts_per_tok": 2}
 LOCAL_EXPERTS = {"moe_intermediate_size": 16, "num_local_experts": 2, "num_experts_per_tok": 2}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+SSD = {
+    "mamba_n_heads": 4,
+    "mamba_d_head": 16,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 8,
+    "mamba_chunk_size": 16,
+}
+SHARED = ["mamba", "hybrid", "mamba", "hybrid"]
+CONVOLUTIONS = ["conv", "conv", "full_attention", "conv"]
 
 # Family: file of transformers, name of the configuration, class of the model, and what makes it small.
 FAMILIES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
@@ -93,6 +104,56 @@ FAMILIES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         },
     ),
     "xlstm": ("xlstm", "xLSTMConfig", "xLSTMForCausalLM", {"hidden_size": 128, "num_heads": 2, "chunk_size": 32}),
+    "mamba": ("mamba", "MambaConfig", "MambaForCausalLM", {"state_size": 8}),
+    "falcon_mamba": ("falcon_mamba", "FalconMambaConfig", "FalconMambaForCausalLM", {"state_size": 8}),
+    "jamba": (
+        "jamba", "JambaConfig", "JambaForCausalLM",
+        {**HEADS, **FEW, "mamba_d_state": 8, "attn_layer_period": 4, "attn_layer_offset": 2},
+    ),
+    "zamba": (
+        "zamba", "ZambaConfig", "ZambaForCausalLM",
+        {"num_attention_heads": 4, "num_key_value_heads": 4, "mamba_d_state": 8, "layers_block_type": SHARED},
+    ),
+    "mamba2": (
+        "mamba2", "Mamba2Config", "Mamba2ForCausalLM",
+        {"num_heads": 4, "head_dim": 16, "state_size": 8, "n_groups": 2, "chunk_size": 16},
+    ),
+    "zamba2": (
+        "zamba2", "Zamba2Config", "Zamba2ForCausalLM",
+        {
+            "num_attention_heads": 4, "num_key_value_heads": 4, "n_mamba_heads": 4, "mamba_ngroups": 2,
+            "mamba_d_state": 8, "chunk_size": 16, "layers_block_type": SHARED,
+        },
+    ),
+    "bamba": ("bamba", "BambaConfig", "BambaForCausalLM", {**HEADS, **SSD, "attn_layer_indices": [2]}),
+    "nemotron_h": (
+        "nemotron_h", "NemotronHConfig", "NemotronHForCausalLM",
+        {
+            **ATTENTION, "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 2,
+            "chunk_size": 16, "layers_block_type": ["mamba", "mlp", "attention", "mamba"],
+        },
+    ),
+    "falcon_h1": ("falcon_h1", "FalconH1Config", "FalconH1ForCausalLM", {**ATTENTION, **SSD, "mamba_d_ssm": 64}),
+    "falcon_h1_normed": (
+        "falcon_h1", "FalconH1Config", "FalconH1ForCausalLM",
+        {**ATTENTION, **SSD, "mamba_d_ssm": 64, "mamba_rms_norm": True},
+    ),
+    "granitemoehybrid": (
+        "granitemoehybrid", "GraniteMoeHybridConfig", "GraniteMoeHybridForCausalLM",
+        {
+            **HEADS, **SSD, "num_local_experts": 2, "num_experts_per_tok": 2, "shared_intermediate_size": 24,
+            "layer_types": HYBRID,
+        },
+    ),
+    "lfm2": (
+        "lfm2", "Lfm2Config", "Lfm2ForCausalLM",
+        {**HEADS, "block_auto_adjust_ff_dim": False, "layer_types": CONVOLUTIONS},
+    ),
+    "lfm2_moe": (
+        "lfm2_moe", "Lfm2MoeConfig", "Lfm2MoeForCausalLM",
+        {**HEADS, **FEW, "moe_intermediate_size": 16, "num_dense_layers": 2, "layer_types": CONVOLUTIONS},
+    ),
+    "lfm3": ("lfm3", "Lfm3Config", "Lfm3ForCausalLM", {**ATTENTION, "layer_types": CONVOLUTIONS}),
 }  # fmt: skip
 
 

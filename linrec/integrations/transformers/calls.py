@@ -43,6 +43,7 @@ class Mixing:
         self, module: nn.Module, given: dict[str, Any], model: Modelling | None, outer: Mixing | None
     ):
         self.module, self.given, self.model, self.outer = module, given, model, outer
+        self.heads = 0  # scanned so far, by mixers that scan head by head
 
     @property
     def layout(self) -> Layout | None:
@@ -64,7 +65,9 @@ class Mixing:
     @property
     def cached_layer(self) -> Any:
         """The mixer's own layer of the cache, or None."""
-        return None if self.cache is None else self.cache.layers[self.layer_number]
+        if self.cache is None or self.layer_number is None:
+            return None
+        return self.cache.layers[self.layer_number + self.given.get("cache_offset", 0)]
 
     @property
     def layer_number(self) -> int | None:

@@ -115,6 +115,9 @@ def layout_of(said: Mapping[str, Any], batch: int, length: int) -> Layout | None
 
 
 def _real(mask: Any, batch: int, length: int) -> Tensor | None:
+    if isinstance(mask, Mapping):  # made beforehand, one for every kind of mixer
+        masks = [_real(each, batch, length) for each in mask.values()]
+        return next((each for each in masks if each is not None), None)
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.shape[0] != batch or mask.shape[1] < length:
         return None
     real = mask[:, mask.shape[1] - length :] != 0

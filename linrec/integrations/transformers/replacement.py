@@ -22,7 +22,8 @@ class Replacement:
     function with any other is left alone. ``function`` gets the :class:`~linrec.integrations.transformers.calls.Mixing`
     that it is called in, then what the call passes (a method's ``self`` first); it returns what the original would, or
     NotImplemented to leave this call to the original. ``rule`` and ``algorithm`` are for the report. ``owner``: the
-    class whose method it is, by name; None for functions of modelling files.
+    class whose method it is, by name; None for functions of modelling files. ``beside``: it mixes no tokens, so it is
+    replaced only beside others in one class.
     """
 
     names: tuple[str, ...]
@@ -31,6 +32,7 @@ class Replacement:
     rule: str
     algorithm: str
     owner: str | None = None
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def replacements() -> tuple[Replacement, ...]:
 @cache
 def places(kind: type[nn.Module]) -> tuple[Place, ...]:
     """What linrec could replace in modules of this class."""
-    return tuple(_functions(kind)) + tuple(_methods(kind))
+    found = (*_functions(kind), *_methods(kind))
+    return () if all(place.replacement.beside for place in found) else found
 
 
 def parameters_of(function: Callable[..., Any]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ def _row(name: str, module: nn.Module, found: tuple[Place, ...]) -> Row:
     if problems or not is_accelerated(module):
         return Row(name, type(module).__name__, before, "", "", "; ".join(problems) or "not accelerated")
     rules = sorted({place.replacement.rule for place in found} - {""})
-    algorithms = sorted({place.replacement.algorithm for place in found})
+    algorithms = sorted({place.replacement.algorithm for place in found} - {""})
     return Row(name, type(module).__name__, before, ", ".join(rules), ", ".join(algorithms), "")
 
 
