@@ -11,7 +11,7 @@ The state holds e^{-m} num, e^{-m} den and m: the diagonal recurrence twice, rel
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens
 from linrec.engines.diagonal.engine import scan_batch
 from linrec.engines.numerics.backends import chosen_backend
-from linrec.engines.numerics.checks import checked_state
+from linrec.engines.numerics.checks import checked_state, is_tensor_of
 from linrec.engines.numerics.maxplus import stabiliser
 from linrec.engines.numerics.scans import EMPTY, NOTHING
 from linrec.packing import by_segment
@@ -69,11 +69,16 @@ class WKVEngine:
         shape = (segments, terms.k.shape[2])
         return WKVState(*(terms.k.new_full(shape, value) for value in (0.0, 0.0, EMPTY)))
 
+    def _fits(self, state: WKVState | None, terms: WKVTerms, call: Call) -> TypeGuard[WKVState]:
+        shape, dtype, device = (terms.segments(call), terms.k.shape[2]), terms.k.dtype, terms.k.device
+        return type(state) is WKVState and all(is_tensor_of(x, shape, dtype, device) for x in state)
+
     def run(self, terms: WKVTerms, state: WKVState | None, call: Call, who: str) -> tuple[Tensor, WKVState]:
         """Output ``[B, T, D]`` in accumulator precision, and the final state."""
         call = call._replace(backend=chosen_backend(call, who, terms.k, terms.v))
-        empty = self.init_state(terms, terms.segments(call))
-        state = empty if state is None else checked_state(state, empty, who)
+        if not self._fits(state, terms, call):
+            empty = self.init_state(terms, terms.segments(call))  # decoding has no use for it
+            state = empty if state is None else checked_state(state, empty, who)
         if call.bounds is None and call.backend != "triton" and terms.k.shape[1] == 1:
             return _one_token(terms, state, call.scale)
         if call.bounds is None:
@@ -89,7 +94,7 @@ def _average(m: Tensor, num: Tensor, den: Tensor, now: Tensor, v: Tensor, scale:
     """Of what the sums hold, in units of e^m, and the current token's v with weight e^now."""
     top = torch.maximum(m, now)
     old, new = (m - top).exp(), (now - top).exp()
-    o = (old * num + new * v) / (old * den + new)
+    o = torch.addcmul(new * v, old, num) / torch.addcmul(new, old, den)
     return o if scale == 1 else scale * o
 
 
@@ -99,7 +104,8 @@ def _one_token(terms: WKVTerms, state: WKVState, scale: float) -> tuple[Tensor, 
     o = _average(state.m, state.num, state.den, terms.u + k, v, scale)
     m = torch.maximum(terms.w + state.m, k).detach().clamp(min=EMPTY)
     decay, weight = (terms.w + (state.m - m)).exp(), (k - m).exp()
-    return o[:, None], WKVState(decay * state.num + weight * v, decay * state.den + weight, m)
+    num, den = torch.addcmul(weight * v, decay, state.num), torch.addcmul(weight, decay, state.den)
+    return o[:, None], WKVState(num, den, m)
 
 
 def _run_batch(

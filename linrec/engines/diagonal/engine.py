@@ -14,7 +14,7 @@ from linrec.engines.diagonal.convolved import convolution, responses
 from linrec.engines.diagonal.terms import DiagonalTerms
 from linrec.engines.numerics import scans
 from linrec.engines.numerics.backends import auto_on, chosen_backend
-from linrec.engines.numerics.checks import checked_state, differentiated
+from linrec.engines.numerics.checks import checked_state, differentiated, is_tensor_of
 from linrec.engines.numerics.recurrence import recurrence, recurrence_in_place
 from linrec.packing import by_segment
 from linrec.rule import Call
@@ -37,9 +37,7 @@ class DiagonalEngine:
 
     def init_state(self, terms: DiagonalTerms, segments: int) -> Tensor:
         """Zeros ``[segments, *channels]``, or ``[segments, *channels, 2]`` if complex, in accumulator precision."""
-        first = next(iter(terms.tokens.values()))
-        shape = segments, *terms.channels, *([2] if terms.complex else [])
-        return first.new_zeros(shape, dtype=terms.accumulator)
+        return terms.leading.new_zeros(_state_shape(terms, segments), dtype=terms.accumulator)
 
     def auto_backend(self, device: str) -> str:
         """What ``backend="auto"`` runs on this kind of device."""
@@ -50,10 +48,11 @@ class DiagonalEngine:
         convolved = call.form == "parallel" and terms.parallel == "convolution"
         if not (convolved and call.backend == "auto"):
             call = call._replace(backend=chosen_backend(call, who, *terms.tokens.values()))
-        empty = self.init_state(terms, terms.segments(call))
-        fresh = state is None
-        state = empty if state is None else checked_state(state, empty, who)
-        if call.bounds is None and call.backend != "triton" and terms.leading.shape[1] == 1:
+        fresh, first, rows = state is None, terms.leading, terms.segments(call)
+        if not is_tensor_of(state, _state_shape(terms, rows), terms.accumulator, first.device):
+            empty = self.init_state(terms, rows)  # decoding has no use for it
+            state = empty if state is None else checked_state(state, empty, who)
+        if call.bounds is None and call.backend != "triton" and first.shape[1] == 1:
             return _one_token(terms, state, call.scale)
         terms = replace(terms, fresh=fresh)
         if call.backend == "triton" and (terms.selective is not None or not terms.recompute):
@@ -71,16 +70,20 @@ class DiagonalEngine:
         )
 
 
+def _state_shape(terms: DiagonalTerms, rows: int) -> tuple[int, ...]:
+    return (rows, *terms.channels, 2) if terms.complex else (rows, *terms.channels)
+
+
 def _one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The recurrence once; every form is that for one token."""
     given = terms.widened_tokens() | terms.constants
     decay, x = terms.expand(given)
-    decay = (decay.exp() if terms.log else decay).squeeze(1)
     h = state if not terms.complex else torch.complex(*state.unbind(-1))
-    h = h.mT if terms.transposed else h
-    new = torch.addcmul(x.squeeze(1), decay, h)
-    seen = (h if terms.late else new)[:, None]
+    h = (h.mT if terms.transposed else h).unsqueeze(1)
+    new = torch.addcmul(x, decay.exp() if terms.log else decay, h)
+    seen = h if terms.late else new
     o = terms.read(given, seen if scale == 1 else scale * seen)
+    new = new.squeeze(1)
     new = new.mT if terms.transposed else new
     return o, _pairs(new) if terms.complex else new
 

@@ -68,6 +68,11 @@ class DiagonalTerms(Terms):
         return dict(self.tokens)
 
     @property
+    def leading(self) -> Tensor:
+        """The first of them."""
+        return next(iter(self.tokens.values()))
+
+    @property
     def given(self) -> dict[str, Tensor]:
         """What expand and read see."""
         return {**self.tokens, **self.constants}
@@ -85,7 +90,7 @@ class DiagonalTerms(Terms):
     def widened_tokens(self) -> dict[str, Tensor]:
         """The tokens in accumulator precision."""
         dtype = self.accumulator
-        return {name: x.to(dtype) for name, x in self.tokens.items()}
+        return {name: x if x.dtype is dtype else x.to(dtype) for name, x in self.tokens.items()}
 
     def reading(self, read: Callable[[Tokens, Tensor], Tensor], **more: Tensor) -> DiagonalTerms:
         """The same recurrence read by ``read``, which needs ``more`` tokens."""

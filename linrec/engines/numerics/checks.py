@@ -46,15 +46,15 @@ def readable(x: Tensor) -> bool:
     return not (x.is_meta or torch.compiler.is_compiling() or isinstance(x, FakeTensor))
 
 
+def is_tensor_of(x: State, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a state is this one tensor."""
+    return isinstance(x, Tensor) and x.dtype is dtype and x.shape == shape and x.device == device
+
+
 def _alike(state: State, empty: State) -> bool:
     """Whether there is nothing to convert or to object to: what decoding finds at every token."""
     if isinstance(empty, Tensor):
-        return (
-            isinstance(state, Tensor)
-            and state.dtype is empty.dtype
-            and state.shape == empty.shape
-            and state.device == empty.device
-        )
+        return is_tensor_of(state, empty.shape, empty.dtype, empty.device)
     if type(state) is not type(empty):
         return False
     return not isinstance(empty, tuple) or (len(state) == len(empty) and all(map(_alike, state, empty)))

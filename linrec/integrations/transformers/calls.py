@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from linrec.integrations.transformers.layout import Layout, layout_of
 
+OWN = "linrec_layer"  # on modules whose methods are replaced: the first number in their names, that of their layer
 SAYING = ("attention_mask", "position_ids", "cu_seq_lens_q", "seq_idx")
 
 
@@ -72,8 +73,8 @@ class Mixing:
     @property
     def layer_number(self) -> int | None:
         """Which layer of the model the mixer is in; None where nothing says so."""
-        module: Any = self.module
-        return getattr(module, "layer_idx", getattr(module, "linrec_layer_idx", None))
+        number = getattr(self.module, "layer_idx", None)
+        return getattr(self.module, OWN, None) if number is None else number
 
 
 class _Now(threading.local):
@@ -139,6 +140,22 @@ def dispatched(original: Callable[..., Any], function: Callable[..., Any]) -> Ca
             if result is not NotImplemented:
                 return result
         return original(*args, **kwargs)
+
+    either.linrec_original = original  # type: ignore[attr-defined]
+    return either
+
+
+def dispatched_method(original: Callable[..., Any], function: Callable[..., Any]) -> Callable[..., Any]:
+    """The original method, but of a module that is accelerated ``function``."""
+
+    @wraps(original)
+    def either(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if OWN in self.__dict__:
+            given = named(type(self), args, kwargs) if args else kwargs
+            result = function(Mixing(self, given, now.model, None), self, *args, **kwargs)
+            if result is not NotImplemented:
+                return result
+        return original(self, *args, **kwargs)
 
     either.linrec_original = original  # type: ignore[attr-defined]
     return either

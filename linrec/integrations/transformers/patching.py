@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from linrec.integrations.transformers.calls import (
+    OWN,
     Carried,
     dispatched,
+    dispatched_method,
     enter_mixer,
     enter_model,
     learn,
@@ -27,9 +29,13 @@ def accelerate_modules(model: nn.Module) -> None:
     """Hook the model and its mixers, and put the replacements of the mixers' functions in their places."""
     mixers = {name: module for name, module in model.named_modules() if replaced(type(module))}
     for path, mixer in mixers.items():
-        _number(mixer, path)
-        _hook(mixer, enter_mixer, leave_mixer)
-        for place in replaced(type(mixer)):
+        found = replaced(type(mixer))
+        if any(place.replacement.owner for place in found):  # a method knows its module; hooks would cost time
+            learn(type(mixer))
+            setattr(mixer, OWN, next((int(part) for part in path.split(".") if part.isdigit()), None))
+        else:
+            _hook(mixer, enter_mixer, leave_mixer)
+        for place in found:
             install(place)
     for part in models_in(model) if mixers else ():
         if any(replaced(type(module)) for module in part.modules()):
@@ -45,7 +51,7 @@ def restore_modules(model: nn.Module) -> None:
     """Take away what :func:`accelerate_modules` has done; functions of modelling files with the last model."""
     for module in model.modules():
         _unhook(module)
-        module.__dict__.pop("linrec_layer_idx", None)
+        module.__dict__.pop(OWN, None)
         _models.pop(module, None)
         carried = module.__dict__.get("_gradient_checkpointing_func")
         if isinstance(carried, Carried):
@@ -70,8 +76,8 @@ def replaced(kind: type[nn.Module]) -> tuple[Place, ...]:
 
 
 def is_accelerated(module: nn.Module) -> bool:
-    """Whether a mixer is hooked."""
-    return enter_mixer in module._forward_pre_hooks.values()
+    """Whether a mixer is hooked, or marked."""
+    return OWN in module.__dict__ or enter_mixer in module._forward_pre_hooks.values()
 
 
 def models_in(model: nn.Module) -> Iterator[nn.Module]:
@@ -90,7 +96,8 @@ def install(place: Place) -> None:
     if key not in _installed:
         original = vars(place.holder)[place.name]
         _installed[key] = original
-        setattr(place.holder, place.name, dispatched(original, place.replacement.function))
+        dispatch = dispatched_method if place.replacement.owner else dispatched
+        setattr(place.holder, place.name, dispatch(original, place.replacement.function))
 
 
 def enter_known_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -109,13 +116,6 @@ def _carry(model: nn.Module) -> None:
         checkpoint = None if layer is None else getattr(layer, "_gradient_checkpointing_func", None)
         if checkpoint is not None and not isinstance(checkpoint, Carried):
             layer._gradient_checkpointing_func = Carried(checkpoint)  # type: ignore[union-attr, assignment]
-
-
-def _number(mixer: nn.Module, path: str) -> None:
-    """Tell a mixer that does not know it which layer of the model it is in: the first number of its name there."""
-    number = next((int(part) for part in path.split(".") if part.isdigit()), None)
-    if number is not None and not hasattr(mixer, "layer_idx"):
-        mixer.linrec_layer_idx = number
 
 
 def _hook(module: nn.Module, enter: Any, leave: Any) -> None:

@@ -9,25 +9,26 @@ from __future__ import annotations
 from functools import cache, partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from linrec import rules
 from linrec.integrations.transformers.calls import Mixing
 from linrec.integrations.transformers.layout import apply
 from linrec.integrations.transformers.replacement import Replacement
-from linrec.layers.projection import project
+from linrec.integrations.transformers.states import moved_on
 
 
 def lightning_attention(
     mixer: Any, x: Tensor, state: Tensor | None, cu_seqlens: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """The mixer on x ``[B, T, d]``; state ``[B, H, K, V]``."""
-    qkv = mixer.act_fn(project(mixer.qkv_proj, x)).unflatten(-1, (mixer.num_attention_heads, -1))
+    qkv = mixer.act_fn(mixer.qkv_proj(x)).unflatten(-1, (mixer.num_attention_heads, -1))
     q, k, v = qkv.split(mixer.head_dim, dim=-1)
     g = -mixer.slope_rate.flatten()
     o, state = rules.lightning(q, k, v, g, state=state, cu_seqlens=cu_seqlens)
-    o = project(mixer.output_gate, x).sigmoid() * mixer.norm(o.flatten(2))
-    return project(mixer.out_proj, o), state
+    o = mixer.output_gate(x).sigmoid() * mixer.norm(o.flatten(2))
+    return mixer.out_proj(o), state
 
 
 def forward(
@@ -41,7 +42,11 @@ def forward(
     """The mixer's own forward."""
     kept, number = mixing.cache, mixer.layer_idx
     before = None if kept is None else kept.get_linear_cache(number)
-    y, after = apply(partial(lightning_attention, mixer), {"x": hidden_states}, mixing.layout, before)
+    layout, mix = mixing.layout, partial(lightning_attention, mixer)
+    if hidden_states.shape[1] == 1 and before is not None and layout is None and not torch.is_grad_enabled():
+        y, after = moved_on(before, partial(mix, hidden_states)), before
+    else:
+        y, after = apply(mix, {"x": hidden_states}, layout, before)
     if kept is not None:
         kept.set_linear_cache(number, after)
         _note(kept, number, hidden_states.shape[1])

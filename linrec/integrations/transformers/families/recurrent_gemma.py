@@ -19,7 +19,6 @@ from linrec.integrations.transformers.calls import Mixing
 from linrec.integrations.transformers.layout import Layout, apply
 from linrec.integrations.transformers.replacement import Replacement
 from linrec.layers.parts import widened
-from linrec.layers.projection import project
 
 SHARPNESS = 8.0  # the model's constant
 RESET = -100.0  # e^-100 is zero and sqrt(1 - e^-200) is one, in every precision
@@ -38,8 +37,8 @@ def recurrent_block(
     """The block on x ``[B, T, d]``. A token that is ``first`` ``[B, T]`` in its sequence forgets all before it, and
     enters with weight one."""
     kernel, bias = block.conv_1d.weight.squeeze(1), block.conv_1d.bias
-    gate = block.act_fn(project(block.linear_y, x))
-    u = project(block.linear_x, x)
+    gate = block.act_fn(block.linear_y(x))
+    u = block.linear_x(x)
     if state is None:
         rows = x.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
         state = BlockState(
@@ -50,7 +49,7 @@ def recurrent_block(
     g, i = _gates(block.rg_lru, u)
     g = g.masked_fill(first.unsqueeze(-1), RESET)
     h, memory = rules.rg_lru(u, g, i, state=state.memory, cu_seqlens=cu_seqlens)
-    return project(block.linear_out, h * gate), BlockState(conv, memory)
+    return block.linear_out(h * gate), BlockState(conv, memory)
 
 
 def _gates(lru: Any, u: Tensor) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,6 @@ from linrec.integrations.transformers.calls import Mixing
 from linrec.integrations.transformers.layout import apply
 from linrec.integrations.transformers.replacement import Replacement
 from linrec.layers.parts import widened
-from linrec.layers.projection import project
 from linrec.layers.shift import token_shift
 
 
@@ -34,13 +33,13 @@ def time_mixing(
 ) -> tuple[Tensor, TimeState]:
     """sigmoid(r) wkv(k, v), projected, of x ``[B, T, d]``; k, v and r are maps of mixtures with the token before."""
     before, last = token_shift(x, None if state is None else state.last, cu_seqlens)
-    k = project(mixer.key, torch.lerp(before, x, mixer.time_mix_key))
-    v = project(mixer.value, torch.lerp(before, x, mixer.time_mix_value))
-    r = project(mixer.receptance, torch.lerp(before, x, mixer.time_mix_receptance))
+    k = mixer.key(torch.lerp(before, x, mixer.time_mix_key))
+    v = mixer.value(torch.lerp(before, x, mixer.time_mix_value))
+    r = mixer.receptance(torch.lerp(before, x, mixer.time_mix_receptance))
     w = -widened(mixer.time_decay).exp()
     memory = None if state is None else state.memory
     o, memory = rules.rwkv4(k, v, w, mixer.time_first, state=memory, cu_seqlens=cu_seqlens)
-    return project(mixer.output, r.sigmoid() * o), TimeState(last, memory)
+    return mixer.output(r.sigmoid() * o), TimeState(last, memory)
 
 
 def channel_mixing(
@@ -48,9 +47,9 @@ def channel_mixing(
 ) -> tuple[Tensor, Tensor]:
     """sigmoid(r) W relu(k)² of x ``[B, T, d]``; the state ``[B, d]`` is the token before."""
     before, last = token_shift(x, state, cu_seqlens)
-    k = project(mixer.key, torch.lerp(before, x, mixer.time_mix_key))
-    r = project(mixer.receptance, torch.lerp(before, x, mixer.time_mix_receptance))
-    return r.sigmoid() * project(mixer.value, k.relu().square()), last
+    k = mixer.key(torch.lerp(before, x, mixer.time_mix_key))
+    r = mixer.receptance(torch.lerp(before, x, mixer.time_mix_receptance))
+    return r.sigmoid() * mixer.value(k.relu().square()), last
 
 
 def attention_forward(
@@ -61,15 +60,12 @@ def attention_forward(
     use_cache: bool = False,
 ) -> tuple[Tensor, list[Tensor] | None]:
     """The forward of the model's attention; ``state`` holds five tensors ``[B, d, layers]``, which are written over."""
-    before, number = None, mixer.layer_id
-    if state is not None:
-        last, *memory = (x.select(2, number) for x in state[1:])
-        before = TimeState(last, WKVState(*memory))
+    places = () if state is None else tuple(x.select(2, mixer.layer_id) for x in state[1:])
+    before = TimeState(places[0], WKVState(*places[1:])) if places else None
     layout = mixing.layout_over(*hidden.shape[:2])
     y, after = apply(partial(time_mixing, mixer), {"x": hidden}, layout, before)
-    if state is not None:
-        for place, new in zip(state[1:], (after.last, *after.memory), strict=True):
-            place.select(2, number).copy_(new)
+    for place, new in zip(places, (after.last, *after.memory), strict=bool(places)):
+        place.copy_(new)
     return y, state
 
 
@@ -77,13 +73,11 @@ def feed_forward(
     mixing: Mixing, mixer: Any, hidden: Tensor, state: list[Tensor] | None = None
 ) -> tuple[Tensor, list[Tensor] | None]:
     """The forward of the model's feed-forward part."""
-    before, number = None, mixer.layer_id
-    if state is not None:
-        before = state[0].select(2, number)
+    place = None if state is None else state[0].select(2, mixer.layer_id)
     layout = mixing.layout_over(*hidden.shape[:2])
-    y, after = apply(partial(channel_mixing, mixer), {"x": hidden}, layout, before)
-    if state is not None:
-        state[0].select(2, number).copy_(after)
+    y, after = apply(partial(channel_mixing, mixer), {"x": hidden}, layout, place)
+    if place is not None:
+        place.copy_(after)
     return y, state
 
 
