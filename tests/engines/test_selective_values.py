@@ -1,5 +1,7 @@
 """Selective scans without derivatives: chunks in memory that is used again, and one token in its own state."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -38,7 +40,7 @@ def test_packed_values(name):
     state = example_state(rule, x, segments=5)
     with torch.no_grad():
         got = rule(**x, state=state, cu_seqlens=torch.tensor(bounds))
-    for row, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+    for row, (a, b) in enumerate(itertools.pairwise(bounds)):
         part = {n: v[:, a:b] if n in timed else v for n, v in x.items()}
         if a < b:
             want, last = LOOPS[name](**part, state=state[row : row + 1])
