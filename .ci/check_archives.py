@@ -34,7 +34,7 @@ def check_wheel(wheel: Path) -> None:
     assert not strangers, f"{wheel.name} has top-level {sorted(strangers)}"
     missing = expected_files() - names
     assert not missing, f"{wheel.name} lacks {sorted(missing)}"
-    assert any(name.startswith("linrec/evals/tasks/") and name.endswith(".yaml") for name in names)
+    assert any(name.startswith("linrec/evals/harness/tasks/") and name.endswith(".yaml") for name in names)
     print(f"{wheel.name}: {len(names)} files, everything under linrec")
 
 
@@ -46,7 +46,7 @@ def check_sdist(sdist: Path) -> None:
         "LICENSE",
         "README.md",
         "Makefile",
-        "evals/__init__.py",
+        "evals/demo.py",
     }
     wanted |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
     assert wanted <= names, f"{sdist.name} lacks {sorted(wanted - names)}"

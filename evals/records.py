@@ -11,14 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from linrec.errors import RecordError
-from linrec.files import as_file_error, flush_folder, lock, parse_json, read_bytes
+from linrec.files import as_file_error, flush_folder, lock, write_text
+from linrec.reading import parse_json, read_bytes
 
 
 def fingerprint(value: Any) -> str:
@@ -96,3 +99,17 @@ def _record(line: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise RecordError(f"{where}: expected a JSON object, got {type(value).__name__}")
     return value
+
+
+def versions(*more: str) -> dict[str, str]:
+    """Versions that a figure depends on; the standard library is the data, so Python's is one of them."""
+    found = {"python": platform.python_version()}
+    for name in ("linrec", "torch", "lm_eval", *more):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=2) + "\n")

@@ -9,8 +9,8 @@ table are derived from that file.
     layers.LAYERS["gated_delta_net"](d_model=512)     # nn.Modules around a rule
     models.LanguageModel(models.Config(...))          # a language model with any pattern of layers
 
-Subpackages, :class:`linrec.stream.Session` and :func:`linrec.engines.products.wide_products` load when they are first
-used, so that ``import linrec`` is free.
+Subpackages, :class:`~linrec.stream.Session` and :func:`~linrec.engines.numerics.products.wide_products` load when
+they are first used, so that ``import linrec`` is free.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from linrec import layers as layers
     from linrec import models as models
     from linrec import rules as rules
-    from linrec.engines.products import wide_products as wide_products
+    from linrec.engines.numerics.products import wide_products as wide_products
     from linrec.stream import Session as Session
 
 __version__ = "0.1.0"
 
 
-_NAMES = {"Session": "linrec.stream", "wide_products": "linrec.engines.products"}
+_NAMES = {"Session": "linrec.stream", "wide_products": "linrec.engines.numerics.products"}
 _SUBPACKAGES = ("engines", "rules", "layers", "models", "evals", "kernels")
 
 

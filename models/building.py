@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from linrec.errors import CheckpointError
 from linrec.models.config import Config
-from linrec.models.language_model import LanguageModel
 
 DRAWN = {"normal_", "uniform_", "kaiming_uniform_"}  # of tensors and of torch.nn.init alike
 # What gives more elements than it is given, by name; only these are counted.
@@ -26,14 +25,17 @@ PRODUCTS = {"matmul", "mm", "__matmul__", "__rmatmul__"}
 SMALL = 2**24  # elements that are no matter: constants, and what is computed on the way to a parameter
 
 
-def build(config: Config, elements: int) -> LanguageModel:
-    """The model of ``config``, its random parameters unset, from ``elements`` weights.
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def build(kind: Callable[[Config], Model], config: Config, elements: int) -> Model:
+    """The model ``kind`` makes of ``config``, its random parameters unset, from ``elements`` weights.
 
     Raises CheckpointError where it would take far more memory than these, or no model can be built.
     """
     try:
         with _Counted(4 * elements + SMALL):
-            return LanguageModel(config)
+            return kind(config)
     except CheckpointError:
         raise
     # A layer may stumble over sizes that make no sense in any way.

@@ -28,27 +28,19 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from linrec.errors import CheckpointError, ConfigError
-from linrec.files import (
-    open_tensors,
-    parse_json,
-    read_bytes,
-    read_json,
-    tensor_writer,
-    text_writer,
-    write_together,
-)
-from linrec.models.building import build
+from linrec.files import tensor_writer, text_writer, write_together
+from linrec.models.building import Model, build
 from linrec.models.byte_tokenizer import has_byte_vocabulary, tokenizer_files
 from linrec.models.config import Config, shown
-from linrec.models.language_model import LanguageModel
+from linrec.reading import open_tensors, parse_json, read_bytes, read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -61,8 +53,21 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 Header = dict[str, tuple[str, list[int]]]
 
 
+class Saved(Protocol):
+    """What a checkpoint holds: the weights of a model and its configuration."""
+
+    config: Config
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating-point type of the weights."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The weights by name."""
+
+
 def save_checkpoint(
-    model: LanguageModel, folder: str | os.PathLike[str], files: Mapping[str, str | bytes] | None = None
+    model: Saved, folder: str | os.PathLike[str], files: Mapping[str, str | bytes] | None = None
 ) -> None:
     """Write weights and configuration, and the contents ``files`` beside them (a tokenizer's, say), by name.
 
@@ -107,11 +112,14 @@ def _drop_byte_tokenizer(folder: Path, written: set[str]) -> None:
 
 
 def load_checkpoint(
+    kind: Callable[[Config], Model],
     folder: str | os.PathLike[str],
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-) -> LanguageModel:
-    """The model in ``folder``, in evaluation mode and in the saved dtype unless another is asked for.
+) -> Model:
+    """What ``kind`` makes of the configuration in ``folder``, with its weights.
+
+    In evaluation mode, and in the saved dtype unless another is asked for.
 
     Raises CheckpointError when a file is missing, damaged, or of something else, or the two do not fit each other.
     """
@@ -123,7 +131,7 @@ def load_checkpoint(
         header = _merged(folder, [file.header() for file in files])
         _check_sizes(folder, config, header)
         _check_mlp(folder, config, header)
-        model = _built(folder, config, header)
+        model = _built(kind, folder, config, header)
         _check_weights(folder, model.state_dict(), header)
         weights = _merged(folder, [file.tensors() for file in files])
     model.load_state_dict(weights, assign=True)
@@ -254,9 +262,9 @@ def _check_mlp(folder: Path, config: Config, header: Header) -> None:
         raise CheckpointError(f"{folder}: blocks.0.mlp.gate.weight: expected {expected}, got {gate[1]}")
 
 
-def _built(folder: Path, config: Config, header: Header) -> LanguageModel:
+def _built(kind: Callable[[Config], Model], folder: Path, config: Config, header: Header) -> Model:
     try:
-        return build(config, sum(math.prod(shape) for _, shape in header.values()))
+        return build(kind, config, sum(math.prod(shape) for _, shape in header.values()))
     except CheckpointError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
 

@@ -13,14 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from linrec.engines.forward_mode import silu
-from linrec.engines.products import wide_products
+from linrec.engines.numerics.forward_mode import silu
+from linrec.engines.numerics.products import wide_products
 from linrec.errors import ConfigError, DeviceError, DtypeError, RangeError, ShapeError
 from linrec.files import tensor_chunks
 from linrec.layers import LAYERS, Layer
 from linrec.layers.base import real_tokens
 from linrec.layers.parts import RMSNorm
 from linrec.layers.projection import project
+from linrec.models.checkpoint import load_checkpoint, save_checkpoint
 from linrec.models.config import Config
 from linrec.models.tying import Vocabulary
 from linrec.state import State, all_tensors, export_names, map_tensors, named_tensors
@@ -204,8 +205,6 @@ class LanguageModel(Vocabulary):
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write ``model.safetensors`` and ``config.json``; see :mod:`linrec.models.checkpoint`."""
-        from linrec.models.checkpoint import save_checkpoint
-
         save_checkpoint(self, folder)
 
     @classmethod
@@ -216,9 +215,7 @@ class LanguageModel(Vocabulary):
         dtype: torch.dtype | None = None,
     ) -> LanguageModel:
         """The model of a checkpoint folder, in evaluation mode. Raises CheckpointError if it is not one."""
-        from linrec.models.checkpoint import load_checkpoint
-
-        return load_checkpoint(folder, device, dtype)
+        return load_checkpoint(cls, folder, device, dtype)
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):

@@ -16,9 +16,9 @@ from typer.main import get_command
 from linrec.cli import app
 from linrec.errors import UnknownNameError
 from linrec.evals.bench.run import NAMES
+from linrec.evals.harness.task_loading import checked_names
 from linrec.evals.small import layer_spec
 from linrec.evals.suites.runner import make_suite
-from linrec.evals.task_loading import checked_names
 from linrec.layers import LAYERS
 from linrec.rule import RULES
 from tests.pages import FENCE, LANGUAGES, ROOT, Command, anchors, blocks, links, read, spans

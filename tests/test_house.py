@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +21,9 @@ MAPPED = ("kernels", "models", "evals")  # top-level folders that are installed 
 RANK = {
     "errors": 0,
     "state": 1,
-    "files": 1,
+    "reading": 1,
+    "terminal": 1,
+    "files": 1.5,
     "packing": 2,
     "donation": 2,
     "arguments": 2,
@@ -113,6 +116,94 @@ def test_imports_point_one_way() -> None:
     assert not wrong, "\n".join(f"{i.where}: {i.unit} imports {i.target}" for i in wrong)
 
 
+def modules() -> dict[str, Path]:
+    """Every module of linrec by its dotted name."""
+    found = {}
+    for top in ("linrec", *MAPPED):
+        prefix = () if top == "linrec" else ("linrec",)
+        for path in sorted((ROOT / top).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            linked = top == "linrec" and len(parts) > 2 and parts[1] in MAPPED
+            if not linked:
+                found[".".join((*prefix, *parts)).removesuffix(".__init__")] = path
+    return found
+
+
+def imports_between_files() -> dict[str, set[str]]:
+    """Which files each file imports, in functions too; what only types need (TYPE_CHECKING) does not run."""
+    known = modules()
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        graph[name] = set()
+        for node in ast.walk(running(ast.parse(path.read_text(encoding="utf-8")))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                named = [f"{node.module}.{alias.name}" for alias in node.names]
+                graph[name] |= {n if n in known else node.module for n in named}
+            elif isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names}
+        graph[name] = {target for target in graph[name] if target in known and target != name}
+    return graph
+
+
+def running(tree: ast.Module) -> ast.Module:
+    """The module without what stands under TYPE_CHECKING."""
+
+    class Runs(ast.NodeTransformer):
+        def visit_If(self, node: ast.If) -> ast.AST:
+            return ast.Pass() if "TYPE_CHECKING" in ast.unparse(node.test) else node
+
+    return Runs().visit(tree)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Neither at the top nor in functions: what two files need of each other belongs into a third."""
+    with pytest.raises(CycleError):
+        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
+    graph = imports_between_files()
+    assert sum(map(len, graph.values())) > 500
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+ROOMS = {  # inside a folder too, a room may import rooms of a smaller number
+    "linrec.engines": {"numerics": 0, "programs": 2, "": 1},
+    "linrec.evals": {
+        "records": 0,
+        "resume": 1,
+        "pages": 1,
+        "small": 2,
+        "suites": 3,
+        "harness": 3,
+        "bench": 4,
+        "kernels": 5,
+        "": 6,
+    },
+}
+
+
+def room(folder: str, module: str) -> int:
+    """The number of the room that a module of ``folder`` lies in; "" is every other."""
+    first = module.removeprefix(folder + ".").split(".")[0]
+    return ROOMS[folder].get(first, ROOMS[folder][""])
+
+
+@pytest.mark.parametrize("folder", ROOMS)
+def test_rooms_of_a_folder_import_one_way(folder: str) -> None:
+    inside = {
+        name: targets for name, targets in imports_between_files().items() if name.startswith(folder + ".")
+    }
+    assert len(inside) > 20
+    wrong = [
+        f"{name} imports {target}"
+        for name, targets in inside.items()
+        for target in targets
+        if target.startswith(folder + ".") and room(folder, target) > room(folder, name)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_import_scan_sees_imports() -> None:
     """The other tests pass on an empty list too; this one does not."""
     found = {(i.unit, i.target) for i in linrec_imports()}
@@ -168,17 +259,27 @@ def test_package_list_equals_the_tree() -> None:
 
 
 @pytest.mark.parametrize("name", MAPPED)
-def test_mapped_folders_are_linked_and_their_init_is_harmless(name: str) -> None:
-    """With the root on sys.path another project's ``import kernels`` may find ours: it must do nothing.
-
-    models/__init__.py gives its names lazily; the other two are a docstring.
-    """
+def test_mapped_folders_are_linked_and_hide_no_package_of_that_name(name: str, tmp_path: Path) -> None:
+    """With the checkout on sys.path another project's ``import kernels`` finds that project's, ahead of our folder."""
     assert (ROOT / "linrec" / name).resolve() == ROOT / name
-    tree = ast.parse((ROOT / name / "__init__.py").read_text(encoding="utf-8"))
-    assert ast.get_docstring(tree)
-    eager = {m.split(".")[0] for node, lazy in walk(tree) if not lazy for m in imported_modules(node)}
-    assert eager <= sys.stdlib_module_names
-    assert name == "models" or len(tree.body) == 1
+    theirs = tmp_path / name / "__init__.py"
+    theirs.parent.mkdir()
+    theirs.write_text("owner = 'another project'")
+    code = f"""
+import {name}
+assert {name}.owner == 'another project'
+import linrec.{name} as ours
+print(*ours.__path__)
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, found.stderr
+    assert ROOT / name in {Path(place).resolve() for place in found.stdout.split()}
 
 
 COLD_IMPORT = """

@@ -93,9 +93,9 @@ def test_comparison() -> None:
 
 
 def test_counts_in_the_readme() -> None:
-    from linrec.evals.cache_table import VARIANTS
     from linrec.evals.compare.setting import MIXERS
     from linrec.evals.kernels.targets import CHECKED
+    from linrec.evals.pages.cache_table import VARIANTS
     from linrec.evals.suites.runner import SUITES
 
     readme = read(ROOT / "README.md")

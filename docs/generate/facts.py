@@ -155,7 +155,7 @@ def _signature(lines: list[str]) -> list[str]:
     return lines[: end + 1]
 
 
-ENGINES = ("linrec.engines.matrix", "linrec.engines.program")
+ENGINES = ("linrec.engines.matrix", "linrec.engines.programs.program")
 
 
 def drivers(rule: Rule) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from linrec.engines import choices, linear, products
+from linrec.engines.numerics import choices, linear, products
 from linrec.errors import BenchmarkError
 from linrec.evals.bench.cases import delta_inputs, mamba2_inputs
 from linrec.evals.bench.measure import side_by_side

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from linrec.evals.pictures import BLUE, GREEN, GREY, ORANGE, STYLE, save_png
+from linrec.evals.pages.pictures import BLUE, GREEN, GREY, ORANGE, STYLE, save_png
 
 LINES = ((BLUE, "-"), (GREEN, "--"), ("#56B4E9", "-."), ("#CC79A7", ":"), (ORANGE, "-"))
 

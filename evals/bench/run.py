@@ -18,7 +18,7 @@ from linrec.evals.bench.forms import LENGTHS as FORM_LENGTHS
 from linrec.evals.bench.forms import form_remarks, form_rows
 from linrec.evals.bench.measure import AGREE, Work, gradients, interleaved, side_by_side
 from linrec.evals.bench.peers import plain_softmax, softmax
-from linrec.evals.run import versions, write_json
+from linrec.evals.records import versions, write_json
 from linrec.rules import RULES
 from linrec.testing import relative_error
 

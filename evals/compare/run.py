@@ -14,12 +14,11 @@ from rich.progress import Progress
 from linrec.evals.compare.cost import CostJob
 from linrec.evals.compare.setting import MIXERS, Job, Setting, configs, jobs
 from linrec.evals.compare.show import comparison_figure, page, summary
-from linrec.evals.pictures import save_png
-from linrec.evals.records import fingerprint, shown_from
+from linrec.evals.harness.tasks.stdlib import held_out_modules
+from linrec.evals.pages.pictures import save_png
+from linrec.evals.records import fingerprint, shown_from, versions
 from linrec.evals.resume import run_missing
-from linrec.evals.run import versions
 from linrec.evals.small import parameters
-from linrec.evals.tasks.stdlib import held_out_modules
 from linrec.models.corpus import Document, standard_library
 from linrec.models.language_model import LanguageModel
 from linrec.models.training import bits_per_byte, train

@@ -6,8 +6,8 @@ from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 from linrec.evals.compare.setting import Setting
-from linrec.evals.pictures import BLUE, GREEN, GREY, ORANGE, STYLE
-from linrec.evals.report import Report, cell_text
+from linrec.evals.pages.pictures import BLUE, GREEN, GREY, ORANGE, STYLE
+from linrec.evals.pages.report import Report, cell_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

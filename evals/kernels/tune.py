@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from linrec.errors import BackendError, LinrecError
-from linrec.evals.gpu_times import drawn
+from linrec.evals.bench.gpu_times import drawn
 
 if TYPE_CHECKING:
-    from linrec.kernels.matrix.launches import At, Launch, Rows
+    from linrec.kernels.matrix.launch_table import At, Launch, Rows
 
 GAIN = 0.98  # of the time before: what is nearer may be noise
 
@@ -135,7 +135,8 @@ def tune(
 
 
 def _tuned(job: Job, at: At, rows: Rows, bench: Bench) -> Tuned:
-    from linrec.kernels.matrix.launches import CHUNK, chunk_length, launch_for, using
+    from linrec.kernels.matrix.launch_table import CHUNK
+    from linrec.kernels.matrix.launches import chunk_length, launch_for, using
 
     def instead(run: Callable[[Job], Any], one: Launch | int) -> Any:
         try:
@@ -191,7 +192,7 @@ def reason(error: Exception) -> str:
 def candidates(at: At) -> list[Launch | int]:
     """What is tried for a row: tiles no wider than the kernels' own padding."""
     from linrec.kernels.matrix.launch_file import TOKENS
-    from linrec.kernels.matrix.launches import CHUNK, Launch
+    from linrec.kernels.matrix.launch_table import CHUNK, Launch
 
     if at.stage == CHUNK:
         return list(TOKENS)
@@ -218,7 +219,8 @@ def stages_of(job: Job, architecture: str, rows: Rows) -> list[At]:
     """
     from linrec.evals.kernels.capture import recording
     from linrec.kernels.architecture import pretend
-    from linrec.kernels.matrix.launches import CHUNK, padded, using
+    from linrec.kernels.matrix.launch_table import CHUNK, padded
+    from linrec.kernels.matrix.launches import using
 
     seen = _Seen(rows)
     length = 1 if job.part == "step" else 65

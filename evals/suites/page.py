@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from linrec.evals.report import Report
+from linrec.evals.pages.report import Report
 from linrec.evals.suites.picture import best_rate
 from linrec.evals.suites.suite import Suite
 

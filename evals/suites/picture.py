@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from linrec.evals.pictures import GREY, INK, STYLE, save_png
+from linrec.evals.pages.pictures import GREY, INK, STYLE, save_png
 from linrec.evals.suites.suite import Suite
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from typing import Any
 from rich.progress import Progress
 
 from linrec.errors import UnknownNameError
-from linrec.evals.records import fingerprint, shown_from
+from linrec.evals.records import fingerprint, shown_from, versions
 from linrec.evals.resume import run_missing
-from linrec.evals.run import versions
 from linrec.evals.small import layer_spec
 from linrec.evals.suites import groups, induction, mad, modular, mqar, parity, selective_copy
 from linrec.evals.suites.page import page

@@ -1,8 +1,8 @@
 """Launch configurations in a file, as ``linrec tune`` writes them: ``{"rows": [...]}``, each row with named fields.
 
-A row says what it is for (the fields of :class:`~linrec.kernels.matrix.launches.At`) and what is launched there: those
-of :class:`~linrec.kernels.matrix.launches.Launch`, or for the stage ``chunk`` the ``tokens`` of a chunk. What stands
-beside ``rows`` (versions, times) is for people.
+A row says what it is for (the fields of ``launch_table.At``) and what is launched there: those of
+``launch_table.Launch``, or for the stage ``chunk`` the ``tokens`` of a chunk. What stands beside ``rows`` (versions,
+times) is for people.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from linrec.errors import ConfigError, UnknownNameError
-from linrec.files import read_json
-from linrec.kernels.matrix.launches import CHUNK, LAUNCHES, At, Launch, Rows, path_of
+from linrec.kernels.matrix.launch_table import CHUNK, LAUNCHES, At, Launch, Rows, path_of
+from linrec.reading import read_json
 
 STAGES = (*LAUNCHES, CHUNK)
 PATHS = sorted({path_of(c, d, g) for c in (False, True) for d in (False, True) for g in (False, True)})

@@ -10,7 +10,8 @@ import triton.language as tl
 from torch import Tensor
 
 from linrec.kernels.architecture import architecture
-from linrec.kernels.matrix.launches import Launch, chunk_length, launch_for, path_of
+from linrec.kernels.matrix.launch_table import Launch, path_of
+from linrec.kernels.matrix.launches import chunk_length, launch_for
 from linrec.kernels.matrix.scores import chunk_scores
 
 DTYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}

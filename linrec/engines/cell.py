@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from linrec.engines.checks import checked_state
+from linrec.engines.numerics.checks import checked_state
 from linrec.packing import by_segment
 from linrec.rule import Call, Terms, check_backend
 from linrec.state import State, named_tensors, replace_tensors

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linrec.engines import forward_mode
-from linrec.engines.backends import auto_on, chosen_backend, prefers_triton
+from linrec.engines.numerics import forward_mode
+from linrec.engines.numerics.backends import auto_on, chosen_backend, prefers_triton
 from linrec.errors import DtypeError, ShapeError
 from linrec.packing import by_segment
 from linrec.rule import Call, Terms

@@ -16,11 +16,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from linrec.engines.backends import chosen_backend
-from linrec.engines.checks import checked_state
-from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens, scan_batch
-from linrec.engines.maxplus import stabiliser
-from linrec.engines.scans import EMPTY, NOTHING
+from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens
+from linrec.engines.diagonal.engine import scan_batch
+from linrec.engines.numerics.backends import chosen_backend
+from linrec.engines.numerics.checks import checked_state
+from linrec.engines.numerics.maxplus import stabiliser
+from linrec.engines.numerics.scans import EMPTY, NOTHING
 from linrec.packing import by_segment
 from linrec.rule import Call, Terms
 

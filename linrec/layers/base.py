@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from linrec.engines.checks import readable
+from linrec.engines.numerics.checks import readable
 from linrec.errors import DefinitionError, DtypeError, RangeError, ShapeError
 from linrec.packing import check_cu_seqlens
 from linrec.rule import Rule

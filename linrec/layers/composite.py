@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
-from linrec.engines.forward_mode import silu
+from linrec.engines.numerics.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.heads import HeadsLayer
 from linrec.layers.parts import widened

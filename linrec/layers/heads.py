@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from linrec.engines.forward_mode import silu
+from linrec.engines.numerics.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions, tokens_seen
 from linrec.layers.parts import GatedRMSNorm, ShortConvolution, rotate, unit_norm

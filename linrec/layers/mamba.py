@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
-from linrec.engines.forward_mode import silu
+from linrec.engines.numerics.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
 from linrec.layers.parts import ShortConvolution, time_step_bias, widened

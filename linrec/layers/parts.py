@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec.engines.convolution import causal_convolution
-from linrec.engines.norm import gated_rms_norm, rms_norm
+from linrec.engines.numerics.norm import gated_rms_norm, rms_norm
 from linrec.errors import ShapeError
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as modules
 
 from linrec.arguments import PLAIN
-from linrec.engines.linear import fits, special_product
+from linrec.engines.numerics.linear import fits, special_product
 
 _FORWARD, _CALL = nn.Linear.forward, nn.Module.__call__
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")

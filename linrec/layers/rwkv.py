@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from linrec import rules
-from linrec.engines.forward_mode import layer_norm, silu
+from linrec.engines.numerics.forward_mode import layer_norm, silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count
 from linrec.layers.delta import low_rank

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from linrec import rules
-from linrec.engines.forward_mode import layer_norm
+from linrec.engines.numerics.forward_mode import layer_norm
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
 from linrec.layers.parts import ShortConvolution

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.forward_mode import logcumsumexp
 from linrec.engines.matrix import on_value_heads
-from linrec.engines.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.numerics.forward_mode import logcumsumexp
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run
 from linrec.rule import Key, Options, Query, Unpack, Value, rule
 from linrec.rules.gated_slot_attention import SlotState, attend_slots, empty_slots
 

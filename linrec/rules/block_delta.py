@@ -6,8 +6,8 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.matrix import on_value_heads
-from linrec.engines.program import PROGRAM, ProgramTerms, Run
-from linrec.engines.simultaneous import simultaneous
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.programs.simultaneous import simultaneous
 from linrec.rule import Decay, Options, Query, Unpack, rule
 
 Keys = Annotated[Tensor, Arg("B T H R K", draw="unit")]

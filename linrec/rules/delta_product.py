@@ -7,7 +7,7 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.matrix import delta_terms
-from linrec.engines.program import PROGRAM, ProgramTerms, Run, micro_steps
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run, micro_steps
 from linrec.rule import Decay, Options, Query, Unpack, rule
 
 Keys = Annotated[Tensor, Arg("B T H R K", draw="unit")]

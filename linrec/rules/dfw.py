@@ -6,8 +6,8 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.matrix import on_value_heads
-from linrec.engines.program import PROGRAM, ProgramTerms, Run
-from linrec.engines.two_sided import two_sided
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.programs.two_sided import two_sided
 from linrec.rule import ChannelDecay, Key, Options, Query, Unpack, Value, rule
 
 ValueDecay = Annotated[Tensor, Arg("B T HV V", draw="log_decay")]

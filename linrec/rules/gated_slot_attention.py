@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.forward_mode import softmax
 from linrec.engines.matrix import MatrixTerms, on_value_heads
-from linrec.engines.program import PROGRAM, ProgramTerms, Run
-from linrec.engines.two_sided import two_sided
+from linrec.engines.numerics.forward_mode import softmax
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.programs.two_sided import two_sided
 from linrec.rule import Key, Options, Query, Unpack, Value, rule
 
 SlotDecay = Annotated[Tensor, Arg("B T HV M", draw="log_decay")]

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.matrix import MatrixTerms, on_value_heads
-from linrec.engines.program import PROGRAM, ProgramTerms, Run
-from linrec.engines.rotation import cumulative_angle, turn, turn_rows
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.programs.rotation import cumulative_angle, turn, turn_rows
 from linrec.errors import ShapeError
 from linrec.rule import Key, Options, Query, Unpack, Value, rule
 

@@ -5,9 +5,9 @@ from typing import Annotated
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.fenwick import LevelState, empty_levels, fenwick
 from linrec.engines.matrix import MatrixTerms
-from linrec.engines.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.programs.fenwick import LevelState, empty_levels, fenwick
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run
 from linrec.rule import Decay, Key, Options, Query, Unpack, Value, rule
 
 LevelWeights = Annotated[Tensor, Arg("B T HV L", draw="strength")]

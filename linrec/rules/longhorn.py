@@ -6,7 +6,7 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms
-from linrec.engines.selective import selective_terms
+from linrec.engines.diagonal.selective import selective_terms
 from linrec.rule import Channels, ChannelSkip, Options, Unpack, rule
 
 Strength = Annotated[Tensor, Arg("B T D", draw="positive")]

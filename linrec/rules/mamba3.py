@@ -6,9 +6,9 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.matrix import on_value_heads
-from linrec.engines.program import PROGRAM, ProgramTerms, Run
-from linrec.engines.rotation import cumulative_angle, turn, turn_rows
-from linrec.engines.trapezoid import trapezoid
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.programs.rotation import cumulative_angle, turn, turn_rows
+from linrec.engines.programs.trapezoid import trapezoid
 from linrec.errors import ShapeError
 from linrec.rule import Options, Unpack, rule
 

@@ -5,7 +5,7 @@ from typing import Annotated
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run
 from linrec.rule import Options, Unpack, rule
 from linrec.rules.mamba3 import (
     Angle,

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from linrec.arguments import Arg
-from linrec.engines.conjugate import System, solve
-from linrec.engines.forward_mode import solve as solve_directly
 from linrec.engines.matrix import MatrixTerms, on_value_heads, strengthened
-from linrec.engines.program import PROGRAM, ChunkStep, ProgramTerms, Run
+from linrec.engines.numerics.forward_mode import solve as solve_directly
+from linrec.engines.programs.conjugate import System, solve
+from linrec.engines.programs.program import PROGRAM, ChunkStep, ProgramTerms, Run
 from linrec.rule import Decay, Options, Query, Strength, UnitKey, Unpack, Value, rule
 
 Ridge = Annotated[Tensor, Arg("HV K", draw="positive")]

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.matrix import MatrixTerms
-from linrec.engines.maxplus import stabiliser
-from linrec.engines.program import PROGRAM, ProgramTerms, Run
+from linrec.engines.numerics.maxplus import stabiliser
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run
 from linrec.rule import Decay, Key, Options, Query, Unpack, Value, rule
 
 InputGate = Annotated[Tensor, Arg("B T HV", draw="logit")]

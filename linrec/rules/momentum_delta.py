@@ -5,10 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from linrec.engines.decays import between, cumulative_decay, exclusive, grown, lower
 from linrec.engines.matrix import on_value_heads
-from linrec.engines.program import PROGRAM, ProgramTerms, Run, heads_first
-from linrec.engines.triangular import solve_unit_lower
+from linrec.engines.numerics.decays import between, cumulative_decay, exclusive, grown, lower
+from linrec.engines.numerics.triangular import solve_unit_lower
+from linrec.engines.programs.program import PROGRAM, ProgramTerms, Run, heads_first
 from linrec.rule import Decay, Options, Query, Strength, UnitKey, Unpack, Value, rule
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, Tokens
-from linrec.engines.discretization import discretized
+from linrec.engines.numerics.discretization import discretized
 from linrec.rule import Channels, ChannelSkip, Options, Unpack, rule
 
 TimeStep = Annotated[Tensor, Arg("N", draw="positive")]

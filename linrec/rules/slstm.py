@@ -9,7 +9,7 @@ from torch import Tensor
 
 from linrec.arguments import Arg
 from linrec.engines.cell import CELL, CellTerms
-from linrec.engines.scans import EMPTY
+from linrec.engines.numerics.scans import EMPTY
 from linrec.errors import UnknownNameError
 from linrec.rule import Options, Unpack, Value, rule
 

@@ -7,8 +7,8 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from linrec.engines import choices
-from linrec.engines.choices import GAIN, LEAST, MOST, chosen, measurable
+from linrec.engines.numerics import choices
+from linrec.engines.numerics.choices import GAIN, LEAST, MOST, chosen, measurable
 
 
 class Clock:
@@ -101,7 +101,7 @@ def test_threads_that_ask_at_once_time_once(monkeypatch):
 
 
 def test_random_numbers_stay(monkeypatch):
-    from linrec.engines.linear import best_product
+    from linrec.engines.numerics.linear import best_product
 
     monkeypatch.setattr(choices, "_made", {})
     before = torch.get_rng_state()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from linrec import rules
-from linrec.engines import conjugate
+from linrec.engines.programs import conjugate
 from linrec.testing import example_inputs, example_state, relative_error
 
 MESA = rules.mesa_net

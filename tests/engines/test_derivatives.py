@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linrec import rules
-from linrec.engines import forward_mode
 from linrec.engines.attention.fused import sdpa
-from linrec.engines.derivatives import adjoint
+from linrec.engines.numerics import forward_mode
+from linrec.engines.numerics.derivatives import adjoint
 from linrec.rules import RULES
 from linrec.testing import example_inputs, relative_error
 from tests.differentiation import (

@@ -7,10 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from linrec import rules
-from linrec.engines import scans
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms
-from linrec.engines.maxplus import stabiliser
-from linrec.engines.recurrence import WIDE, recurrence, recurrence_in_place
+from linrec.engines.numerics import scans
+from linrec.engines.numerics.maxplus import stabiliser
+from linrec.engines.numerics.recurrence import WIDE, recurrence, recurrence_in_place
 from linrec.errors import DtypeError, ShapeError
 from linrec.rule import Call
 from linrec.testing import example_inputs, relative_error

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from linrec.engines import choices, linear
-from linrec.engines.linear import PLAIN, PRODUCTS, best_product, fits, special_product
+from linrec.engines.numerics import choices, linear
+from linrec.engines.numerics.linear import PLAIN, PRODUCTS, best_product, fits, special_product
 
 SIZE = 96
 

@@ -9,7 +9,7 @@ from linrec.engines.matrix import MATRIX, MatrixTerms
 from linrec.engines.matrix.chunk import one_chunk
 from linrec.engines.matrix.scores import decayed_scores
 from linrec.engines.matrix.terms import to_heads
-from linrec.engines.triangular import solve_unit_lower
+from linrec.engines.numerics.triangular import solve_unit_lower
 from linrec.rule import Call, donation
 from linrec.testing import relative_error
 

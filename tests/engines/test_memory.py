@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from linrec import rules
-from linrec.engines import memory
+from linrec.engines.numerics import memory
 from linrec.testing import example_inputs
 
 pytestmark = pytest.mark.skipif(not memory._SUPPORTED, reason="no huge pages to ask for on this system")

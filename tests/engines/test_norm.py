@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.profiler import profile
 
-from linrec.engines.norm import gated_rms_norm, rms_norm
+from linrec.engines.numerics.norm import gated_rms_norm, rms_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

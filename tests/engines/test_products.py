@@ -10,8 +10,8 @@ from torch._subclasses import FakeTensorMode
 
 import linrec
 from linrec import rules
-from linrec.engines import choices, products
-from linrec.engines.products import EXACT, TRIED, error_of, small_products, wide_products
+from linrec.engines.numerics import choices, products
+from linrec.engines.numerics.products import EXACT, TRIED, error_of, small_products, wide_products
 from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel
 from linrec.models.training import TrainConfig, train_step

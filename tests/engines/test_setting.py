@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from linrec.engines.setting import Setting
+from linrec.engines.numerics.setting import Setting
 
 MATMUL = getattr(torch.backends.mkldnn, "matmul")  # noqa: B009 (torch's types do not know it)
 
@@ -114,7 +114,7 @@ def test_interrupted_at_any_point(setting, point):
     left = [point]
 
     def trace(frame, event, _):
-        if "linrec/engines/setting" in frame.f_code.co_filename and event == "line":
+        if "linrec/engines/numerics/setting" in frame.f_code.co_filename and event == "line":
             left[0] -= 1
             if left[0] == -1:
                 raise KeyboardInterrupt

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from linrec.engines.triangular import BlockSystems, solve_unit_lower
+from linrec.engines.numerics.triangular import BlockSystems, solve_unit_lower
 from linrec.testing import relative_error
 
 SIZES = (1, 2, 3, 16, 31, 48, 64, 65, 130)

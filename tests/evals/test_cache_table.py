@@ -1,6 +1,6 @@
 """The cache table: every published number comes out of the layers."""
 
-from linrec.evals.cache_table import CONSTANT_ROWS, D_MODEL, cache_table, rows
+from linrec.evals.pages.cache_table import CONSTANT_ROWS, D_MODEL, cache_table, rows
 from linrec.layers import LAYERS
 
 

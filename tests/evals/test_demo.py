@@ -13,8 +13,8 @@ import pytest
 from rich.console import Console
 
 from linrec.evals import demo
+from linrec.evals.harness.tasks.stdlib import held_out_modules
 from linrec.evals.small import byte_config, parameters, same_size
-from linrec.evals.tasks.stdlib import held_out_modules
 from linrec.models.corpus import standard_library
 from linrec.models.language_model import LanguageModel
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from linrec.errors import ConfigError
-from linrec.evals.lm_eval_model import LinrecLM
+from linrec.evals.harness.lm_eval_model import LinrecLM
 from linrec.evals.small import byte_config
 from linrec.models.language_model import LanguageModel
 

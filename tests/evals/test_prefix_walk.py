@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linrec.evals.kept_states import KeptStates
-from linrec.evals.lm_eval_model import LinrecLM
-from linrec.evals.prefix_trie import Node, PrefixTrie
+from linrec.evals.harness.kept_states import KeptStates
+from linrec.evals.harness.lm_eval_model import LinrecLM
+from linrec.evals.harness.prefix_trie import Node, PrefixTrie
 from linrec.evals.small import byte_config
 from linrec.layers import LAYERS
 from linrec.models.language_model import LanguageModel

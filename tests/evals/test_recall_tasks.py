@@ -12,9 +12,9 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import LM
 
 from linrec.errors import ConfigError, LinrecError
-from linrec.evals.run import scores_by_task
-from linrec.evals.task_loading import load_tasks
-from linrec.evals.tasks import recall
+from linrec.evals.harness.scores import scores_by_task
+from linrec.evals.harness.task_loading import load_tasks
+from linrec.evals.harness.tasks import recall
 
 TASKS = ["linrec_mqar", "linrec_needle", "linrec_phonebook", "linrec_copy"]
 

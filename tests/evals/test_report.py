@@ -10,7 +10,7 @@ from pathlib import Path
 import matplotlib
 import pytest
 
-from linrec.evals.report import PNG, Report, cell_text, report_files
+from linrec.evals.pages.report import PNG, Report, cell_text, report_files
 
 matplotlib.use("Agg")
 

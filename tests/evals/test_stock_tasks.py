@@ -15,10 +15,10 @@ import torch
 from typer.testing import CliRunner
 
 from linrec.cli import app
-from linrec.evals.ruler import tokenizer_folder, with_tokenizer, word_tokenizer
-from linrec.evals.run import evaluate
+from linrec.evals.harness.ruler import tokenizer_folder, with_tokenizer, word_tokenizer
+from linrec.evals.harness.run import evaluate
+from linrec.evals.harness.task_loading import load_tasks
 from linrec.evals.small import byte_config
-from linrec.evals.task_loading import load_tasks
 from linrec.models.language_model import LanguageModel
 
 STOCK = Path(lm_eval.tasks.__file__).parent

@@ -14,9 +14,9 @@ from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from linrec.errors import ConfigError, DatasetError, UnknownNameError
-from linrec.evals import run, task_loading
+from linrec.evals.harness import run, scores, task_loading
+from linrec.evals.harness.tasks import stdlib
 from linrec.evals.small import byte_config
-from linrec.evals.tasks import stdlib
 from linrec.models.corpus import standard_library
 from linrec.models.language_model import LanguageModel
 
@@ -57,10 +57,10 @@ def test_any_lm_eval_model_can_run_them() -> None:
     manager = TaskManager(include_path=str(task_loading.TASK_FOLDER), include_defaults=False, metadata=SMALL)
     results = simple_evaluate(model=Oracle(), tasks=OURS, task_manager=manager, bootstrap_iters=0)
     assert results is not None
-    scores = run.scores_by_task(results)
-    assert scores["linrec_stdlib_bpb"]["bits_per_byte"] == pytest.approx(3.0)
-    assert scores["linrec_stdlib_choice"]["acc"] == 1.0
-    assert scores["linrec_stdlib_choice"]["samples"] == 24
+    found = scores.scores_by_task(results)
+    assert found["linrec_stdlib_bpb"]["bits_per_byte"] == pytest.approx(3.0)
+    assert found["linrec_stdlib_choice"]["acc"] == 1.0
+    assert found["linrec_stdlib_choice"]["samples"] == 24
 
 
 def test_documents_are_whole_held_out_modules_in_raw_bytes() -> None:
@@ -109,7 +109,7 @@ def test_report_of_a_model(tmp_path: Path) -> None:
     want = nats / math.log(2) / sum(documents["bytes"])
     assert report["tasks"]["linrec_stdlib_bpb"]["bits_per_byte"] == pytest.approx(want, rel=1e-5)
     assert 0.0 <= report["tasks"]["linrec_stdlib_choice"]["acc"] <= 1.0
-    assert run.results_table(report).row_count == 3
+    assert scores.results_table(report).row_count == 3
 
 
 @pytest.mark.parametrize("names", [["linrec_nothing"], [""], ["linrec_stdlib_bpb", "linrec_x"]])

@@ -13,10 +13,10 @@ from safetensors import safe_open
 
 from linrec import files, models
 from linrec.errors import ConfigError, FileError, LinrecError
-from linrec.evals import gpu_times
+from linrec.evals.bench import gpu_times
 from linrec.evals.bench import run as bench
-from linrec.evals.report import Report
-from linrec.evals.run import write_json
+from linrec.evals.pages.report import Report
+from linrec.evals.records import write_json
 from linrec.kernels.matrix import launch_file
 from linrec.stream import Session
 from tests.crashes import killed_everywhere
@@ -28,7 +28,7 @@ def picture(path: Path, turn: int) -> None:
     pytest.importorskip("matplotlib")
     from matplotlib.figure import Figure
 
-    from linrec.evals.pictures import save_png
+    from linrec.evals.pages.pictures import save_png
 
     save_png(Figure(figsize=(1, turn)), path)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from linrec.engines.convolution import causal_convolution
-from linrec.engines.norm import gated_rms_norm
+from linrec.engines.numerics.norm import gated_rms_norm
 from linrec.testing import budget, relative_error
 from tests.kernels.test_diagonal import weighted
 

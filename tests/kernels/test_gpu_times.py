@@ -14,7 +14,7 @@ from linrec.testing import example_inputs, relative_error
 
 pytest.importorskip("triton")
 
-from linrec.evals.gpu_times import PEERS, compare, worst
+from linrec.evals.bench.gpu_times import PEERS, compare, worst
 
 
 def reference(rule: str, x: dict[str, torch.Tensor], scale: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,7 +17,7 @@ pytest.importorskip("triton")
 
 from linrec.cli import app
 from linrec.errors import BackendError, ConfigError, LinrecError, UnknownNameError
-from linrec.evals import gpu_times
+from linrec.evals.bench import gpu_times
 from linrec.evals.kernels import tune_gpu
 from linrec.evals.kernels.capture import recording
 from linrec.evals.kernels.cases import record
@@ -25,7 +25,7 @@ from linrec.evals.kernels.targets import GPUS
 from linrec.evals.kernels.tune import SPACES, Job, Lost, candidates, search, sizes, stages_of, tune
 from linrec.kernels.matrix import launches
 from linrec.kernels.matrix.launch_file import listed, read
-from linrec.kernels.matrix.launches import CHUNK, LAUNCHES, At, Launch
+from linrec.kernels.matrix.launch_table import CHUNK, LAUNCHES, At, Launch, Rows
 from linrec.rules import RULES
 
 SCAN = At("forward_scan", "sm_90", "shared delta", 128, 2)
@@ -119,7 +119,7 @@ def test_every_stage_has_candidates_that_a_file_may_hold(tmp_path: Path) -> None
 
 # A whole run
 
-START: launches.Rows = {
+START: Rows = {
     At(stage, "sm_90", path, width, 2): Launch(32, 32, 4, 1)
     for stage in LAUNCHES
     for path in ("shared delta", "channel additive")

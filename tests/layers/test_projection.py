@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from linrec.engines import linear
+from linrec.engines.numerics import linear
 from linrec.layers import LAYERS
 from linrec.layers.projection import affine_map, bare, project
 from linrec.models import Config, LanguageModel

@@ -22,10 +22,10 @@ def test_every_layer_takes_about_its_weights(layer: str, monkeypatch: pytest.Mon
     with torch.device("meta"):
         expected = models.LanguageModel(config).state_dict()
     elements = sum(tensor.numel() for tensor in expected.values())
-    made = build(config, elements // 2).state_dict()  # the limit is four times this
+    made = build(models.LanguageModel, config, elements // 2).state_dict()  # the limit is four times this
     assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in expected.items()}
     with pytest.raises(CheckpointError, match="larger than its weights"):
-        build(config, elements // 5)
+        build(models.LanguageModel, config, elements // 5)
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads this process's size from /proc")
@@ -39,6 +39,6 @@ def test_what_is_larger_is_never_made(options: dict[str, int]) -> None:
         most = pages * resource.getpagesize() + 2**29
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         with pytest.raises(CheckpointError, match="larger than its weights"):
-            build(config, 1000)
+            build(models.LanguageModel, config, 1000)
 
     assert wait(fork(limited)) == 0

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from linrec import rules
-from linrec.engines.fenwick import LevelState
+from linrec.engines.programs.fenwick import LevelState
 from linrec.errors import BackendError, DtypeError, ShapeError
 from linrec.rules.feature_maps import FEATURE_MAPS, performer, rfa, squares, taylor2
 from linrec.state import map_tensors, named_tensors

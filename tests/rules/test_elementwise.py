@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from linrec import rules
-from linrec.engines.discretization import expm1
+from linrec.engines.numerics.discretization import expm1
 from linrec.errors import FormError, UnknownNameError
 from linrec.testing import example_inputs, relative_error
 from tests.rules.loops_elementwise import true_rwkv4

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from linrec.engines.checks import readable, transformed
+from linrec.engines.numerics.checks import readable, transformed
 from linrec.errors import DtypeError, ShapeError
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from linrec.engines.attention.cache import KVCache, empty_cache
 from linrec.engines.attention.engine import ATTENTION, AttentionTerms, CacheEngine, Weighing, block_rows
 from linrec.engines.attention.fused import grouped_scores, masked_softmax, weighted_values
-from linrec.engines.triangular import solve_unit_lower
+from linrec.engines.numerics.triangular import solve_unit_lower
 from linrec.rule import Call, Terms
 
 CHUNK = 64

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linrec.engines.checks import transformed
-from linrec.engines.decays import lower
-from linrec.engines.derivatives import differentiable_again
+from linrec.engines.numerics.checks import transformed
+from linrec.engines.numerics.decays import lower
+from linrec.engines.numerics.derivatives import differentiable_again
 
 
 def sdpa(

@@ -36,7 +36,7 @@ from linrec.engines.attention.cache import (
 )
 from linrec.engines.attention.engine import CacheEngine, block_rows
 from linrec.engines.attention.fused import masked_softmax, weighted_values
-from linrec.engines.triangular import solve_unit_lower
+from linrec.engines.numerics.triangular import solve_unit_lower
 from linrec.rule import Call, Terms
 
 CHUNK = 64

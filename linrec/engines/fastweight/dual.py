@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linrec.engines.decays import between, cumulative_decay, grown, lower
 from linrec.engines.fastweight.engine import FastState, FastTerms, Maps
+from linrec.engines.numerics.decays import between, cumulative_decay, grown, lower
 
 
 class Rows(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from linrec.engines.checks import checked_state
+from linrec.engines.numerics.checks import checked_state
 from linrec.errors import DtypeError, ShapeError
 from linrec.packing import by_segment
 from linrec.rule import Call, Terms, check_backend

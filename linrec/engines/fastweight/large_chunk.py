@@ -9,7 +9,7 @@ from torch import Tensor
 
 from linrec.engines.fastweight.engine import FastState, FastTerms
 from linrec.engines.fastweight.muon import orthogonalised
-from linrec.engines.forward_mode import silu
+from linrec.engines.numerics.forward_mode import silu
 
 
 @dataclass

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linrec.engines.checks import transformed
-from linrec.engines.derivatives import adjoint, differentiated_again
-from linrec.engines.forward_mode import layer_norm
+from linrec.engines.numerics.checks import transformed
+from linrec.engines.numerics.derivatives import adjoint, differentiated_again
+from linrec.engines.numerics.forward_mode import layer_norm
 
 EPS = 1e-6
 

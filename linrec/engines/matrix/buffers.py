@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from linrec.engines.triangular import BlockSystems
+from linrec.engines.numerics.triangular import BlockSystems
 
 
 class Sizes(NamedTuple):

@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from linrec.engines.checks import readable
-from linrec.engines.decays import LOG2, REACH
 from linrec.engines.matrix import general
 from linrec.engines.matrix.frame import Frame, adjoint, framed, leave, output, solve
 from linrec.engines.matrix.plan import Memory, Plan, Span, Stack, Tensors, put_rows, rows
-from linrec.engines.scans import exact
+from linrec.engines.numerics.checks import readable
+from linrec.engines.numerics.decays import LOG2, REACH
+from linrec.engines.numerics.scans import exact
 
 SMALLEST = 16  # tokens that are not halved further
 BLOCK = 8  # rows of one block of a cumulative sum

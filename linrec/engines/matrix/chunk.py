@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linrec.engines.decays import cumulative_decay
 from linrec.engines.matrix.scores import decayed_scores
 from linrec.engines.matrix.terms import Heads
-from linrec.engines.triangular import solve_unit_lower
+from linrec.engines.numerics.decays import cumulative_decay
+from linrec.engines.numerics.triangular import solve_unit_lower
 
 
 def scan_chunks(x: Heads, state: Tensor, chunk: int, predict: str, readout: str) -> tuple[Tensor, Tensor]:

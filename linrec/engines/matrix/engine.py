@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linrec.engines.backends import auto_on, chosen_backend
-from linrec.engines.checks import transformed
 from linrec.engines.matrix import gpu
 from linrec.engines.matrix.channel import ChannelLane
 from linrec.engines.matrix.chunk import one_chunk, scan_chunks
@@ -18,7 +16,9 @@ from linrec.engines.matrix.recurrent import scan_tokens
 from linrec.engines.matrix.scalar import ScalarLane
 from linrec.engines.matrix.scan import ChunkScan
 from linrec.engines.matrix.terms import MatrixTerms, from_heads, strengthened, to_heads
-from linrec.engines.scans import floored
+from linrec.engines.numerics.backends import auto_on, chosen_backend
+from linrec.engines.numerics.checks import transformed
+from linrec.engines.numerics.scans import floored
 from linrec.errors import DeviceError, DtypeError, ShapeError
 from linrec.packing import by_segment
 from linrec.rule import Call

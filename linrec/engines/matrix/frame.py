@@ -29,9 +29,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from linrec.engines.decays import LOG2, REACH
 from linrec.engines.matrix.plan import Memory, Plan, Stack
-from linrec.engines.triangular import BlockSystems
+from linrec.engines.numerics.decays import LOG2, REACH
+from linrec.engines.numerics.triangular import BlockSystems
 
 
 class Frame(NamedTuple):

@@ -20,10 +20,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from linrec.engines.decays import cumulative_decay
 from linrec.engines.matrix.plan import Plan, decay_gradient
 from linrec.engines.matrix.scores import Decay
-from linrec.engines.triangular import solve_unit_lower, solve_unit_lower_transposed
+from linrec.engines.numerics.decays import cumulative_decay
+from linrec.engines.numerics.triangular import solve_unit_lower, solve_unit_lower_transposed
 
 
 class Chunk(NamedTuple):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from linrec.donation import taken
-from linrec.engines.checks import differentiated
 from linrec.engines.matrix.terms import MatrixTerms
+from linrec.engines.numerics.checks import differentiated
 from linrec.rule import Call
 
 WIDEST = 256  # of K and V: the kernels keep all of K on chip

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linrec.engines.checks import readable
-from linrec.engines.decays import LOG2, REACH
 from linrec.engines.matrix.plan import Plan, Tensors
-from linrec.engines.scans import exact
+from linrec.engines.numerics.checks import readable
+from linrec.engines.numerics.decays import LOG2, REACH
+from linrec.engines.numerics.scans import exact
 
 TIME = -2
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from linrec.engines.triangular import BlockSystems
+from linrec.engines.numerics.triangular import BlockSystems
 
 Tensors = Mapping[str, Tensor | None]
 Span = tuple[int, int]  # first and past-the-last token of a chunk

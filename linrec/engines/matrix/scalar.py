@@ -36,7 +36,7 @@ from torch import Tensor
 from linrec.engines.matrix.buffers import Backward, Forward, Sizes
 from linrec.engines.matrix.numbers import Numbers, between, by_chunk, numbers, over_time
 from linrec.engines.matrix.plan import Plan, Span, Tensors, decay_gradient
-from linrec.engines.scans import exact
+from linrec.engines.numerics.scans import exact
 
 OF_VALUES = ("v", "o", "dv", "do")
 

@@ -14,10 +14,10 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from linrec.engines.derivatives import Plain, adjoint, differentiated_again
 from linrec.engines.matrix.plan import Plan, Span, Tensors, chunk_bounds
-from linrec.engines.memory import fresh
-from linrec.engines.products import fitting_products
+from linrec.engines.numerics.derivatives import Plain, adjoint, differentiated_again
+from linrec.engines.numerics.memory import fresh
+from linrec.engines.numerics.products import fitting_products
 
 
 class Lane(Protocol):

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linrec.engines.decays import LOG2
+from linrec.engines.numerics.decays import LOG2
 
 SUB_CHUNK = 16
 

@@ -1,1 +1,0 @@
-"""Evaluation and benchmarks, imported as ``linrec.evals``."""

@@ -1,1 +1,0 @@
-"""Triton kernels, arranged by stage, imported as ``linrec.kernels``."""
