@@ -69,7 +69,7 @@ class Options(TypedDict, total=False):
 
     ``state`` continues a sequence (None: the empty state), ``scale`` replaces the default factor on q, ``cu_seqlens``
     ``[S + 1]`` bounds S packed sequences, ``chunk_size`` are the tokens of a chunk, ``backend`` is ``auto``, ``torch``
-    or ``triton``.
+    or ``triton``, or the name of an algorithm of the rule's engine.
     """
 
     state: State
@@ -131,6 +131,13 @@ class Call(NamedTuple):
     backend: str
 
 
+class Choice(NamedTuple):
+    """The algorithm that computes a call, and why it is this one."""
+
+    algorithm: str
+    reason: str
+
+
 class _Known(NamedTuple):
     """What calls of one form, with arguments of the same shapes and dtypes and the same options, have in common."""
 
@@ -141,7 +148,11 @@ class _Known(NamedTuple):
 
 
 class Engine(Protocol):
-    """One recurrence, in every form."""
+    """One recurrence, in every form.
+
+    One that has several algorithms for a form names them: ``algorithms`` are those that ``backend`` may ask for, with
+    the form that each computes (None: every form), and ``explain``, called as ``run`` is, gives the Choice for a call.
+    """
 
     name: str
 
@@ -233,6 +244,18 @@ class Rule(Generic[P]):
         """The form that a plain call on ``length`` tokens takes."""
         wanted = ("recurrent", "chunkwise") if length == 1 else ("chunkwise", "recurrent")
         return next(form for form in (*wanted, "parallel") if form not in self.reasons)
+
+    def explain(self, form: str | None, /, *args: P.args, **kwargs: P.kwargs) -> Choice:
+        """The algorithm that a call of this form (None: a plain call) with these arguments takes, and why.
+
+        The call is not made. BackendError where ``backend`` asks for an algorithm that cannot run it.
+        """
+        state = kwargs.pop("state", None)
+        terms, known = self._bind(form, args, kwargs)
+        explain = getattr(self.engine, "explain", None)
+        if explain is None:
+            return Choice(known.call.form, self.engine.auto_backend(terms.leading.device.type))
+        return explain(terms, state, known.call, self.name)
 
     def init_state(self, *args: P.args, **kwargs: P.kwargs) -> State:
         """The empty state from which a call with these arguments starts."""
@@ -350,16 +373,17 @@ class Rule(Generic[P]):
         length, batch = dims["T"], dims["B"]
         if form == "step" and (length != 1 or options.get("cu_seqlens") is not None):
             raise ShapeError(f"{self.name}.step takes one token of each sequence (T = 1), got T = {length}")
-        form = form or self.default_form(length)
+        backend, named = options.get("backend") or "auto", getattr(self.engine, "algorithms", {})
+        if backend not in BACKENDS and backend not in named:
+            known = ", ".join(dict.fromkeys((*BACKENDS, *named)))
+            raise UnknownNameError(f"{self.name}: unknown backend {backend!r}; one of {known}")
+        form = form or named.get(backend) or self.default_form(length)
         if form in self.reasons:
             raise FormError(f"{self.name} has no {form} form: {self.reasons[form]}")
         cu_seqlens, chunk, scale = (options.get(n) for n in ("cu_seqlens", "chunk_size", "scale"))
         bounds = None if cu_seqlens is None else check_cu_seqlens(cu_seqlens, batch, length, self.name)
         if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
             raise ShapeError(f"{self.name}: chunk_size must be a positive integer, got {chunk!r}")
-        backend = options.get("backend") or "auto"
-        if backend not in BACKENDS:
-            raise UnknownNameError(f"{self.name}: unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
         return Call(form, self._own_scale(dims) if scale is None else float(scale), bounds, chunk, backend)
 
 
