@@ -83,7 +83,17 @@ def test_rules_come_from_the_registry() -> None:
     assert done.exit_code == 0, done.output
     assert all(name in done.stdout for name in RULES)
     assert "one row times a weight, 3352, 768" in done.stdout and "\nfloat32 products\t" in done.stdout
+    assert "\ngated_delta_net\tchunkwise\tchunkwise_scalar\tone decay a head or none" in done.stdout
     assert call("rules", "--markdown").stdout == support_table()
+
+
+def test_rules_by_name() -> None:
+    done = call("rules", "--explain", "gla", "mlstm")
+    assert done.exit_code == 0, done.output
+    firsts = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    assert (firsts.count("gla"), firsts.count("mlstm"), firsts.count("rwkv6")) == (6, 5, 0)
+    assert "\ngla\tchunkwise, in torch.vmap\tchunkwise_plain\t" in done.stdout
+    assert "\nmlstm\tchunkwise\tprogram\tseveral calls of engines; chunkwise_scalar (one decay" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -99,6 +109,8 @@ def test_rules_come_from_the_registry() -> None:
         (["generate", "CKPT", "--prompt", "x", "--top-k", "3"], "--top-k"),
         (["generate", "CKPT", "--prompt", "x", "--top-p", "0.5"], "--temperature"),
         (["rules", "--markdown", "--explain"], "--explain"),
+        (["rules", "--markdown", "gla"], "--markdown"),
+        (["rules", "gated_delta"], "gated_delta_net"),
         (["bench", "--device", "cuda", "--rounds", "3"], "--rounds"),
         (["bench", "--device", "mps"], "mps"),
         (["generate", "CKPT", "--prompt", "x", "--session", "CKPT/model.safetensors"], "model.safetensors"),

@@ -37,7 +37,7 @@ RANK = {
     "engines": 4,
     "rules": 5,
     "testing": 6,
-    "table": 6,
+    "table": 6.5,
     "layers": 6,
     "stubs": 7,
     "models": 7,

@@ -125,9 +125,16 @@ def test_transforms_take_differentiable_calls():
             rules.gated_delta_net(**rest, backend="chunkwise_scalar")
         return rules.gated_delta_net(**rest).o
 
+    others = example_inputs(rules.gla, T=9)
+
+    def steady(g):  # too strong, which cannot be looked at here
+        found.append(rules.gla.explain(None, **{**others, "g": g.expand(-1, 9, -1, -1)}))
+        return g
+
+    torch.vmap(steady)(torch.full((1, 2, 1, 4, 8), -9.0, dtype=torch.float64))
     torch.func.jvp(note, (inputs["q"],), (inputs["q"],))
     torch.vmap(note)(inputs["q"][None])
-    assert [choice.algorithm for choice in found] == ["chunkwise_plain"] * 2
+    assert [choice.algorithm for choice in found] == ["chunkwise_plain"] * 3
     assert all("a transform of torch.func or forward mode is active" in choice.reason for choice in found)
 
 

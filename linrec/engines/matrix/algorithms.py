@@ -55,17 +55,21 @@ DECODING = Choice("step", "one token on a CPU")
 
 def choose(terms: MatrixTerms, state: Tensor | None, call: Call, who: str) -> Choice:
     """The algorithm for this call; BackendError with the reason where the one that was asked for cannot run."""
-    v = terms.v
-    asked = call.backend in FORM_OF
-    if not asked and v.is_cpu and _one_token(v, call):  # first, because decoding asks for every token
+    if call.backend in FORM_OF:
+        reason = why_not(call.backend, terms, state, call)
+        if reason is not None:
+            raise BackendError(f"{who}: backend={call.backend!r} cannot run: {reason}")
+        return Choice(call.backend, "it was asked for")
+    if terms.v.is_cpu and _one_token(terms.v, call):  # before all else, because decoding asks for every token
         return DECODING
-    refused = ""
-    for algorithm in (call.backend,) if asked else _candidates(call):
+    refused: dict[str, list[str]] = {}
+    for algorithm in _candidates(call):
         reason = why_not(algorithm, terms, state, call)
         if reason is None:
-            return Choice(algorithm, ("it was asked for" if asked else REASONS[algorithm]) + refused)
-        refused += f"; not {algorithm}: {reason}"
-    raise BackendError(f"{who}: backend={call.backend!r} cannot run: {reason}")
+            break
+        refused.setdefault(reason, []).append(algorithm)
+    others = (f"not {', '.join(names)}: {reason}" for reason, names in refused.items())
+    return Choice(algorithm, "; ".join([REASONS[algorithm], *others]))
 
 
 def why_not(algorithm: str, terms: MatrixTerms, state: Tensor | None, call: Call) -> str | None:
@@ -77,12 +81,22 @@ def why_not(algorithm: str, terms: MatrixTerms, state: Tensor | None, call: Call
     if algorithm == "triton":
         return why_not_triton(*tensors)
     if transformed(*tensors):
-        return "its adjoint is written out, and a transform of torch.func or forward mode is active"
+        return "the adjoint is written out, and a transform of torch.func or forward mode is active"
+    if algorithm != "chunkwise_channel":
+        return None
+    if not readable(terms.v):
+        return "it looks at the decays, and tensors without data hold none"
+    g = terms.g
+    steady = g is not None and g.stride(1) == 0 and g.numel() > 0
+    if g is not None and steady and -g[:, :1].amin() * (SMALLEST // 2 + 1) > REACH:
+        return (
+            f"the decay, the same at all tokens, is too strong for {SMALLEST} of them to have a common middle"
+        )
     return None
 
 
 def _unsuited(algorithm: str, terms: MatrixTerms, call: Call) -> str | None:
-    """Why it is not for such a call, whatever is differentiated and whatever is installed."""
+    """Why it is not for such a call, whatever is differentiated and whatever the tensors hold."""
     form, keys, v = FORM_OF[algorithm], terms.k.shape[3], terms.v
     if form is not None and form != call.form and not {form, call.form} <= ONE_BY_ONE:
         return f"it computes the {form} form, and the {call.form} form was called"
@@ -97,27 +111,10 @@ def _unsuited(algorithm: str, terms: MatrixTerms, call: Call) -> str | None:
             f"Triton kernels hold K and V up to {WIDEST}, got K = {keys}, V = {v.shape[3]}; "
             "use backend='torch' or 'auto'"
         )
-    if algorithm == "chunkwise_scalar":
-        return _unshared(terms)
-    return _unmiddled(terms.g, v) if algorithm == "chunkwise_channel" else None
-
-
-def _unshared(terms: MatrixTerms) -> str | None:
-    if terms.a is not None:
-        return "its predictions are read by k, and here a key of their own reads them"
-    if terms.g is not None and terms.g.dim() == 4:
+    if algorithm == "chunkwise_scalar" and terms.a is not None:
+        return "its predictions are read by k, and here a key a of their own reads them"
+    if algorithm == "chunkwise_scalar" and terms.g is not None and terms.g.dim() == 4:
         return "it is for one decay a head, and here every channel has its own"
-    return None
-
-
-def _unmiddled(g: Tensor | None, v: Tensor) -> str | None:
-    if not readable(v):
-        return "it looks at the decays, and tensors without data hold none"
-    steady = g is not None and g.stride(1) == 0 and g.numel() > 0
-    if g is not None and steady and -g[:, :1].amin() * (SMALLEST // 2 + 1) > REACH:
-        return (
-            f"the decay, the same at all tokens, is too strong for {SMALLEST} of them to have a common middle"
-        )
     return None
 
 
