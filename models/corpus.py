@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from linrec.errors import ConfigError
+from linrec.models.tokenizer import ByteTokenizer
 
 HELD_OUT_ONE_IN = 20
 # Test suites are most of the lines and little of the style; the others are not the library's own code.
@@ -36,21 +37,6 @@ class Corpus(NamedTuple):
 
     train: list[Document]
     held_out: list[Document]
-
-
-class ByteTokenizer:
-    """Token ids are the bytes 0..255; 256 ends a document (and serves as bos, eos and padding)."""
-
-    vocab_size = 257
-    eos_id = 256
-
-    def encode(self, text: str | bytes) -> list[int]:
-        """The UTF-8 bytes of the text."""
-        return list(text.encode("utf-8") if isinstance(text, str) else text)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; ends of documents are left out, invalid UTF-8 becomes U+FFFD."""
-        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
 
 def standard_library(root: str | os.PathLike[str] | None = None, one_in: int = HELD_OUT_ONE_IN) -> Corpus:
