@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from linrec.errors import CheckpointError
-from linrec.files import read_bytes, read_json
 from linrec.models.building import Model
 from linrec.models.checkpoint import (
     CONFIG_FILE,
@@ -25,6 +24,7 @@ from linrec.models.checkpoint import (
 from linrec.models.config import Config, shown
 from linrec.models.formats.folder import PICKLED, load_from, save_as
 from linrec.models.formats.registry import all_formats, format_of, named_format
+from linrec.reading import read_bytes, read_json
 
 READ_FROM = "linrec_read_from"  # in our config.json: the options of the project that a model comes from
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from linrec.errors import CheckpointError
-from linrec.files import read_bytes, read_json
 from linrec.models.byte_tokenizer import END, TOKENIZER_FILE, has_byte_vocabulary
+from linrec.reading import read_bytes, read_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Encoder

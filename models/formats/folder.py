@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from linrec.errors import CheckpointError
-from linrec.files import open_tensors, pickle_writer, tensor_writer, text_writer, write_together
+from linrec.files import pickle_writer, tensor_writer, text_writer, write_together
 from linrec.models.building import Model
 from linrec.models.checkpoint import (
     CONFIG_FILE,
@@ -28,6 +28,7 @@ from linrec.models.config import Config
 from linrec.models.formats.format import Format
 from linrec.models.formats.options import marked
 from linrec.models.formats.weights import into_ours, into_theirs
+from linrec.reading import open_tensors
 
 PICKLED = "pytorch_model.bin"
 HEAD = "lm_head.weight"

@@ -58,7 +58,7 @@ PAIRS = [
     ("the quick brown", " dog sleeps"),
     ("the quick brown ", "fox"),  # the space belongs to what follows
     ("", "the lazy dog"),
-    ("größer 漢", "字\n"),
+    ("größer", " 漢字\n"),
     (TEXT * 3, "the quick"),
 ]
 

@@ -83,9 +83,9 @@ def test_bytes_are_the_default_of_models_of_bytes(folder: Path) -> None:
 
 def test_what_is_missing_or_does_not_fit_is_named(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.json.*at most 20 ids"):
-        load_tokenizer(folder, Config(vocab_size=100))
+        load_tokenizer(folder, Config(vocab_size=20))
     with pytest.raises(CheckpointError, match="a model in memory"):
-        load_tokenizer(None, Config(vocab_size=100))
+        load_tokenizer(None, Config(vocab_size=20))
     (folder / "tokenizer.json").write_text('{"model": 3}')
     with pytest.raises(CheckpointError, match="not a tokenizer"):
         load_tokenizer(folder, Config(vocab_size=400))
