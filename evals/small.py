@@ -97,7 +97,7 @@ def state_bytes_after(model: LanguageModel, contexts: Sequence[int]) -> list[int
 
 
 def stream_text(
-    session: Session, prompt: str, max_tokens: int, tokenizer: Tokenizer | None = None, **sampling: Any
+    session: Session, prompt: str, max_tokens: int, *, tokenizer: Tokenizer | None = None, **sampling: Any
 ) -> Iterator[str]:
     """Text of a session's stream, piece by piece; a UTF-8 character is held back until it is whole.
 

@@ -87,7 +87,7 @@ def _print(stream: Session, prompt: str, max_tokens: int, checkpoint: Path, **sa
 
     tokenizer = load_tokenizer(checkpoint, model_config(checkpoint))
     sys.stdout.write(prompt)
-    for piece in stream_text(stream, prompt, max_tokens, tokenizer, **sampling):
+    for piece in stream_text(stream, prompt, max_tokens, tokenizer=tokenizer, **sampling):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

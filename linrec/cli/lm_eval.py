@@ -21,8 +21,7 @@ def command(context: typer.Context) -> None:
         from lm_eval.__main__ import cli_evaluate
     except ImportError as error:
         raise ConfigError(f"lm-eval is not installed ({error}): pip install linrec[eval]") from error
-    from linrec.evals.harness import lm_eval_model  # enters the model
+    import linrec.evals.harness.lm_eval_model  # noqa: F401 - enters the model
 
-    assert lm_eval_model.LinrecLM
     sys.argv = ["lm_eval", *context.args]
     cli_evaluate()
