@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from linrec.errors import ConfigError
 from linrec.evals.harness.generation_options import GenerationOptions
-from linrec.evals.harness.model_arguments import at_least, batch_rows, precision, refuse
+from linrec.evals.harness.model_arguments import at_least, batch_rows, place, precision, refuse
 from linrec.evals.harness.prefix_trie import Node, PrefixTrie
 from linrec.evals.harness.prefix_walk import PrefixWalk, Visitor
 from linrec.evals.harness.scoring import Scorer
@@ -41,7 +41,8 @@ class LinrecLM(TemplateLM):
 
     Args:
         pretrained: a checkpoint folder, or a model in memory.
-        device, dtype: where and in what precision to run; None (dtype also "auto") keeps what the checkpoint has.
+        device, dtype: where and in what precision to run; None (dtype also "auto") keeps what the checkpoint has,
+            and a GPU that is not here is the CPU, as lm-eval's command line always names one.
         batch_size: contexts or streams processed side by side ("auto" means 8, or ``max_batch_size`` where that is
             less); of short contexts and continuations up to four times as many, within
             ``batch_size * prefill_chunk`` tokens.
@@ -87,7 +88,7 @@ class LinrecLM(TemplateLM):
             None if rolling_window is None else at_least("rolling_window", rolling_window, 2)
         )
         self.seed = at_least("seed", seed, 0)
-        wanted = precision(dtype)
+        wanted, device = precision(dtype), place(device)
         if isinstance(pretrained, str | Path):
             self.model = LanguageModel.load(pretrained, device=device, dtype=wanted)
         else:

@@ -342,6 +342,12 @@ def test_batch_sizes_and_dtypes_of_a_command_line() -> None:
     assert LinrecLM(reciter, max_batch_size=64).batch_size == 8
 
 
+def test_the_gpu_that_the_command_line_names_by_itself_is_the_cpu_where_there_is_none() -> None:
+    reciter: Any = Reciter(b"abc")
+    if not torch.cuda.is_available():
+        assert LinrecLM(reciter, device="cuda:0")._device == torch.device("cpu")
+
+
 def test_a_model_in_memory_is_converted(tmp_path: Any) -> None:
     model = LanguageModel(byte_config(("gla",), d_model=32, num_heads=2))
     model.save(tmp_path / "m")
