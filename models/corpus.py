@@ -95,7 +95,7 @@ def _folder(folder: Path) -> dict[Path, Document]:
         else:
             found[path] = Document(path.relative_to(folder).as_posix(), text)
     if not found:
-        reasons = f", {len(others)} other files ({others[0]})" if others else ""
+        reasons = f"; the first of {len(others)} files: {others[0]}" if others else ""
         raise ConfigError(f"{folder}: expected UTF-8 text in this folder, found none{reasons}")
     return found
 
