@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
-from rich.text import Text
 
+from linrec.errors import ConfigError
 from linrec.evals.harness.run import evaluate
 from linrec.evals.pages.pictures import demo_picture
 from linrec.evals.records import versions, write_json
@@ -34,12 +33,16 @@ from linrec.models.corpus import standard_library
 from linrec.models.language_model import LanguageModel
 from linrec.models.training import TrainConfig, train
 from linrec.stream import Session
+from linrec.terminal import console, show
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from linrec.models.config import Config
     from linrec.models.corpus import Corpus
 
 STEPS = 400
+LABELS = {"hybrid": "gated delta net + softmax hybrid", "softmax": "softmax only"}
 HYBRID = ("gated_delta_net", "gated_delta_net", "softmax_attention", "gated_delta_net")
 SETTINGS = TrainConfig(steps=STEPS, batch_size=8, seq_len=256, lr=4e-3, seed=0)
 WIDTH, HEADS = 128, 2
@@ -51,8 +54,15 @@ TASKS = ("linrec_stdlib_bpb", "linrec_stdlib_choice")
 OVERHEAD_SECONDS = 75.0
 
 
+# Inside a function there are words to write as well as blanks. A nucleus (top_p) would be the blank alone where an
+# indentation has begun: a small model gives the next blank 0.9, the word that ends them comes from the rest.
+PROMPT = 'import os\n\n\ndef read_lines(path):\n    """Return the lines of'
+SAMPLING = {"temperature": 0.9, "top_k": 10}
+STREAMED = 400  # bytes
+
+
 def run_demo(
-    out: str | Path, *, steps: int = STEPS, minutes: float = 4.5, prompt: str = "def "
+    out: str | Path, *, steps: int = STEPS, minutes: float = 4.5, prompt: str = PROMPT
 ) -> dict[str, Any]:
     """Run the demo into ``out`` and return what ``metrics.json`` holds.
 
@@ -60,22 +70,19 @@ def run_demo(
     within about ``minutes`` are the steps of both cut to the same smaller number, and the output says so.
     """
     started = time.perf_counter()
-    out, console = Path(out), Console()
+    out, screen = Path(out), console()
     check_writable(out)
-    corpus = standard_library()
-    # The recurrent layers already tell positions apart; without rotary embedding the attention layer among
-    # them does not meet angles beyond seq_len that it was never trained on.
-    options = {"softmax_attention": {"rope_base": None}}
-    configs = {"hybrid": byte_config(HYBRID, d_model=WIDTH, num_heads=HEADS, layer_options=options)}
-    configs["softmax"] = same_size(configs["hybrid"], ("softmax_attention",))
-    _introduce(console, corpus, configs)
-    settings = replace(SETTINGS, steps=affordable_steps(configs, corpus, steps, minutes, console))
-    runs: dict[str, dict[str, Any]] = {}
-    for key, label in (("hybrid", "gated delta net + softmax hybrid"), ("softmax", "softmax only")):
-        runs[key] = _train(key, label, configs[key], corpus, settings, out, console)
-    completion = _stream(out / "hybrid", prompt, console)
-    scores = {key: _evaluate(key, out / key, settings.seq_len, console) for key in runs}
-    metrics = {
+    if not prompt:
+        raise ConfigError("prompt: expected text to continue, got none")
+    corpus, configs = standard_library(), make_configs()
+    _introduce(screen, corpus, configs)
+    settings = replace(SETTINGS, steps=affordable_steps(configs, corpus, steps, minutes, screen))
+    runs = {
+        key: _train(key, label, configs[key], corpus, settings, out, screen) for key, label in LABELS.items()
+    }
+    completion = _stream(out / "hybrid", prompt, screen)
+    scores = {key: _evaluate(key, out / key, settings.seq_len, screen) for key in runs}
+    metrics: dict[str, Any] = {
         "models": runs,
         "scores": scores,
         "compressors": compressors(),
@@ -92,12 +99,21 @@ def run_demo(
     metrics["seconds"] = round(time.perf_counter() - started, 1)
     write_json(out / "metrics.json", metrics)
     demo_picture(metrics, out / "demo.png")
-    _conclude(console, metrics, out)
+    _conclude(screen, metrics, out)
     return metrics
 
 
+def make_configs() -> dict[str, Config]:
+    """The hybrid, and softmax attention alone in as many parameters."""
+    # The recurrent layers already tell positions apart; without rotary embedding the attention layer among
+    # them does not meet angles beyond seq_len that it was never trained on.
+    options = {"softmax_attention": {"rope_base": None}}
+    hybrid = byte_config(HYBRID, d_model=WIDTH, num_heads=HEADS, layer_options=options)
+    return {"hybrid": hybrid, "softmax": same_size(hybrid, ("softmax_attention",))}
+
+
 def affordable_steps(
-    configs: dict[str, Config], corpus: Corpus, steps: int, minutes: float, console: Console
+    configs: dict[str, Config], corpus: Corpus, steps: int, minutes: float, screen: Console
 ) -> int:
     """``steps``, or fewer where a few timed steps of each model show that they will not fit."""
     trial = replace(SETTINGS, steps=4)
@@ -109,20 +125,21 @@ def affordable_steps(
     fit = int(max(60.0 * minutes - OVERHEAD_SECONDS, 15.0) / seconds)
     if fit >= steps:
         return steps
-    console.print(
-        f"[yellow]{steps} steps of both models would take {steps * seconds / 60:.1f} minutes here; training "
-        f"both for {fit} steps to stay within --minutes {minutes:g}[/]"
+    screen.print(
+        f"{steps} steps of both models would take {steps * seconds / 60:.1f} minutes here; training "
+        f"both for {fit} steps to stay within --minutes {minutes:g}",
+        style="yellow",
     )
     return max(fit, 10)
 
 
 def _train(
-    key: str, label: str, config: Config, corpus: Corpus, settings: TrainConfig, out: Path, console: Console
+    key: str, label: str, config: Config, corpus: Corpus, settings: TrainConfig, out: Path, screen: Console
 ) -> dict[str, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(settings.seed)
         model = LanguageModel(config)
-    console.print(f"training: {label}, {parameters(model):,} parameters")
+    screen.print(f"training: {label}, {parameters(model):,} parameters")
     result = train(model, corpus, settings, progress=True)
     model.save(out / key)
     return {
@@ -136,30 +153,29 @@ def _train(
     }
 
 
-def _stream(checkpoint: Path, prompt: str, console: Console) -> dict[str, Any]:
+def _stream(checkpoint: Path, prompt: str, screen: Console) -> dict[str, Any]:
     """Feed the prompt and print the continuation as it comes, one recurrent step a byte."""
-    session = Session(LanguageModel.load(checkpoint).eval())
-    console.rule("streaming from the checkpoint, one recurrent step a byte")
-    console.print(Text(prompt, style="bold"), end="")
+    session = Session(LanguageModel.load(checkpoint).eval(), seed=0)
+    screen.rule("streaming from the checkpoint, one recurrent step a byte")
+    screen.print(prompt, style="bold", end="")
     started, text = time.perf_counter(), ""
-    for piece in stream_text(session, prompt, 300, temperature=0.7, top_p=0.9, seed=0):
+    for piece in stream_text(session, prompt, STREAMED, **SAMPLING):
         text += piece
-        console.print(Text(piece), end="")
-    seconds = time.perf_counter() - started
-    rate = len(text.encode()) / seconds
-    console.print()
-    console.rule(f"{rate:.0f} bytes/s")
-    return {"prompt": prompt, "text": text, "temperature": 0.7, "top_p": 0.9, "bytes_per_second": round(rate)}
+        screen.print(piece, end="")
+    rate = len(text.encode()) / (time.perf_counter() - started)
+    screen.print()
+    screen.rule(f"{rate:.0f} bytes/s")
+    return {"prompt": prompt, "text": text, **SAMPLING, "bytes_per_second": round(rate)}
 
 
-def _evaluate(key: str, checkpoint: Path, seq_len: int, console: Console) -> dict[str, dict[str, Any]]:
+def _evaluate(key: str, checkpoint: Path, seq_len: int, screen: Console) -> dict[str, dict[str, Any]]:
     """lm-eval on both tasks; the softmax model's documents once more in windows of its training length.
 
     Past that length its rotary angles are new to it, so carrying the cache through a document need not be
     the best that can be had of it.
     """
     options = {**DOCUMENTS, "questions": QUESTIONS}
-    with console.status(f"lm-eval on the {key} model: {', '.join(TASKS)}"):
+    with screen.status(f"lm-eval on the {key} model: {', '.join(TASKS)}"):
         carried = evaluate(checkpoint, TASKS, metadata=options, progress=False)
         scores = {"carried": carried["tasks"][TASKS[0]], "choice": carried["tasks"][TASKS[1]]}
         scores["cost"] = {name: carried[name] for name in ("seconds", "tokens_processed")}
@@ -226,10 +242,10 @@ def _size(documents: Any) -> dict[str, int]:
     return {"modules": len(documents), "bytes": sum(len(d.text) for d in documents)}
 
 
-def _introduce(console: Console, corpus: Corpus, configs: dict[str, Config]) -> None:
+def _introduce(screen: Console, corpus: Corpus, configs: dict[str, Config]) -> None:
     train_size, held = _size(corpus.train), _size(corpus.held_out)
     counts = {key: count_parameters(config) for key, config in configs.items()}
-    console.print(
+    screen.print(
         Panel(
             f"text: this Python's standard library, {train_size['modules']} modules "
             f"({train_size['bytes'] / 1e6:.1f} MB); held out by path: {held['modules']} "
@@ -238,11 +254,12 @@ def _introduce(console: Console, corpus: Corpus, configs: dict[str, Config]) -> 
             f"baseline: {len(HYBRID)} x softmax_attention, {counts['softmax']:,} parameters",
             title="linrec demo",
             title_align="left",
-        )
+        ),
+        soft_wrap=False,
     )
 
 
-def _conclude(console: Console, metrics: dict[str, Any], out: Path) -> None:
+def _conclude(screen: Console, metrics: dict[str, Any], out: Path) -> None:
     table = Table(title="held-out modules")
     for column in ("", "bits per byte", "next line of four: acc", "acc_norm"):
         table.add_column(column, justify="left" if not column else "right")
@@ -251,12 +268,12 @@ def _conclude(console: Console, metrics: dict[str, Any], out: Path) -> None:
         shown = choice.get(bar["kind"]) if n < 2 else None
         accuracy = ("", "") if shown is None else (f"{shown['acc']:.3f}", f"{shown['acc_norm']:.3f}")
         table.add_row(bar["label"].replace("\n", " "), f"{bar['value']:.3f}", *accuracy)
-    console.print(table)
+    show(table, screen)
     series = metrics["state_bytes"]
     last = {key: curve["bytes"][-1] for key, curve in series["curves"].items()}
-    console.print(
+    screen.print(
         f"state after {series['context'][-1]:,} bytes: softmax only {last['softmax']:,}, hybrid "
         f"{last['hybrid']:,}, recurrent only {last['recurrent']:,} bytes"
     )
-    console.print(f"wrote {out}/hybrid, {out}/softmax, {out}/metrics.json, {out}/demo.png "
-                  f"in {metrics['seconds']:.0f} s")  # fmt: skip
+    files = ", ".join(str(out / name) for name in (*LABELS, "metrics.json", "demo.png"))
+    screen.print(f"wrote {files} in {metrics['seconds']:.0f} s")

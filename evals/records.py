@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from linrec.errors import RecordError
-from linrec.files import as_file_error, flush_folder, lock, parse_json, read_bytes, write_text
+from linrec.files import as_file_error, flush_folder, lock, write_text
+from linrec.reading import parse_json, read_bytes
 
 
 def fingerprint(value: Any) -> str:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from linrec.evals.records import append_record, read_records
 from linrec.files import check_writable
+from linrec.terminal import console
 
 Part = TypeVar("Part")
 Record = dict[str, Any]
@@ -41,7 +42,7 @@ def run_missing(
         TimeElapsedColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    with Progress(*columns, disable=not shown) as bar:
+    with Progress(*columns, console=console(), disable=not shown) as bar:
         total = bar.add_task(title, total=len(planned), completed=len(planned.keys() & done), note="")
         for key, part in planned.items():
             if key not in done:

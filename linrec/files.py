@@ -1,6 +1,6 @@
-"""Files that no crash can tear, and files of others that are read without trust.
+"""Files that no crash can tear; :mod:`linrec.reading` reads them, and those of others.
 
-Writing. A file is written in a temporary folder inside the folder it belongs to, flushed to the disk, and renamed to
+A file is written in a temporary folder inside the folder it belongs to, flushed to the disk, and renamed to
 its place; then the folder is flushed. Killed at any point, a process leaves the old content or the new. Several files
 that belong together are all written before the first is renamed, so that a full disk changes none of them, and renamed
 under a lock on their folder, so that two writers do not mix theirs. A rename replaces one name; whoever needs several
@@ -10,16 +10,12 @@ Temporary folders. A writer holds a lock on its temporary folder, which the syst
 however it ends. Every writer first removes what bears a temporary name and is not locked: what a killed process left
 goes with the next write, what another process is writing stays. It is a folder because libraries write under further
 names beside the one they are given. Where a file system has no locks, it counts as abandoned after a day.
-
-Reading. What a file holds is checked before it is used, and every way in which reading it can fail is one error of a
-type that the caller names, with the file and the reason.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import os
 import secrets
 import shutil
@@ -28,11 +24,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from linrec.errors import FileError, LinrecError
+from linrec.errors import FileError
+from linrec.reading import Name, reason
 
 try:
     import fcntl
@@ -41,7 +38,6 @@ except ImportError:  # no POSIX system
 
 PREFIX, SUFFIX = ".linrec-", ".tmp"
 ABANDONED_SECONDS = 24 * 3600
-Name = str | os.PathLike[str]
 Write = Callable[[Path], Any]
 
 
@@ -168,104 +164,9 @@ def as_file_error(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        failed = FileError(f"{path}: could not be written ({_reason(error)})")
+        failed = FileError(f"{path}: could not be written ({reason(error)})")
         failed.errno = getattr(error, "errno", None)
         raise failed from error
-
-
-class TensorFile:
-    """An open safetensors file: ``metadata``, dtypes and shapes by name from its header, then the values.
-
-    Raises ``failure``, with file and reason, for whatever the file holds that it should not.
-    """
-
-    def __init__(self, file: Any, path: Name, failure: type[LinrecError]):
-        self._file, self.path, self._failure = file, path, failure
-        self.names: list[str] = list(file.keys())
-        self.metadata: dict[str, str] = dict(file.metadata() or {})
-
-    def header(self) -> dict[str, tuple[str, list[int]]]:
-        """Each tensor's dtype, as safetensors writes it (``F32``), and shape; no value is read."""
-        with _as_failure(self.path, self._failure):
-            slices = {name: self._file.get_slice(name) for name in self.names}
-            return {name: (part.get_dtype(), list(part.get_shape())) for name, part in slices.items()}
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The values, in memory of their own: the file may be written over while they are in use."""
-        with _as_failure(self.path, self._failure):
-            return {name: self._file.get_tensor(name).clone() for name in self.names}
-
-
-@contextlib.contextmanager
-def open_tensors(path: Name, failure: type[LinrecError]) -> Iterator[TensorFile]:
-    """A safetensors file; ``failure`` where there is none, or it is truncated or damaged.
-
-    safetensors opens a file twice, for its header and for its values; if another has taken its place in between,
-    that is done again.
-    """
-    _check_file(path, failure)
-    with contextlib.ExitStack() as stack:
-        with _as_failure(path, failure):
-            before = None
-            while before != (before := _identity(path)):
-                stack.close()
-                opened = TensorFile(stack.enter_context(safe_open(path, framework="pt")), path, failure)
-        yield opened
-
-
-def _identity(path: Name) -> tuple[int, ...]:
-    found = os.stat(path)
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-@contextlib.contextmanager
-def _as_failure(path: Name, failure: type[LinrecError]) -> Iterator[None]:
-    try:
-        yield
-    # What safetensors and torch raise about a file that lies is written down nowhere: any of a dozen types.
-    except Exception as error:
-        said = "not a safetensors file: truncated, damaged or not safetensors at all"
-        if isinstance(error, OSError | MemoryError):
-            said = "could not be read"
-        raise failure(f"{path}: {said} ({_reason(error)})") from error
-
-
-def read_bytes(path: Name, failure: type[LinrecError]) -> bytes:
-    """A file's content; ``failure`` where there is no file or it cannot be read."""
-    _check_file(path, failure)
-    try:
-        return Path(path).read_bytes()
-    except (OSError, MemoryError) as error:
-        raise failure(f"{path}: could not be read ({_reason(error)})") from error
-
-
-def read_json(path: Name, failure: type[LinrecError]) -> Any:
-    """The value of a JSON file; ``failure`` where :func:`read_bytes` or :func:`parse_json` has one."""
-    return parse_json(read_bytes(path, failure), str(path), failure)
-
-
-def parse_json(text: bytes | str, where: str, failure: type[LinrecError]) -> Any:
-    """The value of a JSON text in UTF-8; ``failure`` if it is none, or if an object has a key twice."""
-    try:
-        decoded = text.decode("utf-8") if isinstance(text, bytes) else text
-        return json.loads(decoded, object_pairs_hook=_without_doubles)
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise failure(f"{where}: expected JSON, could not read it ({_reason(error)})") from error
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in found:
-            raise ValueError(f"key {name[:100]!r} twice")
-        found[name] = value
-    return found
-
-
-def _check_file(path: Name, failure: type[LinrecError]) -> None:
-    if not os.path.isfile(path):
-        found = "another kind of file" if os.path.exists(path) else "no such file"
-        raise failure(f"{path}: expected a file, found {'a folder' if os.path.isdir(path) else found}")
 
 
 @contextlib.contextmanager
@@ -306,9 +207,3 @@ def _write(path: Path, write: Write) -> None:
     path.chmod(mode)
     with path.open("rb+") as file:
         os.fsync(file.fileno())
-
-
-def _reason(error: BaseException) -> str:
-    """What an error says, in one short line."""
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"{type(error).__name__}: {' '.join(said.split())[:200]}" if said else type(error).__name__

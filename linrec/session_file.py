@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from linrec.errors import SessionError
-from linrec.files import open_tensors, parse_json, tensor_chunks, write_tensors
+from linrec.files import tensor_chunks, write_tensors
+from linrec.reading import open_tensors, parse_json
 from linrec.state import State, map_tensors, named_tensors
 
 FORMAT = "linrec-session"

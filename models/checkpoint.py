@@ -36,18 +36,11 @@ import torch
 from torch import Tensor
 
 from linrec.errors import CheckpointError, ConfigError
-from linrec.files import (
-    open_tensors,
-    parse_json,
-    read_bytes,
-    read_json,
-    tensor_writer,
-    text_writer,
-    write_together,
-)
+from linrec.files import tensor_writer, text_writer, write_together
 from linrec.models.building import Model, build
 from linrec.models.byte_tokenizer import has_byte_vocabulary, tokenizer_files
 from linrec.models.config import Config, shown
+from linrec.reading import open_tensors, parse_json, read_bytes, read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"

@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from linrec.errors import ConfigError
+from linrec.reading import check_path, check_text, read_bytes, read_text, reason
 
 HELD_OUT_ONE_IN = 20
 # Test suites are most of the lines and little of the style; the others are not the library's own code.
@@ -61,9 +62,9 @@ def standard_library(root: str | os.PathLike[str] | None = None, one_in: int = H
     base = Path(root if root is not None else sysconfig.get_paths()["stdlib"])
     documents = []
     for path in sorted(base.rglob("*.py")):
-        with contextlib.suppress(OSError, UnicodeError):
-            document = _read(path, base) if _wanted(path, base) else None
-            documents += [document] if document else []
+        with contextlib.suppress(ConfigError):
+            if _wanted(path, base):
+                documents.append(Document(path.relative_to(base).as_posix(), read_text(path, ConfigError)))
     if not documents:
         raise ConfigError(f"{base}: expected the .py files of the standard library, found none")
     return split(documents, one_in)
@@ -72,33 +73,57 @@ def standard_library(root: str | os.PathLike[str] | None = None, one_in: int = H
 def text_files(paths: Iterable[str | os.PathLike[str]], one_in: int = HELD_OUT_ONE_IN) -> Corpus:
     """The user's files; folders are searched, without hidden files and those that are not UTF-8 text.
 
-    Raises ConfigError for a path that does not exist, for a file that cannot be read, for one given by its own name
-    that is not UTF-8 text, and when there is no text at all.
+    Raises ConfigError, with each path and its reason, for what does not exist or cannot be read, for a file given by
+    its own name that is empty or not UTF-8 text, and for a folder without any text.
     """
     documents: dict[str, Document] = {}
-    for path in (Path(p) for p in paths):
-        if not os.path.exists(path):
-            raise ConfigError(f"{path}: expected a file or folder of text, found no such path")
-        files = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-        base = path if path.is_dir() else path.parent
-        for file in files:
-            hidden = any(part.startswith(".") for part in file.relative_to(base).parts)
-            if hidden and path.is_dir():
-                continue
-            try:
-                document = _read(file, base)
-            except OSError as error:
-                raise ConfigError(f"{file}: could not be read ({error.strerror or error})") from error
-            except UnicodeError as error:
-                if path.is_dir():
-                    continue
-                raise ConfigError(f"{file}: expected UTF-8 text ({error})") from error
-            if document:
-                name = document.path if document.path not in documents else file.resolve().as_posix()
-                documents[name] = Document(name, document.text)
-    if not documents:
-        raise ConfigError("expected at least one non-empty UTF-8 text file, found none in the given paths")
+    problems = []
+    for path in map(Path, paths):
+        try:
+            check_path(path, ConfigError, "a file or folder of text", "no such path")
+            found = _folder(path) if path.is_dir() else {path: _document(path)}
+        except ConfigError as error:
+            problems.append(str(error))
+            continue
+        for file, document in found.items():
+            name = document.path if document.path not in documents else file.resolve().as_posix()
+            documents[name] = Document(name, document.text)
+    if problems or not documents:
+        raise ConfigError("; ".join(problems) or "expected at least one file or folder of text, got none")
     return split(sorted(documents.values()), one_in)
+
+
+def _document(path: Path) -> Document:
+    return Document(path.name, read_text(path, ConfigError))
+
+
+def _folder(folder: Path) -> dict[Path, Document]:
+    """The texts in a folder and those below it, in the order of their paths; ConfigError where there is none."""
+    found, others = {}, []
+    for path in sorted(_visible_files(folder)):
+        text = read_bytes(path, ConfigError)
+        try:
+            check_text(text, path, ConfigError)
+        except ConfigError as error:
+            others.append(str(error))
+        else:
+            found[path] = Document(path.relative_to(folder).as_posix(), text)
+    if not found:
+        reasons = f", {len(others)} other files ({others[0]})" if others else ""
+        raise ConfigError(f"{folder}: expected UTF-8 text in this folder, found none{reasons}")
+    return found
+
+
+def _visible_files(folder: Path) -> Iterator[Path]:
+    """Files whose path has no hidden part; ConfigError for a folder that cannot be listed."""
+
+    def refuse(error: OSError) -> None:
+        raise ConfigError(f"{error.filename}: could not be read ({reason(error)})") from error
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        files = [Path(parent, name) for name in names if not name.startswith(".")]
+        yield from (path for path in files if path.is_file())
 
 
 def split(documents: Sequence[Document], one_in: int = HELD_OUT_ONE_IN) -> Corpus:
@@ -140,15 +165,6 @@ def _wanted(path: Path, base: Path) -> bool:
     folders = path.relative_to(base).parts[:-1]
     generated = path.name.startswith("_sysconfigdata")  # build paths of this machine
     return not generated and not SKIPPED_FOLDERS.intersection(folders)
-
-
-def _read(path: Path, base: Path) -> Document | None:
-    """None for an empty file; OSError for one that cannot be read, UnicodeError for one that is not UTF-8 text."""
-    text = path.read_bytes()
-    text.decode("utf-8")
-    if b"\0" in text:
-        raise UnicodeError(f"a zero byte at position {text.index(0)}")
-    return Document(path.relative_to(base).as_posix(), text) if text else None
 
 
 def _split_one(document: Document) -> Corpus:

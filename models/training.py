@@ -19,6 +19,7 @@ from linrec.errors import ConfigError, LinrecError
 from linrec.models.corpus import ByteTokenizer, Corpus, Document, byte_tensor, token_stream
 from linrec.models.language_model import LanguageModel
 from linrec.state import State
+from linrec.terminal import console
 
 OnLog = Callable[[int, dict[str, float]], None]
 
@@ -253,7 +254,7 @@ def _progress(shown: Progress | bool) -> AbstractContextManager[Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}"),
     )
-    return Progress(*columns, disable=not shown)
+    return Progress(*columns, console=console(), disable=not shown)
 
 
 def _log(result: TrainResult, step: int, config: TrainConfig) -> dict[str, float]:

@@ -82,7 +82,7 @@ def test_rules_come_from_the_registry() -> None:
     done = call("rules", "--explain")
     assert done.exit_code == 0, done.output
     assert all(name in done.stdout for name in RULES)
-    assert "one row times a weight, 3352, 768" in done.stdout and "float32 products: " in done.stdout
+    assert "one row times a weight, 3352, 768" in done.stdout and "\nfloat32 products\t" in done.stdout
     assert call("rules", "--markdown").stdout == support_table()
 
 

@@ -14,9 +14,10 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from linrec import files
+from linrec import files, reading
 from linrec.errors import CheckpointError, ConfigError, FileError
-from linrec.files import parse_json, read_bytes, write_atomically, write_tensors, write_text, write_together
+from linrec.files import write_atomically, write_tensors, write_text, write_together
+from linrec.reading import open_tensors, parse_json, read_bytes
 from tests.crashes import fork, killed_everywhere, on_a_full_disk, wait
 
 OLD, NEW = "old" * 1000, "new" * 1000
@@ -168,7 +169,7 @@ def test_what_is_no_file(tmp_path: Path) -> None:
 def test_read_tensors_are_not_the_file(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"x": torch.ones(1000)}, {})
-    with files.open_tensors(path, CheckpointError) as file:
+    with open_tensors(path, CheckpointError) as file:
         assert file.header() == {"x": ("F32", [1000])}
         x = file.tensors()["x"]
     assert torch.equal(load_file(path)["x"], x)
@@ -186,6 +187,6 @@ def test_a_file_that_is_replaced_while_it_is_opened(tmp_path: Path, monkeypatch:
             write_tensors(path, {"x": torch.ones(3)}, {"turn": "1"})
         return file
 
-    monkeypatch.setattr(files, "safe_open", slow)
-    with files.open_tensors(path, CheckpointError) as file:
+    monkeypatch.setattr(reading, "safe_open", slow)
+    with open_tensors(path, CheckpointError) as file:
         assert file.metadata == {"turn": "1"} and file.tensors()["x"].tolist() == [1, 1, 1]

@@ -21,7 +21,9 @@ MAPPED = ("kernels", "models", "evals")  # top-level folders that are installed 
 RANK = {
     "errors": 0,
     "state": 1,
-    "files": 1,
+    "reading": 1,
+    "terminal": 1,
+    "files": 1.5,
     "packing": 2,
     "donation": 2,
     "validation": 2,

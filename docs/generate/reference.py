@@ -13,7 +13,6 @@ from docs.generate.docstrings import to_markdown
 from linrec.layers import LAYERS, Layer
 
 WHOLE = "{show_root_heading: false, show_root_toc_entry: false}"
-LEFT_OUT = {"cli"}  # has a page of its own
 
 
 def layer_pages() -> dict[str, str]:
@@ -55,8 +54,7 @@ def module_pages() -> dict[str, str]:
     """Page name to Markdown: the public modules of linrec, linrec.models and the engines."""
     names = [f"linrec.{m.name}" for m in pkgutil.iter_modules(linrec.__path__) if not m.ispkg]
     names += [f"linrec.models.{m.name}" for m in pkgutil.iter_modules(linrec.models.__path__)]
-    found = {n.removeprefix("linrec."): n for n in names if n.removeprefix("linrec.") not in LEFT_OUT}
-    return {short: f"# {name}\n\n::: {name}\n    options: {WHOLE}\n" for short, name in sorted(found.items())}
+    return {n.removeprefix("linrec."): f"# {n}\n\n::: {n}\n    options: {WHOLE}\n" for n in sorted(names)}
 
 
 def command_page() -> str:

@@ -17,12 +17,13 @@ import torch
 
 from linrec.evals.harness.scores import scores_by_task
 from linrec.evals.harness.task_loading import check_tasks, checked_names, load_tasks, quiet
-from linrec.evals.pages.report import report_files
+from linrec.evals.pages.report import cell_text, report_files
 from linrec.evals.records import versions, write_json
 from linrec.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
     from lm_eval.api.model import LM
+    from rich.table import Table
 
     from linrec.evals.pages.report import Report
 
@@ -220,6 +221,16 @@ def side_by_side_rows(report: dict[str, Any]) -> list[tuple[Any, ...]]:
         head = (r["task"], r["shots"], r["requests"])
         rows.append((*head, *tokens, ratios[0], *seconds, ratios[1], *differences))
     return rows
+
+
+def side_by_side_table(report: dict[str, Any]) -> Table:
+    """For the terminal: a line a figure, a column a run."""
+    from rich.table import Table
+
+    table = Table(show_header=False)
+    for line in zip(COLUMNS, *side_by_side_rows(report), strict=True):
+        table.add_row(*map(cell_text, line))
+    return table
 
 
 def side_by_side_page(report: dict[str, Any]) -> Report:

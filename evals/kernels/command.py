@@ -6,13 +6,10 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from linrec.errors import BackendError, UnknownNameError
 from linrec.evals.kernels.targets import CHECKED, gpu
 from linrec.files import check_writable
-
-WIDE = 150  # characters; narrower, the tables cannot be read
+from linrec.terminal import console, show
 
 
 def report_on(
@@ -38,22 +35,21 @@ def report_on(
         gpu(name)
     if json_out:
         check_writable(json_out.parent)
-    console = Console()
-    console.width = max(console.width, WIDE)
+    screen = console()
     before = report.load(baseline)
-    with console.status("compiling"):
+    with screen.status("compiling"):
         rows = report.compiled_rows(cases or CASES, widths or [WIDTH], architectures or CHECKED, before.rows)
     if traffic:
-        with console.status("counting traffic"):
+        with screen.status("counting traffic"):
             report.count_traffic([row for row in rows if row.width == WIDTH])
-    console.print(resources_table(rows))
-    console.print(traffic_table(rows))
+    show(resources_table(rows))
+    show(traffic_table(rows))
     if json_out:
         report.save(rows, json_out)
     if write:
         made = {row.name: row for row in [*before.rows, *rows]}
         report.save(made.values(), baseline)
-        console.print(f"wrote {baseline}")
+        screen.print(f"wrote {baseline}")
         before.rows = list(made.values())
     worse = report.regressions(rows, before.rows) if before.rows else []
     return [problem for row in rows for problem in row.problems()] + worse

@@ -22,7 +22,8 @@ from linrec.evals.kernels.capture import Launch
 from linrec.evals.kernels.cases import record
 from linrec.evals.kernels.machine_code import Resources, measure
 from linrec.evals.kernels.targets import Gpu, gpu
-from linrec.files import read_json, write_text
+from linrec.files import write_text
+from linrec.reading import read_json
 
 
 @dataclass

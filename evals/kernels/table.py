@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from linrec.evals.kernels.report import Row
 
@@ -25,15 +26,14 @@ def resources_table(rows: Sequence[Row]) -> Table:
     """A line for each kernel: what it needs of a multiprocessor, and which tensor-core instructions it has."""
     table = Table(*RESOURCES, "tensor cores", title="resources, bfloat16")
     for row in rows:
-        head = [row.case, str(row.width), row.architecture]
         for one in row.compiled:
             r = one.resources
-            tensor = " ".join(f"{name} {count}" for name, count in r.tensor.items())
+            tensor = Text(" ".join(f"{name} {count}" for name, count in r.tensor.items()))
             if problems := r.problems():
-                tensor = f"[red]{'; '.join(problems)}[/red]"
-            cells = [r.registers, r.spills, f"{r.shared / 1024:.1f}", f"{r.warps} ({r.limiter})"]
-            table.add_row(*head, one.kernel, one.config, *map(str, cells), tensor)
-            head = ["", "", ""]
+                tensor = Text("; ".join(problems), style="red")
+            head = (row.case, row.width, row.architecture, one.kernel, one.config)
+            cells = (r.registers, r.spills, f"{r.shared / 1024:.1f}", f"{r.warps} ({r.limiter})")
+            table.add_row(*map(str, (*head, *cells)), tensor)
     return table
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -30,6 +29,7 @@ from linrec.evals.bench.gpu_times import (
 from linrec.evals.kernels.tune import Job, Lost, Tuned, jobs, reason, sizes, tune
 from linrec.evals.records import versions, write_json
 from linrec.files import check_writable
+from linrec.terminal import console, show
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from linrec.kernels.matrix.launch_table import Launch, Rows
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-WIDE = 160  # characters; narrower, the table cannot be read
 HEADS = 16
 TIMED = {"batch": 4, "length": 4096, "heads": HEADS}
 # Batch and length are no constants of a kernel: what is checked here is the code that is timed.
@@ -160,7 +159,6 @@ def tune_command(
     dtypes: Sequence[str],
     chunks: bool,
     out: Path,
-    console: Console,
 ) -> list[Tuned]:
     """Search for the rows of these rules, write ``out`` after each, and print what was found.
 
@@ -182,13 +180,12 @@ def tune_command(
     if not installed():
         raise BackendError(NOT_INSTALLED)
     wanted = jobs(names, widths, [DTYPES[name] for name in dtypes], chunks)
-    console.width = max(console.width, WIDE)
-    say = functools.partial(console.print, markup=False, highlight=False)
-    with console.status("tuning"):
-        found = tune(wanted, GpuBench(), lambda rows, done: write(rows, done, out), say)
-    console.print(table(found))
+    screen = console()
+    with screen.status("tuning"):
+        found = tune(wanted, GpuBench(), lambda rows, done: write(rows, done, out), screen.print)
+    show(table(found))
     for line in refusals(found):
-        say(line)
+        screen.print(line)
     return found
 
 

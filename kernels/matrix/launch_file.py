@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from linrec.errors import ConfigError, UnknownNameError
-from linrec.files import read_json
 from linrec.kernels.matrix.launch_table import CHUNK, LAUNCHES, At, Launch, Rows, path_of
+from linrec.reading import read_json
 
 STAGES = (*LAUNCHES, CHUNK)
 PATHS = sorted({path_of(c, d, g) for c in (False, True) for d in (False, True) for g in (False, True)})

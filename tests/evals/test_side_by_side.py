@@ -64,8 +64,7 @@ def test_the_command_prints_every_figure_and_writes_both_files(
     out = tmp_path / "beside"
     done = CliRunner().invoke(app, ["compare-hf", str(tmp_path / "model"), *options, "--out", str(out)])
     assert done.exit_code == 0, done.output
-    shown = [line.strip("│ ").partition("│") for line in done.stdout.splitlines()]
-    figures = {name.strip(): value.strip() for name, _, value in shown}
+    figures = dict(line.split("\t") for line in done.stdout.splitlines() if "\t" in line)
     assert figures["task"] == "linrec_mqar" and figures["requests"] == "2"
     (run,) = json.loads(out.with_suffix(".json").read_text())["runs"]
     assert figures["tokens, linrec"] == str(run["linrec"]["tokens"])

@@ -1,0 +1,5 @@
+"""``python -m linrec.cli``."""
+
+from linrec.cli import app
+
+app()
