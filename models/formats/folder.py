@@ -69,6 +69,7 @@ def save_as(
 
     Raises CheckpointError for a model that the format cannot express.
     """
+    text = json.dumps(_values(form, model, known or {}), indent=2) + "\n"
     weights = into_theirs(form.weights(model.config), model.state_dict(), form.name)
     writers = {name: text_writer(content) for name, content in (files or {}).items()}
     if form.architecture is None:
@@ -77,7 +78,6 @@ def save_as(
         writers[PICKLED] = pickle_writer(weights)
     else:
         writers[WEIGHTS_FILE] = tensor_writer(weights, {"format": "pt"})
-    text = json.dumps(_values(form, model, known or {}), indent=2) + "\n"
     write_together(folder, {**writers, CONFIG_FILE: text_writer(text)})
 
 

@@ -12,7 +12,7 @@ import transformers
 from safetensors.torch import load_file
 
 from linrec.errors import CheckpointError
-from linrec.models import LanguageModel
+from linrec.models import Config, LanguageModel
 from linrec.models.loading import convert
 from linrec.stream import Session
 
@@ -126,6 +126,13 @@ def test_weights_of_other_sizes_are_refused(tmp_path: Path) -> None:
         (tmp_path / "config.json").write_text(json.dumps({**values, option: value}))
         with pytest.raises(CheckpointError, match=r"expected|missing"):
             LanguageModel.load(tmp_path)
+
+
+def test_a_model_that_a_format_cannot_express_is_refused(tmp_path: Path) -> None:
+    LanguageModel(Config(d_model=32, num_heads=2)).save(tmp_path / "ours")
+    with pytest.raises(CheckpointError, match="mamba2 layers alone, got gated_delta_net and an MLP"):
+        convert(LanguageModel, tmp_path / "ours", tmp_path / "theirs", "mamba2")
+    assert not (tmp_path / "theirs").exists()
 
 
 def test_an_unknown_family_is_named(tmp_path: Path) -> None:
