@@ -44,6 +44,7 @@ RANK = {
     "testing": 6,
     "table": 6,
     "layers": 6,
+    "integrations": 7,
     "stubs": 7,
     "models": 7,
     "evals": 8,
