@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from linrec import rules
 from linrec.integrations.transformers.calls import Mixing
 from linrec.integrations.transformers.layout import apply
 from linrec.integrations.transformers.replacement import Replacement
+from linrec.integrations.transformers.states import moved_on
 
 
 def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / √(|x|² + eps), of the last axis."""
+    """x / √(|x|² + eps), of the last axis, in float32 at least."""
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 
@@ -32,10 +35,10 @@ def chunk_gated_delta_rule(
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g and beta ``[B, T, HV]``, state ``[B, HV, K, V]``."""
-    if use_qk_l2norm_in_kernel:
-        query, key = unit(query.float()), unit(key.float())
     tensors = {"q": query, "k": key, "v": value, "g": g, "beta": beta}
-    o, state = apply(rules.gated_delta_net, tensors, mixing.layout, initial_state)
+    o, state = delta_rule(
+        rules.gated_delta_net, mixing, tensors, initial_state, use_qk_l2norm_in_kernel, output_final_state
+    )
     return o, state if output_final_state else None
 
 
@@ -51,10 +54,30 @@ def recurrent_gated_delta_rule(
     use_qk_l2norm_in_kernel: bool = False,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same; one token by the rule's step."""
+    """The same; for one token."""
     return chunk_gated_delta_rule(
         mixing, query, key, value, g, beta, 64, initial_state, output_final_state, use_qk_l2norm_in_kernel
     )
+
+
+def delta_rule(
+    rule: Callable[..., tuple[Tensor, Tensor]],
+    mixing: Mixing,
+    tensors: dict[str, Tensor],
+    state: Tensor | None,
+    unit_norm: bool,
+    kept: bool,
+) -> tuple[Tensor, Tensor]:
+    """A delta rule on q, k, v, g and beta, under the call's layout.
+
+    One token moves the state of a cache, which the mixer would only copy back, on in place.
+    """
+    if unit_norm:
+        tensors["q"], tensors["k"] = unit(tensors["q"]), unit(tensors["k"])
+    given_away = kept and state is not None and mixing.cache is not None and not torch.is_grad_enabled()
+    if state is not None and given_away and mixing.layout is None and tensors["q"].shape[1] == 1:
+        return moved_on(state, lambda before: rule(**tensors, state=before)), state
+    return apply(rule, tensors, mixing.layout, state)
 
 
 _STATE = ("initial_state", "output_final_state", "use_qk_l2norm_in_kernel")
