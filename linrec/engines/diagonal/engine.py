@@ -73,7 +73,7 @@ class DiagonalEngine:
 
 def _one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The recurrence once; every form is that for one token."""
-    given = terms.widened_tokens() | terms.constants
+    given = {**terms.widened_tokens(), **terms.constants}
     decay, x = terms.expand(given)
     decay = (decay.exp() if terms.log else decay).squeeze(1)
     h = state if not terms.complex else torch.complex(*state.unbind(-1))

@@ -25,7 +25,7 @@ class Modelling:
 
     def __init__(self, said: dict[str, Any], outer: Modelling | None):
         self.outer = outer
-        self.said = said if outer is None else outer.said | said
+        self.said: dict[str, Any] = said if outer is None else outer.said | said
         self._layouts: dict[tuple[int, int], Layout | None] = {}
 
     def layout(self, batch: int, length: int) -> Layout | None:

@@ -108,14 +108,14 @@ def _carry(model: nn.Module) -> None:
     for layer in (reference() for reference in _models[model]):
         checkpoint = None if layer is None else getattr(layer, "_gradient_checkpointing_func", None)
         if checkpoint is not None and not isinstance(checkpoint, Carried):
-            layer._gradient_checkpointing_func = Carried(checkpoint)  # type: ignore[union-attr, assignment]
+            layer._gradient_checkpointing_func = Carried(checkpoint)  # type: ignore[union-attr]
 
 
 def _number(mixer: nn.Module, path: str) -> None:
     """Tell a mixer that does not know it which layer of the model it is in: the first number of its name there."""
     number = next((int(part) for part in path.split(".") if part.isdigit()), None)
     if number is not None and not hasattr(mixer, "layer_idx"):
-        mixer.linrec_layer_idx = number
+        mixer.linrec_layer_idx = number  # type: ignore[assignment]
 
 
 def _hook(module: nn.Module, enter: Any, leave: Any) -> None:

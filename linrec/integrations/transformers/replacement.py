@@ -64,9 +64,13 @@ def replacements() -> tuple[Replacement, ...]:
     return tuple(replacement for file in files for replacement in file.REPLACEMENTS)
 
 
-@cache
-def places(kind: type[nn.Module]) -> tuple[Place, ...]:
+def places(kind: Any) -> tuple[Place, ...]:
     """What linrec could replace in modules of this class."""
+    return _places(kind)
+
+
+@cache
+def _places(kind: Any) -> tuple[Place, ...]:
     found = (*_functions(kind), *_methods(kind))
     return () if all(place.replacement.beside for place in found) else found
 
