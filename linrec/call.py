@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
@@ -20,7 +20,7 @@ class Options(TypedDict, total=False):
 
     ``state`` continues a sequence (None: the empty state), ``scale`` replaces the default factor on q, ``cu_seqlens``
     ``[S + 1]`` bounds S packed sequences, ``chunk_size`` are the tokens of a chunk, ``backend`` is ``auto``, ``torch``
-    or ``triton``.
+    or ``triton``, or the name of an algorithm of the rule's engine.
     """
 
     state: State
@@ -40,14 +40,22 @@ class Call(NamedTuple):
     backend: str
 
 
+class Choice(NamedTuple):
+    """The algorithm that computes a call, and why it is this one."""
+
+    algorithm: str
+    reason: str
+
+
 def made_call(
     form: str,
     options: Mapping[str, Any],
     dims: Mapping[str, int],
     own_scale: Callable[[Mapping[str, int]], float],
+    algorithms: Iterable[str],
     who: str,
 ) -> Call:
-    """The call of this form with these options, on arguments of these dimensions.
+    """The call of this form with these options, on arguments of these dimensions; the engine's ``algorithms``.
 
     Raises ShapeError, DtypeError or UnknownNameError for options that are none or do not fit.
     """
@@ -56,8 +64,9 @@ def made_call(
     if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
         raise ShapeError(f"{who}: chunk_size must be a positive integer, got {chunk!r}")
     backend = options.get("backend") or "auto"
-    if backend not in BACKENDS:
-        raise UnknownNameError(f"{who}: unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
+    known = dict.fromkeys((*BACKENDS, *algorithms))
+    if backend not in known:
+        raise UnknownNameError(f"{who}: unknown backend {backend!r}; one of {', '.join(known)}")
     return Call(form, own_scale(dims) if scale is None else float(scale), bounds, chunk, backend)
 
 

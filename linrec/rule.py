@@ -21,6 +21,7 @@ from linrec.arguments import check_arguments, drop_time, gain_time
 from linrec.call import BACKENDS as BACKENDS
 from linrec.call import FORMS as FORMS
 from linrec.call import Call as Call
+from linrec.call import Choice as Choice
 from linrec.call import Options as Options
 from linrec.call import check_backend as check_backend
 from linrec.call import made_call
@@ -97,6 +98,7 @@ class Rule(Generic[P]):
         self.parameters = Parameters(lower)
         self.arguments = self.parameters.tensors
         known = {dim for arg in self.arguments.values() for shape in arg.shapes for dim in shape}
+        self._algorithms: Mapping[str, str | None] = getattr(engine, "algorithms", {})
         self._own_scale = definition.size_formula(self.default_scale, known, self.name)
         self._known: dict[Hashable, _Known] = {}
         self.__signature__: inspect.Signature = self.parameters.with_options(Output)
@@ -138,6 +140,18 @@ class Rule(Generic[P]):
         """The form that a plain call on ``length`` tokens takes."""
         wanted = ("recurrent", "chunkwise") if length == 1 else ("chunkwise", "recurrent")
         return next(form for form in (*wanted, "parallel") if form not in self.reasons)
+
+    def explain(self, form: str | None, /, *args: P.args, **kwargs: P.kwargs) -> Choice:
+        """The algorithm that a call of this form (None: a plain call) with these arguments takes, and why.
+
+        The call is not made. BackendError where ``backend`` asks for an algorithm that cannot run it.
+        """
+        state = kwargs.pop("state", None)
+        terms, known = self._bind(form, args, kwargs)
+        explain = getattr(self.engine, "explain", None)
+        if explain is None:
+            return Choice(known.call.form, self.engine.auto_backend(terms.leading.device.type))
+        return explain(terms, state, known.call, self.name)
 
     def init_state(self, *args: P.args, **kwargs: P.kwargs) -> State:
         """The empty state from which a call with these arguments starts."""
@@ -205,10 +219,10 @@ class Rule(Generic[P]):
         length = dims["T"]
         if form == "step" and (length != 1 or options.get("cu_seqlens") is not None):
             raise ShapeError(f"{self.name}.step takes one token of each sequence (T = 1), got T = {length}")
-        form = form or self.default_form(length)
+        form = form or self._algorithms.get(options.get("backend") or "auto") or self.default_form(length)
         if form in self.reasons:
             raise FormError(f"{self.name} has no {form} form: {self.reasons[form]}")
-        return made_call(form, options, dims, self._own_scale, self.name)
+        return made_call(form, options, dims, self._own_scale, self._algorithms, self.name)
 
 
 def rule(

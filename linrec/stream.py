@@ -96,6 +96,11 @@ class Session:
         return logits
 
     @property
+    def started(self) -> bool:
+        """Whether anything has been fed."""
+        return self._standing().logits is not None
+
+    @property
     def state_bytes(self) -> int:
         """Bytes of the state's tensors."""
         return state_bytes(self._state)

@@ -49,7 +49,11 @@ class Terms:
 
 
 class Engine(Protocol):
-    """One recurrence, in every form."""
+    """One recurrence, in every form.
+
+    One that has several algorithms for a form names them: ``algorithms`` are those that ``backend`` may ask for, with
+    the form that each computes (None: every form), and ``explain``, called as ``run`` is, gives the Choice for a call.
+    """
 
     name: str
 
