@@ -63,6 +63,7 @@ class TrainConfig:
             raise ConfigError(f"seed: expected an integer of 64 bits, got {self.seed}")
 
     def to_dict(self) -> dict[str, Any]:
+        """All settings by name, as JSON can hold them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 
