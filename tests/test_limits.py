@@ -20,10 +20,8 @@ RUFF = (
 
 # Not yet there. Whatever has become short is taken out: a test below says so.
 LONG_FILES = {
+    "linrec/engines/matrix/general.py",
     "kernels/matrix/tiles.py",
-    "models/language_model.py",
-    "tests/evals/test_lm_eval_model.py",
-    "tests/test_house.py",
 }
 LONG_FUNCTIONS = {
     "kernels/matrix/backward_keys.py",
