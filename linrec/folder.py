@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pkgutil
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
@@ -19,7 +18,7 @@ def names_in(package: str, belongs: Callable[[Any], bool]) -> dict[str, str]:
     begins with an underscore. DefinitionError where two files give the same name.
     """
     found: dict[str, str] = {}
-    for module in _modules(package):
+    for module in modules_in(package):
         for name in _names(module, belongs):
             other = found.setdefault(name, module.__name__)
             if other != module.__name__:
@@ -27,8 +26,9 @@ def names_in(package: str, belongs: Callable[[Any], bool]) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def _modules(package: str) -> list[ModuleType]:
-    folder = sys.modules[package].__path__
+def modules_in(package: str) -> list[ModuleType]:
+    """The files in a package's folder, imported, in the order of the alphabet."""
+    folder = import_module(package).__path__
     stems = sorted(m.name for m in pkgutil.iter_modules(folder) if m.name.isidentifier())
     return [import_module(f"{package}.{stem}") for stem in stems]
 

@@ -21,8 +21,9 @@ from linrec.layers import LAYERS, Layer
 from linrec.layers.base import real_tokens
 from linrec.layers.parts import RMSNorm
 from linrec.layers.projection import project
-from linrec.models.checkpoint import load_checkpoint, save_checkpoint
+from linrec.models.checkpoint import save_checkpoint
 from linrec.models.config import Config
+from linrec.models.loading import load_model
 from linrec.models.tying import Vocabulary
 from linrec.state import State, all_tensors, export_names, map_tensors, named_tensors
 
@@ -214,8 +215,11 @@ class LanguageModel(Vocabulary):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> LanguageModel:
-        """The model of a checkpoint folder, in evaluation mode. Raises CheckpointError if it is not one."""
-        return load_checkpoint(cls, folder, device, dtype)
+        """The model of a checkpoint folder, in evaluation mode; ours, or one of :mod:`linrec.models.formats`.
+
+        Raises CheckpointError where it is neither, or has an option that cannot be expressed.
+        """
+        return load_model(cls, folder, device, dtype)
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):

@@ -32,8 +32,9 @@ def short_convolution(
     if length == 0:
         return x, state
     if length == 1:
-        y = (history * weight.T).sum(1, keepdim=True)
-        y = y if bias is None else y + bias
+        wide = torch.promote_types(x.dtype, torch.float32)  # products rounded to bfloat16 would cost a digit
+        y = (history.to(wide) * weight.T.to(wide)).sum(1, keepdim=True)
+        y = (y if bias is None else y + bias).to(x.dtype)
     elif torch.compiler.is_compiling():
         # Compilers fuse the taps; compiling the gradient of conv1d would fix the length of the sequence.
         y = history[:, :length] * weight[:, 0]

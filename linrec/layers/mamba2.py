@@ -40,7 +40,8 @@ class Mamba2(Layer):
     One input projection to z, x, B, C, dt; short convolution with bias and SiLU on x, B, C; dt = softplus(raw +
     bias); the rule with skip D; RMSNorm(y * silu(z)) over each group; output projection. ``expand * d_model``
     channels in heads of ``head_dim`` (64; or ``num_heads`` of them), ``state_size`` N, B and C shared by
-    ``num_groups`` groups.
+    ``num_groups`` groups. ``bias`` of both projections, ``conv_bias`` of the convolution; dt is held within
+    ``time_step_limit`` (low, high).
     """
 
     rule = rules.mamba2
@@ -54,6 +55,9 @@ class Mamba2(Layer):
         head_dim: int | None = None,
         state_size: int = 128,
         num_groups: int = 1,
+        bias: bool = False,
+        conv_bias: bool = True,
+        time_step_limit: tuple[float, float] | None = None,
         conv_size: int = 4,
         norm_eps: float = 1e-5,
         chunk_size: int | None = None,
@@ -73,12 +77,12 @@ class Mamba2(Layer):
         self.chunk_size, self.backend = chunk_size, backend
         mixed = self.inner + 2 * num_groups * state_size
         self.widths = [self.inner, mixed, self.num_heads]
-        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
-        self.conv = ShortConvolution(mixed, conv_size, bias=True)
-        self.decay = TimeStep(self.num_heads)
+        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=bias)
+        self.conv = ShortConvolution(mixed, conv_size, bias=conv_bias)
+        self.decay = TimeStep(self.num_heads, limit=time_step_limit)
         self.D = nn.Parameter(torch.ones(self.num_heads))
         self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True, groups=num_groups)
-        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
+        self.out_proj = nn.Linear(self.inner, d_model, bias=bias)
 
     def mix(
         self, x: Tensor, state: Mamba2State | None, cu_seqlens: Tensor | None

@@ -50,13 +50,7 @@ class Mamba3(Layer):
         super().__init__()
         self.d_model, self.inner = d_model, int(expand * d_model)
         self.num_heads = head_count("Mamba3", self.inner, num_heads, head_dim)
-        if self.num_heads < 1 or self.inner % self.num_heads or self.num_heads % num_groups:
-            raise ConfigError(
-                f"Mamba3: {self.inner} channels must divide into num_heads={self.num_heads}, "
-                f"and these into num_groups={num_groups}"
-            )
-        if mimo_rank < 1:
-            raise ConfigError(f"Mamba3: mimo_rank must be at least 1, got {mimo_rank}")
+        self._check_sizes(num_groups, mimo_rank)
         self.num_groups, self.state_size, self.mimo_rank = num_groups, state_size, mimo_rank
         self.angles = max(int(state_size * rotary_fraction) // 2, 1)
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
@@ -75,6 +69,15 @@ class Mamba3(Layer):
             spread = torch.ones(self.num_heads, mimo_rank, self.inner // self.num_heads)
             self.mimo_x, self.mimo_o = (nn.Parameter(spread / mimo_rank) for _ in range(2))
             self.mimo_z = nn.Parameter(spread)
+
+    def _check_sizes(self, num_groups: int, mimo_rank: int) -> None:
+        if self.num_heads < 1 or self.inner % self.num_heads or self.num_heads % num_groups:
+            raise ConfigError(
+                f"Mamba3: {self.inner} channels must divide into num_heads={self.num_heads}, "
+                f"and these into num_groups={num_groups}"
+            )
+        if mimo_rank < 1:
+            raise ConfigError(f"Mamba3: mimo_rank must be at least 1, got {mimo_rank}")
 
     def mix(
         self, x: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from linrec.engines.convolution import causal_convolution
 from linrec.engines.numerics.norm import gated_rms_norm, rms_norm
-from linrec.errors import ShapeError
+from linrec.errors import RangeError, ShapeError
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -138,8 +138,18 @@ class DecayRate(nn.Module):
 
 
 class TimeStep(DecayRate):
-    """Mamba-2's step and rate apart: dt = softplus(x + bias), A = -e^{A_log}; their product is the log-decay."""
+    """Mamba-2's step and rate apart: dt = softplus(x + bias), A = -e^{A_log}; their product is the log-decay.
+
+    dt is held within ``limit`` (low, high) where there is one. Raises RangeError for limits that are none.
+    """
+
+    def __init__(self, heads: int, limit: tuple[float, float] | None = None):
+        super().__init__(heads)
+        if limit is not None and not (len(limit) == 2 and 0 <= limit[0] <= limit[1]):
+            raise RangeError(f"time_step_limit: expected (low, high) with 0 <= low <= high, got {limit}")
+        self.limit = limit
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """x ``[B, T, heads]`` -> (dt of that shape, at least float32; A ``[heads]``)."""
-        return F.softplus(widened(x) + self.bias.flatten()), -self.A_log.flatten().exp()
+        dt = F.softplus(widened(x) + self.bias.flatten())
+        return dt if self.limit is None else dt.clamp(*self.limit), -self.A_log.flatten().exp()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from linrec.errors import ConfigError
+from linrec.errors import CheckpointError, ConfigError
 from linrec.evals.harness.lm_eval_model import LinrecLM
 from linrec.evals.small import byte_config
 from linrec.models.language_model import LanguageModel
@@ -128,7 +128,7 @@ class Reciter:
 
     def __init__(self, text: bytes) -> None:
         self.text, self.steps = text, 0
-        self.config = SimpleNamespace(eos_token_id=256)
+        self.config = byte_config(("gla",))
 
     def eval(self) -> Reciter:
         return self
@@ -184,7 +184,7 @@ def test_a_model_without_an_end_token_is_refused() -> None:
     from linrec.models.config import Config
 
     model = LanguageModel(Config(vocab_size=256, d_model=32, num_heads=2))
-    with pytest.raises(ConfigError, match="eos_token_id"):
+    with pytest.raises(CheckpointError, match="eos_token_id"):
         LinrecLM(model)
     with pytest.raises(ConfigError, match="rolling_window"):
         LinrecLM(LanguageModel(byte_config(("gla",), d_model=32, num_heads=2)), rolling_window=1)
@@ -331,7 +331,7 @@ def test_arguments_mean_something_or_are_refused(arguments: dict[str, Any], name
     if name is None:
         LinrecLM(reciter, **arguments)
     else:
-        with pytest.raises(ConfigError, match=name):
+        with pytest.raises((ConfigError, CheckpointError), match=name):
             LinrecLM(reciter, **arguments)
 
 
@@ -340,6 +340,12 @@ def test_batch_sizes_and_dtypes_of_a_command_line() -> None:
     assert LinrecLM(reciter, dtype="auto", batch_size="16").batch_size == 16
     assert LinrecLM(reciter, batch_size="auto", max_batch_size=3).batch_size == 3
     assert LinrecLM(reciter, max_batch_size=64).batch_size == 8
+
+
+def test_the_gpu_that_the_command_line_names_by_itself_is_the_cpu_where_there_is_none() -> None:
+    reciter: Any = Reciter(b"abc")
+    if not torch.cuda.is_available():
+        assert LinrecLM(reciter, device="cuda:0")._device == torch.device("cpu")
 
 
 def test_a_model_in_memory_is_converted(tmp_path: Any) -> None:

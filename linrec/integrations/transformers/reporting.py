@@ -1,0 +1,54 @@
+"""What computes each mixer of a model."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from linrec.integrations.transformers.patching import is_accelerated
+from linrec.integrations.transformers.replacement import Place, places
+
+
+class Row(NamedTuple):
+    """A mixer: its name in the model, its class, what computed it before, what does now, or why it was left."""
+
+    module: str
+    kind: str
+    before: str
+    rule: str
+    algorithm: str
+    left: str
+
+
+def rows(model: nn.Module) -> list[Row]:
+    """One for every module that linrec could have to do with."""
+    return [
+        _row(name, module, places(type(module)))
+        for name, module in model.named_modules()
+        if places(type(module))
+    ]
+
+
+def _row(name: str, module: nn.Module, found: tuple[Place, ...]) -> Row:
+    before = ", ".join(sorted({place.title for place in found}))
+    problems = [place.problem for place in found if place.problem]
+    if problems or not is_accelerated(module):
+        return Row(name, type(module).__name__, before, "", "", "; ".join(problems) or "not accelerated")
+    rules = sorted({place.replacement.rule for place in found} - {""})
+    algorithms = sorted({place.replacement.algorithm for place in found} - {""})
+    return Row(name, type(module).__name__, before, ", ".join(rules), ", ".join(algorithms), "")
+
+
+def report(model: nn.Module) -> list[Row]:
+    """Print, and return, a table of a model's mixers: what computed each before, rule and algorithm now, or why it was
+    left."""
+    table = rows(model)
+    if not table:
+        print(f"{type(model).__name__}: nothing in it that linrec computes")
+        return table
+    lines = [Row._fields, *table]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(Row._fields))]
+    for line in lines:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    return table
