@@ -54,8 +54,13 @@ class DiagonalEngine:
         if not (convolved and call.backend == "auto"):
             call = call._replace(backend=chosen_backend(call, who, *terms.tokens.values()))
         empty = self.init_state(terms, terms.segments(call))
-        terms = replace(terms, fresh=state is None)
+        fresh = state is None
         state = empty if state is None else checked_state(state, empty, who)
+        if call.bounds is None and call.backend != "triton" and terms.leading.shape[1] == 1:
+            if terms.selective is not None:
+                return one_token(terms.widened(), state, call.scale)
+            return _one_token(terms, state, call.scale)
+        terms = replace(terms, fresh=fresh)
         if call.backend == "triton" and (terms.selective is not None or not terms.recompute):
             from linrec.engines.diagonal.gpu import scan_packed
 
@@ -69,6 +74,20 @@ class DiagonalEngine:
             state,
             call.bounds,
         )
+
+
+def _one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """The recurrence once; every form is that for one token."""
+    given = {**terms.widened_tokens(), **terms.constants}
+    decay, x = terms.expand(given)
+    decay = (decay.exp() if terms.log else decay).squeeze(1)
+    h = state if not terms.complex else torch.complex(*state.unbind(-1))
+    h = h.mT if terms.transposed else h
+    new = torch.addcmul(x.squeeze(1), decay, h)
+    seen = (h if terms.late else new)[:, None]
+    o = terms.read(given, seen if scale == 1 else scale * seen)
+    new = new.mT if terms.transposed else new
+    return o, _pairs(new) if terms.complex else new
 
 
 def _decodes(terms: DiagonalTerms, state: Tensor, call: Call) -> bool:
