@@ -20,9 +20,8 @@ RUFF = (
 
 # Not yet there. Whatever has become short is taken out: a test below says so.
 LONG_FILES = {
-    "kernels/matrix/tiles.py",
     "linrec/engines/matrix/general.py",
-    "models/language_model.py",
+    "kernels/matrix/tiles.py",
 }
 LONG_FUNCTIONS = {
     "kernels/matrix/backward_keys.py",

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from linrec import rules
@@ -96,7 +97,7 @@ class Mamba(SelectiveLayer):
     def __init__(self, d_model: int, num_heads: int | None = None, **sizes: Any):
         super().__init__(d_model, num_heads, **sizes)
         rates = torch.arange(1.0, self.widths[1] + 1).log()
-        self.A_log = nn.Parameter(rates.repeat(self.inner, 1))
+        self.A_log = nn.Parameter(repeat(rates, "N -> D N", D=self.inner).contiguous())
         self.step_proj.bias = nn.Parameter(time_step_bias(self.inner))
 
     def arguments(self, u: Tensor, step: Tensor, into: Tensor, out: Tensor) -> dict[str, Tensor]:

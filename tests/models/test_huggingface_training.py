@@ -122,7 +122,7 @@ def test_generation_between_steps(hybrid: models.LanguageModel, face: Any, promp
 
 def packed_trainer(
     model: models.LanguageModel, documents: list[Tensor], folder: str, recomputing: dict[str, bool]
-) -> transformers.Trainer:
+) -> Any:
     """transformers' trainer on documents packed into rows, with activations recomputed."""
     options = transformers.TrainingArguments(
         output_dir=folder,

@@ -12,9 +12,10 @@ from torch import Tensor
 from linrec.engines.diagonal.chunks import in_chunks, without_padding
 from linrec.engines.diagonal.convolved import convolution, responses
 from linrec.engines.diagonal.terms import DiagonalTerms
+from linrec.engines.diagonal.values import one_token, scan_values
 from linrec.engines.numerics import scans
 from linrec.engines.numerics.backends import auto_on, chosen_backend
-from linrec.engines.numerics.checks import checked_state, differentiated
+from linrec.engines.numerics.checks import checked_state, differentiated, only_values
 from linrec.engines.numerics.recurrence import recurrence, recurrence_in_place
 from linrec.packing import by_segment
 from linrec.rule import Call
@@ -47,6 +48,8 @@ class DiagonalEngine:
 
     def run(self, terms: DiagonalTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
         """Output ``[B, T, ...]`` in accumulator precision, and the final state."""
+        if state is not None and _decodes(terms, state, call):
+            return one_token(terms, state, call.scale)
         convolved = call.form == "parallel" and terms.parallel == "convolution"
         if not (convolved and call.backend == "auto"):
             call = call._replace(backend=chosen_backend(call, who, *terms.tokens.values()))
@@ -54,6 +57,8 @@ class DiagonalEngine:
         fresh = state is None
         state = empty if state is None else checked_state(state, empty, who)
         if call.bounds is None and call.backend != "triton" and terms.leading.shape[1] == 1:
+            if terms.selective is not None:
+                return one_token(terms.widened(), state, call.scale)
             return _one_token(terms, state, call.scale)
         terms = replace(terms, fresh=fresh)
         if call.backend == "triton" and (terms.selective is not None or not terms.recompute):
@@ -85,6 +90,17 @@ def _one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tenso
     return o, _pairs(new) if terms.complex else new
 
 
+def _decodes(terms: DiagonalTerms, state: Tensor, call: Call) -> bool:
+    """One token of a selective scan on a CPU, where choosing and checking would take longer than the arithmetic."""
+    if terms.selective is None or call.bounds is not None or call.backend == "triton":
+        return False
+    x = terms.tokens["x"]
+    if not x.is_cpu or x.shape[1] != 1 or not isinstance(state, Tensor) or not state.is_cpu:
+        return False
+    fits = state.shape == (x.shape[0], *terms.channels) and state.dtype is terms.accumulator
+    return fits and all(x.dtype is state.dtype for x in terms.tokens.values())
+
+
 def scan_batch(
     terms: DiagonalTerms, state: Tensor, lengths: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor]:
@@ -96,9 +112,13 @@ def scan_batch(
         from linrec.engines.diagonal.gpu import scan_rows
 
         return scan_rows(terms, state, lengths, call)
+    length = next(iter(terms.tokens.values())).shape[1]
+    if terms.selective is not None and length == 1 and lengths is None:
+        return one_token(terms, state, call.scale)
+    if terms.selective is not None and call.form == "chunkwise" and only_values(state, *terms.given.values()):
+        return scan_values(terms, state, call.scale, call.chunk_size)
     h = torch.complex(*state.unbind(-1)) if terms.complex else state
     h = h.mT if terms.transposed else h
-    length = next(iter(terms.tokens.values())).shape[1]
     constant = terms.parallel == "convolution" and length > 0
     if constant and terms.gain is not None and call.form in ("parallel", "chunkwise"):
         each = length if call.form == "parallel" else call.chunk_size or RESPONSE
@@ -113,7 +133,7 @@ def scan_batch(
             return _one_chunk(part, h, real, call.scale, scan)
 
         o, h = in_chunks(terms, h, lengths, chunk or call.chunk_size or _chunk_length(h.numel()), one)
-    h = h.mT if terms.transposed else h
+    h = h.mT.contiguous() if terms.transposed else h  # only such a state can be given away
     return o, _pairs(h) if terms.complex else h
 
 

@@ -151,7 +151,7 @@ class Carried:
         self.checkpoint = checkpoint
 
     def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """``run`` through the function, now and when it is run again."""
+        """``run`` checkpointed, as in this call of the model when it is run again."""
         model = now.model
 
         def again(*args: Any, **kwargs: Any) -> Any:

@@ -63,13 +63,13 @@ def attention_forward(
     """The forward of the model's attention; ``state`` holds five tensors ``[B, d, layers]``, which are written over."""
     before, number = None, mixer.layer_id
     if state is not None:
-        last, *memory = (x[:, :, number] for x in state[1:])
+        last, *memory = (x.select(2, number) for x in state[1:])
         before = TimeState(last, WKVState(*memory))
     layout = mixing.layout_over(*hidden.shape[:2])
     y, after = apply(partial(time_mixing, mixer), {"x": hidden}, layout, before)
     if state is not None:
         for place, new in zip(state[1:], (after.last, *after.memory), strict=True):
-            place[:, :, number] = new
+            place.select(2, number).copy_(new)
     return y, state
 
 
@@ -79,11 +79,11 @@ def feed_forward(
     """The forward of the model's feed-forward part."""
     before, number = None, mixer.layer_id
     if state is not None:
-        before = state[0][:, :, number]
+        before = state[0].select(2, number)
     layout = mixing.layout_over(*hidden.shape[:2])
     y, after = apply(partial(channel_mixing, mixer), {"x": hidden}, layout, before)
     if state is not None:
-        state[0][:, :, number] = after
+        state[0].select(2, number).copy_(after)
     return y, state
 
 
