@@ -24,7 +24,12 @@ def _rewritten(name: str) -> types.ModuleType:
     made = sys.modules.get(f"{name}_double")
     if made is None:
         original = importlib.import_module(name)
-        text = Path(original.__file__).read_text(encoding="utf-8").replace("torch.float32", "torch.float64").replace(".float()", ".double()")
+        text = (
+            Path(original.__file__)
+            .read_text(encoding="utf-8")
+            .replace("torch.float32", "torch.float64")
+            .replace(".float()", ".double()")
+        )
         made = types.ModuleType(f"{name}_double")
         made.__package__, made.__file__ = original.__package__, original.__file__
         sys.modules[made.__name__] = made
