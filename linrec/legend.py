@@ -20,8 +20,8 @@ a number in one token spoils its row from the token's chunk on, but no earlier c
 segment. States and accumulators are float32, or float64 for float64 inputs; the
 output has the dtype of v. ``scale`` multiplies q, or the state as it is read where there is no q.
 
-Patterns of einops name axes by these letters as they stand, ``"B T (H K) -> B T H K"``, and where the legend has none by
-those of the shapes beside them.
+Patterns of einops name axes by these letters as they stand, ``"B T (H K) -> B T H K"``, and where the legend has none
+by those of the shapes beside them.
 """
 
 from __future__ import annotations
