@@ -74,6 +74,8 @@ class WKVEngine:
         call = call._replace(backend=chosen_backend(call, who, terms.k, terms.v))
         empty = self.init_state(terms, terms.segments(call))
         state = empty if state is None else checked_state(state, empty, who)
+        if call.bounds is None and call.backend != "triton" and terms.k.shape[1] == 1:
+            return _one_token(terms, state, call.scale)
         if call.bounds is None:
             return _run_batch(terms, state, None, call)
 
@@ -81,6 +83,23 @@ class WKVEngine:
             return _run_batch(replace(terms, k=tensors["k"], v=tensors["v"]), rows, lengths, call)
 
         return by_segment(run, terms.over_time(), state, call.bounds)
+
+
+def _average(m: Tensor, num: Tensor, den: Tensor, now: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Of what the sums hold, in units of e^m, and the current token's v with weight e^now."""
+    top = torch.maximum(m, now)
+    old, new = (m - top).exp(), (now - top).exp()
+    o = (old * num + new * v) / (old * den + new)
+    return o if scale == 1 else scale * o
+
+
+def _one_token(terms: WKVTerms, state: WKVState, scale: float) -> tuple[Tensor, WKVState]:
+    """The sums once; the same in every form."""
+    k, v = terms.k.squeeze(1), terms.v.squeeze(1)
+    o = _average(state.m, state.num, state.den, terms.u + k, v, scale)
+    m = torch.maximum(terms.w + state.m, k).detach().clamp(min=EMPTY)
+    decay, weight = (terms.w + (state.m - m)).exp(), (k - m).exp()
+    return o[:, None], WKVState(decay * state.num + weight * v, decay * state.den + weight, m)
 
 
 def _run_batch(
@@ -99,10 +118,7 @@ def _run_batch(
 
     def average(t: Tokens, h: Tensor) -> Tensor:
         """The state is one token old, in units of e^{before}; the current token is not decayed but weighted by u."""
-        now = terms.u + t["k"]
-        top = torch.maximum(t["before"], now)
-        old, new = (t["before"] - top).exp(), (now - top).exp()
-        return call.scale * (old * h[..., 0] + new * t["v"]) / (old * h[..., 1] + new)
+        return _average(t["before"], h[..., 0], h[..., 1], terms.u + t["k"], t["v"], call.scale)
 
     scan = DiagonalTerms(
         tokens,

@@ -13,6 +13,8 @@ def token_shift(x: Tensor, last: Tensor | None, cu_seqlens: Tensor | None = None
     """
     if cu_seqlens is None:
         last = x.new_zeros(x.shape[0], x.shape[2]) if last is None else last.to(x.dtype)
+        if x.shape[1] == 1:
+            return last[:, None], x[:, 0].clone()  # not the caller's own memory
         history = torch.cat([last[:, None], x], dim=1)
         return history[:, :-1], history[:, -1]
     rows = cu_seqlens.numel() - 1

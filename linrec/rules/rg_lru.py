@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from linrec.engines.diagonal import DIAGONAL, DiagonalTerms, gated_terms
+from linrec.engines.numerics.checks import differentiated
 from linrec.rule import ChannelGate, ChannelLogDecay, Channels, Options, Unpack, rule
 
 STEEPEST = 1000.0
@@ -26,6 +27,8 @@ def rg_lru(x: Channels, g: ChannelLogDecay, i: ChannelGate, **options: Unpack[Op
 
 def bounded_root(y: Tensor) -> Tensor:
     """sqrt(y) for y >= 0 with a derivative of at most 1000."""
+    if not differentiated(y):
+        return y.sqrt()
     floor = (0.5 / STEEPEST) ** 2
     steep = y < floor
     tangent = y.detach().sqrt() + STEEPEST * (y - y.detach())

@@ -92,6 +92,18 @@ FAMILIES: dict[str, tuple[str, str, str, dict[str, Any]]] = {
             "index_kpool": 4,
         },
     ),
+    "recurrent_gemma": (
+        "recurrent_gemma", "RecurrentGemmaConfig", "RecurrentGemmaForCausalLM",
+        {"num_attention_heads": 4, "num_key_value_heads": 1, "attention_window_size": 256},
+    ),
+    "rwkv": ("rwkv", "RwkvConfig", "RwkvForCausalLM", {"rescale_every": 0}),
+    "minimax": (
+        "minimax", "MiniMaxConfig", "MiniMaxForCausalLM",
+        {
+            **ATTENTION, "num_local_experts": 2, "num_experts_per_tok": 2, "block_size": 32, "layer_types": HYBRID,
+        },
+    ),
+    "xlstm": ("xlstm", "xLSTMConfig", "xLSTMForCausalLM", {"hidden_size": 128, "num_heads": 2, "chunk_size": 32}),
     "mamba": ("mamba", "MambaConfig", "MambaForCausalLM", {"state_size": 8}),
     "falcon_mamba": ("falcon_mamba", "FalconMambaConfig", "FalconMambaForCausalLM", {"state_size": 8}),
     "jamba": (

@@ -70,12 +70,27 @@ def short_prompt(model: nn.Module, reference: nn.Module) -> float:
 
 
 def _continued(model: nn.Module, reference: nn.Module, ids: Tensor, pieces: list[int]) -> float:
-    cache, got = None, []
+    kept, got = empty(model), []
     for piece in ids.split(pieces, dim=1):
-        done = model(input_ids=piece, use_cache=True, **({} if cache is None else {"cache": cache}))
-        cache = done.cache
+        done = model(input_ids=piece, use_cache=True, **kept)
+        kept = after(done, kept)
         got.append(done.logits)
     return farthest(list(torch.cat(got, 1)), alone(reference, list(ids)))
+
+
+def empty(model: Any) -> dict[str, Any]:
+    """What a first call gets that others go on from: nothing, but where a model does not return its cache."""
+    from transformers import DynamicCache
+
+    return (
+        {"cache": DynamicCache(config=model.config)} if model.config.model_type == "recurrent_gemma" else {}
+    )
+
+
+def after(done: Any, kept: dict[str, Any]) -> dict[str, Any]:
+    """What the next call gets."""
+    returned = {name: done[name] for name in ("cache", "state") if name in done}
+    return returned or kept
 
 
 def left_padding(model: nn.Module, reference: nn.Module) -> float:
@@ -108,7 +123,8 @@ def _padded(model: nn.Module, reference: nn.Module, side: str, more: int, step: 
     texts = documents(lengths, more)
     ids, mask = padded([text[:n] for text, n in zip(texts, lengths, strict=True)], side)
     said = {"attention_mask": mask, "position_ids": positions_of(mask)}
-    done = model(input_ids=ids, use_cache=more > 0, **said)
+    kept = empty(model) if more else {}
+    done = model(input_ids=ids, use_cache=more > 0, **said, **kept)
     rows = [done.logits[row][mask[row] == 1] for row in range(len(texts))]
     for start in range(0, more, step or 1):
         new = torch.stack(
@@ -116,9 +132,8 @@ def _padded(model: nn.Module, reference: nn.Module, side: str, more: int, step: 
         )
         mask = torch.cat([mask, torch.ones_like(new)], 1)
         positions = positions_of(mask)[:, -step:]
-        done = model(
-            input_ids=new, attention_mask=mask, position_ids=positions, cache=done.cache, use_cache=True
-        )
+        kept = after(done, kept)
+        done = model(input_ids=new, attention_mask=mask, position_ids=positions, use_cache=True, **kept)
         rows = [torch.cat([row, more_logits]) for row, more_logits in zip(rows, done.logits, strict=True)]
     return farthest(rows, alone(reference, texts))
 

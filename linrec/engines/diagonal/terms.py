@@ -80,8 +80,12 @@ class DiagonalTerms(Terms):
 
     def widened(self) -> DiagonalTerms:
         """The same with all tokens in accumulator precision."""
+        return replace(self, tokens=self.widened_tokens())
+
+    def widened_tokens(self) -> dict[str, Tensor]:
+        """The tokens in accumulator precision."""
         dtype = self.accumulator
-        return replace(self, tokens={name: x.to(dtype) for name, x in self.tokens.items()})
+        return {name: x.to(dtype) for name, x in self.tokens.items()}
 
     def reading(self, read: Callable[[Tokens, Tensor], Tensor], **more: Tensor) -> DiagonalTerms:
         """The same recurrence read by ``read``, which needs ``more`` tokens."""

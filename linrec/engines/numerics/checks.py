@@ -46,8 +46,24 @@ def readable(x: Tensor) -> bool:
     return not (x.is_meta or torch.compiler.is_compiling() or isinstance(x, FakeTensor))
 
 
+def _alike(state: State, empty: State) -> bool:
+    """Whether there is nothing to convert or to object to: what decoding finds at every token."""
+    if isinstance(empty, Tensor):
+        return (
+            isinstance(state, Tensor)
+            and state.dtype is empty.dtype
+            and state.shape == empty.shape
+            and state.device == empty.device
+        )
+    if type(state) is not type(empty):
+        return False
+    return not isinstance(empty, tuple) or (len(state) == len(empty) and all(map(_alike, state, empty)))
+
+
 def checked_state(state: State, empty: State, who: str) -> State:
     """The state in the dtypes of ``empty``; typed errors for another kind, shape, type or device than that has."""
+    if _alike(state, empty):
+        return state
     kind = Tensor if isinstance(empty, Tensor) else type(empty)
     if not isinstance(state, kind):
         wanted = f"a tensor {list(empty.shape)}" if isinstance(empty, Tensor) else f"a {kind.__name__}"

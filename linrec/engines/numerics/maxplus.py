@@ -18,8 +18,12 @@ def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor
     recurrence whose state is e^{-m_t} times the true one. m is a gauge, so no derivative runs through it, except
     through m0: the entry state is stored in m0's units. Either gate may be -inf, a full reset and a token not written.
     """
-    m = _running(*(exact(x.detach()) for x in (f, i, m0))).clamp(min=EMPTY).to(f.dtype)
-    before = torch.cat([m0[:, None], m[:, :-1]], dim=1)
+    if f.shape[1] == 1:
+        before = m0[:, None]
+        m = torch.maximum((f + before).detach(), i.detach()).clamp(min=EMPTY)
+    else:
+        m = _running(*(exact(x.detach()) for x in (f, i, m0))).clamp(min=EMPTY).to(f.dtype)
+        before = torch.cat([m0[:, None], m[:, :-1]], dim=1)
     # The difference of the two m is exact, f + before would not be. A decay may exceed 0 by the rounding of m; taking
     # that off would break the agreement of decays and weights, and it cancels over the steps.
     return m, f + (before - m), (i - m).exp()

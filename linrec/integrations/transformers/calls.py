@@ -25,7 +25,7 @@ class Modelling:
 
     def __init__(self, said: dict[str, Any], outer: Modelling | None):
         self.outer = outer
-        self.said = said if outer is None else outer.said | said
+        self.said: dict[str, Any] = said if outer is None else outer.said | said
         self._layouts: dict[tuple[int, int], Layout | None] = {}
 
     def layout(self, batch: int, length: int) -> Layout | None:
@@ -49,11 +49,13 @@ class Mixing:
     def layout(self) -> Layout | None:
         """Of the tokens ``hidden_states`` ``[B, T, D]``; None: all real, one document a row."""
         x = self.given.get("hidden_states")
-        if not isinstance(x, Tensor) or x.dim() != 3:
-            return None
+        return self.layout_over(*x.shape[:2]) if isinstance(x, Tensor) and x.dim() == 3 else None
+
+    def layout_over(self, batch: int, length: int) -> Layout | None:
+        """The same, for mixers whose tokens have another name or come head by head."""
         if self.model is None:  # the mixer is called by itself
-            return layout_of(self.given, *x.shape[:2])
-        return self.model.layout(*x.shape[:2])
+            return layout_of(self.given, batch, length)
+        return self.model.layout(batch, length)
 
     @property
     def cache(self) -> Any:
@@ -63,9 +65,15 @@ class Mixing:
     @property
     def cached_layer(self) -> Any:
         """The mixer's own layer of the cache, or None."""
-        if self.cache is None:
+        if self.cache is None or self.layer_number is None:
             return None
-        return self.cache.layers[self.module.layer_idx + self.given.get("cache_offset", 0)]
+        return self.cache.layers[self.layer_number + self.given.get("cache_offset", 0)]
+
+    @property
+    def layer_number(self) -> int | None:
+        """Which layer of the model the mixer is in; None where nothing says so."""
+        module: Any = self.module
+        return getattr(module, "layer_idx", getattr(module, "linrec_layer_idx", None))
 
 
 class _Now(threading.local):
@@ -143,6 +151,7 @@ class Carried:
         self.checkpoint = checkpoint
 
     def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``run`` checkpointed, as in this call of the model when it is run again."""
         model = now.model
 
         def again(*args: Any, **kwargs: Any) -> Any:

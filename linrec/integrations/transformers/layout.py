@@ -24,7 +24,7 @@ class Packing(NamedTuple):
     the first and the last segment of each row.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     cu_seqlens: Tensor
     first: Tensor
     last: Tensor

@@ -25,8 +25,9 @@ _models: weakref.WeakKeyDictionary[nn.Module, list[weakref.ref[nn.Module]]] = we
 
 def accelerate_modules(model: nn.Module) -> None:
     """Hook the model and its mixers, and put the replacements of the mixers' functions in their places."""
-    mixers = [module for module in model.modules() if replaced(type(module))]
-    for mixer in mixers:
+    mixers = {name: module for name, module in model.named_modules() if replaced(type(module))}
+    for path, mixer in mixers.items():
+        _number(mixer, path)
         _hook(mixer, enter_mixer, leave_mixer)
         for place in replaced(type(mixer)):
             install(place)
@@ -44,6 +45,7 @@ def restore_modules(model: nn.Module) -> None:
     """Take away what :func:`accelerate_modules` has done; functions of modelling files with the last model."""
     for module in model.modules():
         _unhook(module)
+        module.__dict__.pop("linrec_layer_idx", None)
         _models.pop(module, None)
         carried = module.__dict__.get("_gradient_checkpointing_func")
         if isinstance(carried, Carried):
@@ -106,7 +108,14 @@ def _carry(model: nn.Module) -> None:
     for layer in (reference() for reference in _models[model]):
         checkpoint = None if layer is None else getattr(layer, "_gradient_checkpointing_func", None)
         if checkpoint is not None and not isinstance(checkpoint, Carried):
-            layer._gradient_checkpointing_func = Carried(checkpoint)  # type: ignore[union-attr, assignment]
+            layer._gradient_checkpointing_func = Carried(checkpoint)  # type: ignore[union-attr]
+
+
+def _number(mixer: nn.Module, path: str) -> None:
+    """Tell a mixer that does not know it which layer of the model it is in: the first number of its name there."""
+    number = next((int(part) for part in path.split(".") if part.isdigit()), None)
+    if number is not None and not hasattr(mixer, "layer_idx"):
+        mixer.linrec_layer_idx = number  # type: ignore[assignment]
 
 
 def _hook(module: nn.Module, enter: Any, leave: Any) -> None:

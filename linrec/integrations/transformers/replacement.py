@@ -44,12 +44,17 @@ class Place:
     replacement: Replacement
 
     @property
+    def title(self) -> str:
+        """What it is called: with its class, if it is a method."""
+        return self.name if self.replacement.owner is None else f"{self.replacement.owner}.{self.name}"
+
+    @property
     def problem(self) -> str | None:
         """Why it is left alone, if so."""
         parameters = parameters_of(getattr(self.holder, self.name))
         if parameters in self.replacement.signatures:
             return None
-        return f"{self.name}({', '.join(parameters)}) is not a signature that linrec knows"
+        return f"{self.title}({', '.join(parameters)}) is not a signature that linrec knows"
 
 
 @cache
@@ -59,9 +64,13 @@ def replacements() -> tuple[Replacement, ...]:
     return tuple(replacement for file in files for replacement in file.REPLACEMENTS)
 
 
-@cache
-def places(kind: type[nn.Module]) -> tuple[Place, ...]:
+def places(kind: Any) -> tuple[Place, ...]:
     """What linrec could replace in modules of this class."""
+    return _places(kind)
+
+
+@cache
+def _places(kind: Any) -> tuple[Place, ...]:
     found = (*_functions(kind), *_methods(kind))
     return () if all(place.replacement.beside for place in found) else found
 

@@ -31,7 +31,7 @@ def rows(model: nn.Module) -> list[Row]:
 
 
 def _row(name: str, module: nn.Module, found: tuple[Place, ...]) -> Row:
-    before = ", ".join(sorted({place.name for place in found}))
+    before = ", ".join(sorted({place.title for place in found}))
     problems = [place.problem for place in found if place.problem]
     if problems or not is_accelerated(module):
         return Row(name, type(module).__name__, before, "", "", "; ".join(problems) or "not accelerated")

@@ -16,8 +16,7 @@ from linrec.integrations.transformers.states import moved_on
 
 
 def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / √(|x|² + eps), of the last axis, in float32 at least."""
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    """x / √(|x|² + eps), of the last axis."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 
@@ -68,16 +67,21 @@ def delta_rule(
     unit_norm: bool,
     kept: bool,
 ) -> tuple[Tensor, Tensor]:
-    """A delta rule on q, k, v, g and beta, under the call's layout.
+    """A delta rule on q, k, v, g and beta, under the call's layout; the output has the dtype of q.
 
     One token moves the state of a cache, which the mixer would only copy back, on in place.
     """
+    dtype = tensors["q"].dtype
+    tensors = {name: x.to(torch.promote_types(dtype, torch.float32)) for name, x in tensors.items()}
     if unit_norm:
         tensors["q"], tensors["k"] = unit(tensors["q"]), unit(tensors["k"])
+    if tensors["q"].is_cuda:  # products of its tensor cores, as the kernels that transformers would use there
+        tensors |= {name: tensors[name].to(dtype) for name in ("q", "k", "v")}
     given_away = kept and state is not None and mixing.cache is not None and not torch.is_grad_enabled()
     if state is not None and given_away and mixing.layout is None and tensors["q"].shape[1] == 1:
-        return moved_on(state, lambda before: rule(**tensors, state=before)), state
-    return apply(rule, tensors, mixing.layout, state)
+        return moved_on(state, lambda before: rule(**tensors, state=before)).to(dtype), state
+    o, state = apply(rule, tensors, mixing.layout, state)
+    return o.to(dtype), state
 
 
 _STATE = ("initial_state", "output_final_state", "use_qk_l2norm_in_kernel")
