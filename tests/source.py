@@ -1,4 +1,4 @@
-"""The files of Python that the checks of the source read."""
+"""The files of the project, as the checks of its source read them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MAPPED = ("kernels", "models", "evals")  # top-level folders that are installed inside linrec
+OPTIONAL = ("triton", "fla", "transformers", "lm_eval", "datasets", "matplotlib")
 EVERYWHERE = ("linrec", "kernels", "models", "evals", "docs", "tests", ".ci")
 
 

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.source import ROOT
-
-MAPPED = ("kernels", "models", "evals")  # top-level folders that are installed inside linrec
+from tests.source import MAPPED, ROOT
 
 
 def modules() -> dict[str, Path]:

@@ -211,7 +211,7 @@ def test_the_command_writes_a_file_that_the_next_run_starts_from(
     assert len(changed) == 1 + 2 * len(LAUNCHES) and {at.width for at in changed} == {64}
     launches.use(out)
     again = CliRunner().invoke(app, arguments)
-    assert again.exit_code == 0 and again.stdout.count(" the same ") == 2 * len(LAUNCHES)
+    assert again.exit_code == 0 and again.stdout.count("\tthe same\t") == 2 * len(LAUNCHES)
     assert read(out) == rows
 
 

@@ -102,7 +102,9 @@ def _bounded(bounds: Tensor, starts: Tensor | None) -> Packing:
     """For graphs: as many documents as were told, in one row."""
     assert starts is not None
     index = torch.arange(starts.shape[1], device=bounds.device)
-    return Packing(index, bounds, torch.zeros_like(index[:1]), torch.full_like(index[:1], bounds.shape[0] - 2))
+    return Packing(
+        index, bounds, torch.zeros_like(index[:1]), torch.full_like(index[:1], bounds.shape[0] - 2)
+    )
 
 
 def apply(
