@@ -57,7 +57,7 @@ OVERHEAD_SECONDS = 75.0
 # Inside a function there are words to write as well as blanks. A nucleus (top_p) would be the blank alone where an
 # indentation has begun: a small model gives the next blank 0.9, the word that ends them comes from the rest.
 PROMPT = 'import os\n\n\ndef read_lines(path):\n    """Return the lines of'
-SAMPLING = {"temperature": 0.9, "top_k": 10}
+SAMPLING: dict[str, Any] = {"temperature": 0.9, "top_k": 10}
 STREAMED = 400  # bytes
 
 

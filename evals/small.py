@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import codecs
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from linrec.errors import ConfigError
+from linrec.models.tokenizer import ByteTokenizer, Tokenizer
 from linrec.state import state_bytes
 
 if TYPE_CHECKING:
@@ -96,11 +96,18 @@ def state_bytes_after(model: LanguageModel, contexts: Sequence[int]) -> list[int
     return sizes
 
 
-def stream_text(session: Session, prompt: str, max_tokens: int, **sampling: Any) -> Iterator[str]:
-    """Text of a session's stream, piece by piece; a UTF-8 character is held back until it is whole."""
-    decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    for token in session.stream(list(prompt.encode("utf-8")), max_tokens, stop=END, **sampling):
-        if piece := decoder.decode(bytes([token])):
+def stream_text(
+    session: Session, prompt: str, max_tokens: int, *, tokenizer: Tokenizer | None = None, **sampling: Any
+) -> Iterator[str]:
+    """Text of a session's stream, piece by piece; a UTF-8 character is held back until it is whole.
+
+    ``tokenizer`` is the model's (default: bytes); a prompt at the start of a session is read with its special tokens.
+    """
+    tokenizer = tokenizer or ByteTokenizer()
+    decoder = tokenizer.decoder()
+    ids = tokenizer.encode(prompt, special=not session.started)
+    for token in session.stream(ids, max_tokens, stop=tokenizer.ends, **sampling):
+        if piece := decoder.step(token):
             yield piece
-    if rest := decoder.decode(b"", final=True):
+    if rest := decoder.rest():
         yield rest

@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -111,6 +112,12 @@ def tensor_writer(tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> Wr
     """What writes these tensors to a name, as safetensors."""
     plain = {name: t.detach().contiguous() for name, t in tensors.items()}
     return lambda path: save_file(plain, path, metadata=metadata)
+
+
+def pickle_writer(tensors: Mapping[str, Tensor]) -> Write:
+    """What writes these tensors to a name in torch's own format, for programs that read no other."""
+    plain = {name: t.detach().contiguous() for name, t in tensors.items()}
+    return lambda path: torch.save(plain, path)
 
 
 def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:

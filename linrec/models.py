@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from linrec.models.config import Config as Config
-    from linrec.models.corpus import ByteTokenizer as ByteTokenizer
     from linrec.models.corpus import Corpus as Corpus
     from linrec.models.corpus import Document as Document
     from linrec.models.corpus import standard_library as standard_library
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from linrec.models.language_model import ModelOutput as ModelOutput
     from linrec.models.language_model import ModelState as ModelState
     from linrec.models.presets import preset as preset
+    from linrec.models.tokenizer import ByteTokenizer as ByteTokenizer
     from linrec.models.training import TrainConfig as TrainConfig
     from linrec.models.training import TrainResult as TrainResult
     from linrec.models.training import bits_per_byte as bits_per_byte
@@ -30,7 +30,7 @@ __path__ = [str(Path(__file__).with_suffix(""))]
 
 _HOME = {
     "Config": "config",
-    "ByteTokenizer": "corpus",
+    "ByteTokenizer": "tokenizer",
     "Corpus": "corpus",
     "Document": "corpus",
     "standard_library": "corpus",

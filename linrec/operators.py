@@ -28,6 +28,8 @@ class Target(Protocol):
 
     name: str
     arguments: dict[str, Arg]
+    grows: bool
+    engine: Any
 
     def run_eagerly(self, form: str | None, values: dict[str, Any]) -> tuple[Tensor, State]:
         """Output and state, by ordinary calls into torch."""
@@ -79,6 +81,21 @@ def in_graph(
     o, *after = torch.ops.linrec.rule(*call, [*tensors.values(), *leaves], cu_seqlens)
     paths = [path for path, _ in named_tensors(like)]
     return o, replace_tensors(like, dict(zip(paths, after, strict=True)))
+
+
+def is_node(rule: Target, values: dict[str, Any], options: dict[str, Any]) -> bool:
+    """Whether a call becomes one node of a traced graph: several tokens, whose states do not grow.
+
+    One token is traced through: it is a few calls, which compilers can fuse. Triton's kernels are nodes themselves.
+    """
+    packed = options.get("cu_seqlens") is not None
+    if rule.grows or (options.get("backend") == "triton" and not packed):
+        return False
+    if packed or getattr(rule.engine, "reads_values", False):
+        return True
+    tensors = {name: x for name, x in values.items() if isinstance(x, Tensor)}
+    on_gpu = any(x.is_cuda for x in tensors.values())
+    return not on_gpu and length_of(rule.arguments, tensors) != 1
 
 
 def length_of(arguments: dict[str, Arg], values: dict[str, Any]) -> int:

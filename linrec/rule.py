@@ -1,8 +1,5 @@
-"""What a rule is: the legend of dimensions, the arguments, the call, and the registry.
+"""What a rule is: an equation, its forms, its state, the call; and the registry of all rules.
 
-Legend (nothing else in the kit redefines these):
-
-====  =========================================================================================
 B     batch; with ``cu_seqlens`` a batch of one that holds S segments
 T     time
 H     heads of q and k (for softmax attention: of k and v)
@@ -19,64 +16,59 @@ full reset, through which no derivative runs; ``beta`` a write strength. B and T
 a number in one token spoils its row from the token's chunk on, but no earlier chunk, no other row and no other packed
 segment. States and accumulators are float32, or float64 for float64 inputs; the
 output has the dtype of v. ``scale`` multiplies q, or the state as it is read where there is no q.
+
+Patterns of einops name axes by these letters as they stand, ``"B T (H K) -> B T H K"``, and by a letter or a word that
+is said beside them where the legend has none.
+=======
+The letters of its shapes are those of the legend (:mod:`linrec.legend`). What is written around a rule can be imported
+from here: the kinds of argument, :class:`~linrec.call.Options`, :func:`~linrec.validation.validation`,
+:func:`~linrec.donation.donation`, and what engines are made of.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import inspect
-import typing
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Generic, NamedTuple, ParamSpec, Protocol, Self, TypedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, Generic, NamedTuple, ParamSpec
 from typing import Unpack as Unpack
 
 import torch
 from torch import Tensor
 
 from linrec import definition, operators
-from linrec.arguments import Arg, check_arguments, drop_time, gain_time, signature
+from linrec.arguments import check_arguments, drop_time, gain_time
+from linrec.call import BACKENDS as BACKENDS
+from linrec.call import FORMS as FORMS
+from linrec.call import Call as Call
+from linrec.call import Choice as Choice
+from linrec.call import Options as Options
+from linrec.call import check_backend as check_backend
+from linrec.call import made_call
 from linrec.donation import donation as donation
-from linrec.errors import BackendError, FormError, ShapeError, UnknownNameError
-from linrec.packing import check_cu_seqlens
+from linrec.errors import FormError, ShapeError, UnknownNameError
+from linrec.legend import AnyDecay as AnyDecay
+from linrec.legend import ChannelDecay as ChannelDecay
+from linrec.legend import ChannelGate as ChannelGate
+from linrec.legend import ChannelLogDecay as ChannelLogDecay
+from linrec.legend import Channels as Channels
+from linrec.legend import ChannelSkip as ChannelSkip
+from linrec.legend import ChannelStrength as ChannelStrength
+from linrec.legend import Decay as Decay
+from linrec.legend import HeadDecay as HeadDecay
+from linrec.legend import Key as Key
+from linrec.legend import Query as Query
+from linrec.legend import Strength as Strength
+from linrec.legend import UnitKey as UnitKey
+from linrec.legend import Value as Value
+from linrec.parameters import Casts, Parameters, cast, options_of
 from linrec.state import State
+from linrec.terms import Engine as Engine
+from linrec.terms import Terms as Terms
+from linrec.validation import validating as validating
+from linrec.validation import validation as validation
 
-FORMS = ("parallel", "chunkwise", "recurrent", "step")
-BACKENDS = ("auto", "torch", "triton")
 REMEMBERED = 64  # sets of shapes and options that a rule has bound
-
-# Arguments that several rules share; mind that softmax attention groups its heads the other way round.
-Query = Annotated[Tensor, Arg("B T H K")]
-Key = Annotated[Tensor, Arg("B T H K")]
-UnitKey = Annotated[Tensor, Arg("B T H K", draw="unit")]
-Value = Annotated[Tensor, Arg("B T HV V")]
-Decay = Annotated[Tensor, Arg("B T HV", draw="log_decay")]
-ChannelDecay = Annotated[Tensor, Arg("B T HV K", draw="log_decay")]
-AnyDecay = Annotated[Tensor, Arg("B T HV K", "B T HV", draw="log_decay")]
-HeadDecay = Annotated[Tensor, Arg("HV", "B T HV", draw="log_decay")]
-Strength = Annotated[Tensor, Arg("B T HV", draw="strength")]
-Channels = Annotated[Tensor, Arg("B T D")]
-ChannelLogDecay = Annotated[Tensor, Arg("B T D", draw="log_decay")]
-ChannelGate = Annotated[Tensor, Arg("B T D", draw="strength")]
-ChannelSkip = Annotated[Tensor, Arg("D")]
-ChannelStrength = Annotated[Tensor, Arg("B T HV K", draw="strength")]
-
-
-class Options(TypedDict, total=False):
-    """What every form of every rule takes beside its arguments, by name; rules end in ``**options: Unpack[Options]``.
-
-    ``state`` continues a sequence (None: the empty state), ``scale`` replaces the default factor on q, ``cu_seqlens``
-    ``[S + 1]`` bounds S packed sequences, ``chunk_size`` are the tokens of a chunk, ``backend`` is ``auto``, ``torch``
-    or ``triton``.
-    """
-
-    state: State
-    scale: float | None
-    cu_seqlens: Tensor | None
-    chunk_size: int | None
-    backend: str
 
 
 class Output(NamedTuple):
@@ -86,72 +78,13 @@ class Output(NamedTuple):
     state: State
 
 
-@dataclass
-class Terms:
-    """A rule's inputs lowered to an engine; each engine defines its own fields. Nobody changes one; that they could
-    be changed makes them faster to make, and decoding makes one a token.
-
-    ``finish`` maps the engine's output (in accumulator precision) to the rule's; pointwise in time.
-    """
-
-    finish: Callable[[Tensor], Tensor] | None = field(default=None, kw_only=True)
-
-    def over_time(self) -> dict[str, Tensor]:
-        """The tensors with a time axis, ``[B, T, ...]``, by field name."""
-        raise NotImplementedError
-
-    @property
-    def leading(self) -> Tensor:
-        """The first of them."""
-        return next(iter(self.over_time().values()))
-
-    @property
-    def accumulator(self) -> torch.dtype:
-        """The dtype of the state and of all sums: at least float32."""
-        return torch.promote_types(self.leading.dtype, torch.float32)
-
-    def with_tensors(self, tensors: Mapping[str, Tensor]) -> Self:
-        """The same terms with these fields replaced."""
-        return replace(self, **tensors)  # type: ignore[arg-type]
-
-    def segments(self, call: Call) -> int:
-        """Rows of the state: the batch, or the number of packed segments."""
-        if call.bounds is not None:
-            return len(call.bounds) - 1
-        return self.leading.shape[0]
-
-
-class Call(NamedTuple):
-    """How an engine is asked to run: the form, and what does not depend on the mechanism."""
-
-    form: str
-    scale: float
-    bounds: list[int] | None
-    chunk_size: int | None
-    backend: str
-
-
 class _Known(NamedTuple):
     """What calls of one form, with arguments of the same shapes and dtypes and the same options, have in common."""
 
     call: Call
     dtype: torch.dtype
     had_time: bool
-    casts: list[tuple[str, torch.dtype]]
-
-
-class Engine(Protocol):
-    """One recurrence, in every form."""
-
-    name: str
-
-    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype: ...
-
-    def auto_backend(self, device: str) -> str: ...
-
-    def init_state(self, terms: Any, segments: int) -> State: ...
-
-    def run(self, terms: Any, state: State, call: Call, who: str) -> tuple[Tensor, State]: ...
+    casts: Casts
 
 
 RULES: dict[str, Rule] = {}
@@ -182,25 +115,19 @@ class Rule(Generic[P]):
         self.reasons: Mapping[str, str] = facts["missing"]
         self.as_is: frozenset[str] = frozenset(facts.get("as_is", ()))
         self.grows = "T" in self.state_floats.split("*")
-        hints = typing.get_type_hints(lower, include_extras=True)
-        self.arguments: dict[str, Arg] = {
-            name: meta for name, hint in hints.items() for meta in _annotations(hint) if isinstance(meta, Arg)
-        }
+        self.parameters = Parameters(lower)
+        self.arguments = self.parameters.tensors
         known = {dim for arg in self.arguments.values() for shape in arg.shapes for dim in shape}
+        self._algorithms: Mapping[str, str | None] = getattr(engine, "algorithms", {})
         self._own_scale = definition.size_formula(self.default_scale, known, self.name)
-        self._lower_signature = _without_options_in(inspect.signature(lower))
-        parameters = self._lower_signature.parameters.values()
-        plain = all(p.kind is p.POSITIONAL_OR_KEYWORD for p in parameters)
-        self._positions = tuple(p.name for p in parameters) if plain else ()
-        self._needed = {p.name for p in parameters if p.default is p.empty}
         self._known: dict[Hashable, _Known] = {}
-        self.__signature__ = _with_options(self._lower_signature)
+        self.__signature__: inspect.Signature = self.parameters.with_options(Output)
         self.__doc__ = lower.__doc__
         self.__name__ = self.name
         self.__module__ = lower.__module__
 
     def __repr__(self) -> str:
-        return f"<rule {self.name}({', '.join(self._lower_signature.parameters)})>"
+        return f"<rule {self.name}({', '.join(self.parameters.own.parameters)})>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Output:
         """Chunkwise, or recurrent when T = 1; where one of them is missing, the other."""
@@ -234,6 +161,18 @@ class Rule(Generic[P]):
         wanted = ("recurrent", "chunkwise") if length == 1 else ("chunkwise", "recurrent")
         return next(form for form in (*wanted, "parallel") if form not in self.reasons)
 
+    def explain(self, form: str | None, /, *args: P.args, **kwargs: P.kwargs) -> Choice:
+        """The algorithm that a call of this form (None: a plain call) with these arguments takes, and why.
+
+        The call is not made. BackendError where ``backend`` asks for an algorithm that cannot run it.
+        """
+        state = kwargs.pop("state", None)
+        terms, known = self._bind(form, args, kwargs)
+        explain = getattr(self.engine, "explain", None)
+        if explain is None:
+            return Choice(known.call.form, self.engine.auto_backend(terms.leading.device.type))
+        return explain(terms, state, known.call, self.name)
+
     def init_state(self, *args: P.args, **kwargs: P.kwargs) -> State:
         """The empty state from which a call with these arguments starts."""
         terms, known = self._bind("recurrent", args, kwargs)
@@ -245,31 +184,18 @@ class Rule(Generic[P]):
         return self.engine.init_state(terms, terms.segments(known.call) if rows is None else rows)
 
     def _run(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> Output:
-        if torch.compiler.is_compiling() and self._is_node(form, args, kwargs):
-            options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
-            return Output(*operators.in_graph(self, form, self._named(args, kwargs), options))
-        return self._run_eagerly(form, args, kwargs)
+        if not torch.compiler.is_compiling():
+            return self._run_eagerly(form, args, kwargs)
+        options = options_of(kwargs)
+        values = self.parameters.named(args, kwargs)
+        if operators.is_node(self, values, options):
+            return Output(*operators.in_graph(self, form, values, options))
+        return self._run_eagerly(form, (), values | options)
 
     def run_eagerly(self, form: str | None, values: dict[str, Any]) -> Output:
         """The call, not as a node of a graph, on arguments and options by name; no state is given away."""
         with donation(False):
             return self._run_eagerly(form, (), values)
-
-    def _is_node(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> bool:
-        """Whether a call becomes one node of a traced graph: several tokens, whose states do not grow.
-
-        One token is traced through: it is a few calls, which compilers can fuse. Triton's kernels are nodes themselves.
-        """
-        packed = kwargs.get("cu_seqlens") is not None
-        if self.grows or (kwargs.get("backend") == "triton" and not packed):
-            return False
-        values = {
-            n: x for n, x in self._named(args, _without_options(kwargs)).items() if isinstance(x, Tensor)
-        }
-        if packed or getattr(self.engine, "reads_values", False):
-            return True
-        on_gpu = any(x.is_cuda for x in values.values())
-        return not on_gpu and operators.length_of(self.arguments, values) != 1
 
     def _run_eagerly(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> Output:
         state = kwargs.pop("state", None)
@@ -289,19 +215,19 @@ class Rule(Generic[P]):
         return (o if terms.finish is None else terms.finish(o)), state
 
     def _bind(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> tuple[Any, _Known]:
-        options = {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
-        values = self._named(args, kwargs)
-        key = self._key(form, options, values)
+        options = options_of(kwargs)
+        values = self.parameters.named(args, kwargs)
+        key = self.parameters.key(form, options, values)
         known = None if key is None else self._known.get(key)
         if known is not None:
             if not known.had_time:
                 gain_time(self.arguments, values, self.name)
-            return self.lower(**_cast(values, known.casts)), known
+            return self.lower(**cast(values, known.casts)), known
         had_time = gain_time(self.arguments, values, self.name) if form == "step" else True
         dims = check_arguments(self.arguments, values, self.name, validating())
-        dtype = next(values[name].dtype for name, arg in self.arguments.items() if arg.carries_tokens)
-        casts = self._casts(values, dtype)
-        terms = self.lower(**_cast(values, casts))
+        dtype = self.parameters.token_dtype(values)
+        casts = self.parameters.casts(values, self.engine.compute_dtype(dtype), self.as_is)
+        terms = self.lower(**cast(values, casts))
         known = _Known(self._call(form, options, dims), dtype, had_time, casts)
         if key is not None:
             if len(self._known) >= REMEMBERED:
@@ -309,58 +235,14 @@ class Rule(Generic[P]):
             self._known[key] = known
         return terms, known
 
-    def _named(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        values = dict(zip(self._positions, args, strict=False))
-        if not kwargs and 0 < len(args) == len(self._positions):
-            return values
-        values.update(kwargs)
-        complete = len(values) == len(args) + len(kwargs) and self._needed <= values.keys()
-        if complete and values.keys() <= self._lower_signature.parameters.keys():
-            return values
-        try:  # says what is wrong with them
-            return dict(self._lower_signature.bind(*args, **kwargs).arguments)
-        except TypeError as error:
-            raise TypeError(f"{self.name}({', '.join(self.__signature__.parameters)}): {error}") from None
-
-    def _key(self, form: str | None, options: dict[str, Any], values: dict[str, Any]) -> Hashable | None:
-        """All that binding looks at: what was found for one token holds for the next. None: look again."""
-        if validating() or torch.compiler.is_compiling() or options.get("cu_seqlens") is not None:
-            return None
-        scale, chunk = options.get("scale"), options.get("chunk_size")
-        if (scale is None or type(scale) is float) and (chunk is None or type(chunk) is int):
-            shapes = signature(self.arguments, values)
-            return None if shapes is None else (form, scale, chunk, options.get("backend"), shapes)
-        return None
-
-    def _casts(self, values: dict[str, Any], dtype: torch.dtype) -> list[tuple[str, torch.dtype]]:
-        """Lowering happens in accumulator precision: rounding beta * v to bfloat16 first would cost accuracy.
-
-        What lowering hands on untouched keeps its dtype: copies of whole sequences in float32 would cost memory.
-        """
-        compute = self.engine.compute_dtype(dtype)
-        wide = torch.promote_types(compute, torch.float32)  # gates and parameters never fall below float32
-        casts = []
-        for name, arg in self.arguments.items():
-            x, wanted = values.get(name), compute if arg.carries_tokens else wide
-            if x is not None and name not in self.as_is and x.dtype != wanted:
-                casts.append((name, wanted))
-        return casts
-
     def _call(self, form: str | None, options: dict[str, Any], dims: dict[str, int]) -> Call:
-        length, batch = dims["T"], dims["B"]
+        length = dims["T"]
         if form == "step" and (length != 1 or options.get("cu_seqlens") is not None):
             raise ShapeError(f"{self.name}.step takes one token of each sequence (T = 1), got T = {length}")
-        form = form or self.default_form(length)
+        form = form or self._algorithms.get(options.get("backend") or "auto") or self.default_form(length)
         if form in self.reasons:
             raise FormError(f"{self.name} has no {form} form: {self.reasons[form]}")
-        cu_seqlens, chunk, scale = (options.get(n) for n in ("cu_seqlens", "chunk_size", "scale"))
-        bounds = None if cu_seqlens is None else check_cu_seqlens(cu_seqlens, batch, length, self.name)
-        if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-            raise ShapeError(f"{self.name}: chunk_size must be a positive integer, got {chunk!r}")
-        backend = options.get("backend") or "auto"
-        if backend not in BACKENDS:
-            raise UnknownNameError(f"{self.name}: unknown backend {backend!r}; one of {', '.join(BACKENDS)}")
-        return Call(form, self._own_scale(dims) if scale is None else float(scale), bounds, chunk, backend)
+        return made_call(form, options, dims, self._own_scale, self._algorithms, self.name)
 
 
 def rule(
@@ -402,68 +284,3 @@ def get_rule(name: str) -> Rule:
         near = difflib.get_close_matches(name, RULES) or sorted(RULES)
         raise UnknownNameError(f"unknown rule {name!r}; did you mean {', '.join(near)}?")
     return RULES[name]
-
-
-_validation: ContextVar[bool] = ContextVar("linrec.validation", default=False)
-
-
-def validating() -> bool:
-    """Whether argument *values* (not only shapes and dtypes) are checked."""
-    return not torch.compiler.is_compiling() and _validation.get()
-
-
-@contextlib.contextmanager
-def validation(on: bool = True) -> Iterator[None]:
-    """Within the block, check values too: RangeError for g > 0, a non-finite number, dt <= 0 and so on.
-
-    Off by default, because reading values stops a GPU's queue and cannot be traced or vmapped. Holds for the calling
-    thread and asyncio task.
-    """
-    before = _validation.get()
-    _validation.set(on)
-    try:
-        yield
-    finally:
-        _validation.set(before)
-
-
-_OPTIONS = {
-    name: inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default="auto" if name == "backend" else None
-    )
-    for name in Options.__annotations__
-}
-
-
-def _with_options(signature: inspect.Signature) -> inspect.Signature:
-    parameters = [*signature.parameters.values(), *_OPTIONS.values()]
-    return signature.replace(parameters=parameters, return_annotation=Output)
-
-
-def _without_options_in(signature: inspect.Signature) -> inspect.Signature:
-    """Of the arguments alone: without the ``**options`` that a rule declares for type checkers."""
-    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-    return signature.replace(parameters=own)
-
-
-def _without_options(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: x for name, x in kwargs.items() if name not in _OPTIONS}
-
-
-def _cast(values: dict[str, Any], casts: list[tuple[str, torch.dtype]]) -> dict[str, Any]:
-    for name, dtype in casts:
-        values[name] = values[name].to(dtype)
-    return values
-
-
-def _annotations(hint: Any) -> tuple[Any, ...]:
-    """Metadata of ``Annotated[...]``, also inside ``Annotated[...] | None``."""
-    if hasattr(hint, "__metadata__"):
-        return hint.__metadata__
-    return tuple(m for part in typing.get_args(hint) for m in _annotations(part))
-
-
-def check_backend(call: Call, who: str, reason: str) -> None:
-    """BackendError when Triton is asked for explicitly and ``reason`` says why it cannot run."""
-    if call.backend == "triton":
-        raise BackendError(f"{who}: backend='triton' cannot run: {reason}")

@@ -29,10 +29,17 @@ from linrec.state import State, map_tensors, named_tensors, state_bytes
 class StreamModel(Protocol):
     """What a session asks of a model; ``linrec.models.LanguageModel`` has it."""
 
-    def prefill(self, tokens: Tensor, state: Any = None) -> Any: ...
-    def step(self, tokens: Tensor, state: Any) -> Any: ...
-    def init_state(self, batch_size: int = 1) -> Any: ...
-    def fingerprint(self) -> str: ...
+    def prefill(self, tokens: Tensor, state: Any = None) -> Any:
+        """tokens ``[B, T]``: ``logits`` of the last one ``[B, 1, vocab_size]`` and the ``state`` after it."""
+
+    def step(self, tokens: Tensor, state: Any) -> Any:
+        """The same for one more token, tokens ``[B, 1]``."""
+
+    def init_state(self, batch_size: int = 1) -> Any:
+        """The empty state."""
+
+    def fingerprint(self) -> str:
+        """Equal exactly for models with the same weights."""
 
 
 class _Place(NamedTuple):
@@ -87,6 +94,11 @@ class Session:
         if logits is None:
             raise ShapeError("next_logits: expected at least one token fed to this session, got none")
         return logits
+
+    @property
+    def started(self) -> bool:
+        """Whether anything has been fed."""
+        return self._standing().logits is not None
 
     @property
     def state_bytes(self) -> int:

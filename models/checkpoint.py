@@ -67,9 +67,14 @@ class Saved(Protocol):
 
 
 def save_checkpoint(
-    model: Saved, folder: str | os.PathLike[str], files: Mapping[str, str | bytes] | None = None
+    model: Saved,
+    folder: str | os.PathLike[str],
+    files: Mapping[str, str | bytes] | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write weights and configuration, and the contents ``files`` beside them (a tokenizer's, say), by name.
+
+    ``notes`` are further entries of ``config.json``, which say nothing about the model.
 
     Everything is on the disk before anything is replaced; then the files change, the weights and last the
     configuration. Raises CheckpointError where ``folder`` is a file, FileError where it cannot be written.
@@ -83,6 +88,7 @@ def save_checkpoint(
             raise CheckpointError(f"{folder}: expected the names of further files, got {name!r}")
     weights = {PREFIX + name: tensor for name, tensor in model.state_dict().items()}
     config = {
+        **(notes or {}),
         "model_type": MODEL_TYPE,
         "architectures": ["LinrecForCausalLM"],
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -126,13 +132,13 @@ def load_checkpoint(
     folder = Path(folder)
     text = _config_text(folder)
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open_tensors(path, CheckpointError)) for path in _weight_files(folder)]
+        files = [stack.enter_context(open_tensors(path, CheckpointError)) for path in weight_files(folder)]
         config = _config(folder, text, files[0].metadata)
         header = _merged(folder, [file.header() for file in files])
         _check_sizes(folder, config, header)
         _check_mlp(folder, config, header)
-        model = _built(kind, folder, config, header)
-        _check_weights(folder, model.state_dict(), header)
+        model = built(kind, folder, config, sum(math.prod(shape) for _, shape in header.values()))
+        check_weights(folder, model.state_dict(), header)
         weights = _merged(folder, [file.tensors() for file in files])
     model.load_state_dict(weights, assign=True)
     return model.to(device=device, dtype=dtype).eval()
@@ -161,7 +167,7 @@ def check_sizes(folder: str | os.PathLike[str], config: Config | None = None) ->
     """
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
-        files = [stack.enter_context(open_tensors(path, CheckpointError)) for path in _weight_files(folder)]
+        files = [stack.enter_context(open_tensors(path, CheckpointError)) for path in weight_files(folder)]
         config = config or _config(folder, _config_text(folder), files[0].metadata)
         _check_sizes(folder, config, _merged(folder, [file.header() for file in files]))
 
@@ -176,7 +182,7 @@ def _config_text(folder: Path) -> bytes:
 
 def _metadata(folder: Path) -> dict[str, str]:
     try:
-        with open_tensors(_weight_files(folder)[0], CheckpointError) as file:
+        with open_tensors(weight_files(folder)[0], CheckpointError) as file:
             return file.metadata
     except CheckpointError:
         return {}  # a configuration can be read without weights
@@ -216,8 +222,8 @@ def _checked_values(text: bytes | str, where: str) -> dict[str, Any]:
     return values
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """transformers splits large models over several files and an index."""
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights of a folder: transformers splits large models over several, with an index."""
     index = folder / INDEX_FILE
     if os.path.isfile(folder / WEIGHTS_FILE) or not os.path.isfile(index):
         return [folder / WEIGHTS_FILE]
@@ -262,14 +268,16 @@ def _check_mlp(folder: Path, config: Config, header: Header) -> None:
         raise CheckpointError(f"{folder}: blocks.0.mlp.gate.weight: expected {expected}, got {gate[1]}")
 
 
-def _built(kind: Callable[[Config], Model], folder: Path, config: Config, header: Header) -> Model:
+def built(kind: Callable[[Config], Model], folder: Path, config: Config, elements: int) -> Model:
+    """The model of a configuration for so many weights; CheckpointError where it would take far more."""
     try:
-        return build(kind, config, sum(math.prod(shape) for _, shape in header.values()))
+        return build(kind, config, elements)
     except CheckpointError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
 
 
-def _check_weights(folder: Path, expected: dict[str, Tensor], got: Header) -> None:
+def check_weights(folder: Path, expected: Mapping[str, Tensor], got: Header) -> None:
+    """Raise CheckpointError unless names, shapes and kinds of numbers are those of ``expected``."""
     missing, extra = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     if missing or extra:
         raise CheckpointError(

@@ -126,17 +126,25 @@ class Config:
 
 def argument_types(layer: str) -> dict[str, Any]:
     """What the constructor of a layer takes, by name, with the annotations; what it passes on to its base included."""
-    found: dict[str, Any] = {}
+    return {name: hint for name, (hint, _) in _arguments(layer).items()}
+
+
+def argument_defaults(layer: str) -> dict[str, Any]:
+    """The values of those that the constructor of a layer need not be given."""
+    found = {name: parameter.default for name, (_, parameter) in _arguments(layer).items()}
+    return {name: value for name, value in found.items() if value is not inspect.Parameter.empty}
+
+
+def _arguments(layer: str) -> dict[str, tuple[Any, inspect.Parameter]]:
+    found: dict[str, tuple[Any, inspect.Parameter]] = {}
     for cls in LAYERS[layer].__mro__:
         constructor = vars(cls).get("__init__")
         if constructor is None:
             continue
-        hints, parameters = (
-            typing.get_type_hints(constructor),
-            inspect.signature(constructor).parameters.values(),
-        )
-        named = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        found = {name: hints.get(name, Any) for name in named} | found
+        hints = typing.get_type_hints(constructor)
+        parameters = inspect.signature(constructor).parameters.values()
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        found = {p.name: (hints.get(p.name, Any), p) for p in named} | found
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break
     return {name: found[name] for name in sorted(found.keys() - {"self", "d_model"})}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from linrec.errors import ConfigError
+from linrec.models.tokenizer import ByteTokenizer
 from linrec.reading import check_path, check_text, read_bytes, read_text, reason
 
 HELD_OUT_ONE_IN = 20
@@ -37,21 +38,6 @@ class Corpus(NamedTuple):
 
     train: list[Document]
     held_out: list[Document]
-
-
-class ByteTokenizer:
-    """Token ids are the bytes 0..255; 256 ends a document (and serves as bos, eos and padding)."""
-
-    vocab_size = 257
-    eos_id = 256
-
-    def encode(self, text: str | bytes) -> list[int]:
-        """The UTF-8 bytes of the text."""
-        return list(text.encode("utf-8") if isinstance(text, str) else text)
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text of the ids; ends of documents are left out, invalid UTF-8 becomes U+FFFD."""
-        return bytes(i for i in ids if i < 256).decode("utf-8", errors="replace")
 
 
 def standard_library(root: str | os.PathLike[str] | None = None, one_in: int = HELD_OUT_ONE_IN) -> Corpus:
@@ -109,7 +95,7 @@ def _folder(folder: Path) -> dict[Path, Document]:
         else:
             found[path] = Document(path.relative_to(folder).as_posix(), text)
     if not found:
-        reasons = f", {len(others)} other files ({others[0]})" if others else ""
+        reasons = f"; the first of {len(others)} files: {others[0]}" if others else ""
         raise ConfigError(f"{folder}: expected UTF-8 text in this folder, found none{reasons}")
     return found
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from linrec.errors import ArgumentError, ConfigError, ShapeError
 from linrec.models.documents import Described, find_documents
-from linrec.models.read_cache import LinrecCache, resumed
+from linrec.models.read_cache import LinrecCache
+from linrec.models.resuming import resumed
 
 CACHE_NAMES = ("cache", "state", "past_key_values", "cache_params")
 

@@ -8,21 +8,21 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from linrec.engines.numerics.forward_mode import silu
 from linrec.engines.numerics.products import wide_products
-from linrec.errors import ConfigError, DeviceError, DtypeError, RangeError, ShapeError
+from linrec.errors import DeviceError, DtypeError, RangeError, ShapeError
 from linrec.files import tensor_chunks
-from linrec.layers import LAYERS, Layer
 from linrec.layers.base import real_tokens
 from linrec.layers.parts import RMSNorm
 from linrec.layers.projection import project
-from linrec.models.checkpoint import load_checkpoint, save_checkpoint
+from linrec.models.blocks import Block
+from linrec.models.checkpoint import save_checkpoint
 from linrec.models.config import Config
+from linrec.models.loading import load_model
 from linrec.models.tying import Vocabulary
 from linrec.state import State, all_tensors, export_names, map_tensors, named_tensors
 
@@ -41,41 +41,6 @@ class ModelOutput(NamedTuple):
 
 
 export_names()
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)),  Shazeer 2020, arXiv:2002.05202."""
-
-    def __init__(self, d_model: int, width: int):
-        super().__init__()
-        self.gate = nn.Linear(d_model, width, bias=False)
-        self.up = nn.Linear(d_model, width, bias=False)
-        self.down = nn.Linear(width, d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return project(self.down, silu(project(self.gate, x)) * project(self.up, x))
-
-
-class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)) where the configuration has an MLP."""
-
-    def __init__(self, config: Config, name: str):
-        super().__init__()
-        self.mixer_norm = RMSNorm(config.d_model, eps=config.norm_eps)
-        self.mixer = make_layer(config, name)
-        self.has_mlp = bool(config.mlp_width)
-        if self.has_mlp:
-            self.mlp_norm = RMSNorm(config.d_model, eps=config.norm_eps)
-            self.mlp = SwiGLU(config.d_model, config.mlp_width)
-
-    def forward(
-        self, x: Tensor, state: State, cu_seqlens: Tensor | None, attention_mask: Tensor | None
-    ) -> tuple[Tensor, State]:
-        y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
-        x = x + y
-        if self.has_mlp:
-            x = x + self.mlp(self.mlp_norm(x))
-        return x, state
 
 
 BlockCall = Callable[..., tuple[Tensor, State]]
@@ -214,8 +179,11 @@ class LanguageModel(Vocabulary):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> LanguageModel:
-        """The model of a checkpoint folder, in evaluation mode. Raises CheckpointError if it is not one."""
-        return load_checkpoint(cls, folder, device, dtype)
+        """The model of a checkpoint folder, in evaluation mode; ours, or one of :mod:`linrec.models.formats`.
+
+        Raises CheckpointError where it is neither, or has an option that cannot be expressed.
+        """
+        return load_model(cls, folder, device, dtype)
 
     def _check_tokens(self, tokens: Tensor) -> None:
         if not isinstance(tokens, Tensor) or tokens.dtype not in (torch.int64, torch.int32):
@@ -250,16 +218,6 @@ class LanguageModel(Vocabulary):
                     f"state: expected {rows} rows, as the tokens have; {path} is {list(tensor.shape)}"
                 )
         return layers
-
-
-def make_layer(config: Config, name: str) -> Layer:
-    """The mixing layer ``name``; ConfigError, with the layer's own reason, where the sizes do not fit it."""
-    arguments: dict[str, Any] = {"num_heads": config.num_heads, **config.layer_options.get(name, {})}
-    try:
-        return LAYERS[name](d_model=config.d_model, **arguments)
-    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
-        given = ", ".join(f"{k}={v!r}" for k, v in {"d_model": config.d_model, **arguments}.items())
-        raise ConfigError(f"layer {name!r} cannot be built from {given}: {error}") from error
 
 
 def initialise(model: LanguageModel) -> None:

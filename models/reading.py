@@ -32,6 +32,7 @@ class Hidden:
     def __call__(
         self, block: Callable[..., tuple[Tensor, object]], x: Tensor, *rest: object
     ) -> tuple[Tensor, object]:
+        """The block's output and state, from x ``[B, T, d_model]``, which is kept."""
         self.inputs.append(x)
         return block(x, *rest) if self.call is None else self.call(block, x, *rest)
 

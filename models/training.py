@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from linrec.engines.numerics.products import wide_products
 from linrec.errors import ConfigError, LinrecError
-from linrec.models.corpus import ByteTokenizer, Corpus, Document, byte_tensor, token_stream
+from linrec.models.corpus import Corpus, Document, byte_tensor, token_stream
 from linrec.models.language_model import LanguageModel
+from linrec.models.tokenizer import ByteTokenizer
 from linrec.state import State
 from linrec.terminal import console
 
@@ -62,6 +63,7 @@ class TrainConfig:
             raise ConfigError(f"seed: expected an integer of 64 bits, got {self.seed}")
 
     def to_dict(self) -> dict[str, Any]:
+        """All settings by name, as JSON can hold them."""
         return {f.name: getattr(self, f.name) for f in fields(self)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,9 +82,20 @@ def test_rules_come_from_the_registry() -> None:
 
     done = call("rules", "--explain")
     assert done.exit_code == 0, done.output
-    assert all(name in done.stdout for name in RULES)
+    first = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    assert first[: 1 + len(RULES)] == ["rule", *sorted(RULES)]
     assert "one row times a weight, 3352, 768" in done.stdout and "\nfloat32 products\t" in done.stdout
+    assert "\ngated_delta_net\tchunkwise\tchunkwise_scalar\tone decay a head or none" in done.stdout
     assert call("rules", "--markdown").stdout == support_table()
+
+
+def test_rules_by_name() -> None:
+    done = call("rules", "--explain", "gla", "mlstm")
+    assert done.exit_code == 0, done.output
+    firsts = [line.split("\t")[0] for line in done.stdout.splitlines()]
+    assert (firsts.count("gla"), firsts.count("mlstm"), firsts.count("rwkv6")) == (6, 5, 0)
+    assert "\ngla\tchunkwise, in torch.vmap\tchunkwise_plain\t" in done.stdout
+    assert "\nmlstm\tchunkwise\tprogram\tseveral calls of engines; chunkwise_scalar (one decay" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -99,6 +111,8 @@ def test_rules_come_from_the_registry() -> None:
         (["generate", "CKPT", "--prompt", "x", "--top-k", "3"], "--top-k"),
         (["generate", "CKPT", "--prompt", "x", "--top-p", "0.5"], "--temperature"),
         (["rules", "--markdown", "--explain"], "--explain"),
+        (["rules", "--markdown", "gla"], "--markdown"),
+        (["rules", "gated_delta"], "gated_delta_net"),
         (["bench", "--device", "cuda", "--rounds", "3"], "--rounds"),
         (["bench", "--device", "mps"], "mps"),
         (["generate", "CKPT", "--prompt", "x", "--session", "CKPT/model.safetensors"], "model.safetensors"),
@@ -121,10 +135,15 @@ def test_rules_come_from_the_registry() -> None:
         (["compare", "--out", "CKPT/config.json"], "config.json"),
         (["bench", "--quick", "--out", "CKPT/config.json"], "config.json"),
         (["demo", "--out", "CKPT/config.json"], "config.json"),
+        (["demo", "--out", "OUT", "--prompt", ""], "prompt"),
+        (["generate", "CKPT", "--prompt", "x", "--prompt-file", "TEXTS/part0.txt"], "--prompt-file"),
     ],
 )
-def test_typed_errors_are_one_line(arguments: list[str], says: str, checkpoint: Path, tmp_path: Path) -> None:
-    filled = [a.replace("CKPT", str(checkpoint)).replace("OUT", str(tmp_path / "out")) for a in arguments]
+def test_typed_errors_are_one_line(
+    arguments: list[str], says: str, checkpoint: Path, texts: Path, tmp_path: Path
+) -> None:
+    places = {"CKPT": str(checkpoint), "OUT": str(tmp_path / "out"), "TEXTS": str(texts)}
+    filled = [re.sub("CKPT|OUT|TEXTS", lambda found: places[found[0]], a) for a in arguments]
     done = call(*filled)
     assert done.exit_code == 1
     assert done.stderr.startswith("linrec: error: ")
@@ -132,6 +151,51 @@ def test_typed_errors_are_one_line(arguments: list[str], says: str, checkpoint: 
     assert says in done.stderr
     assert not (tmp_path / "out").exists()
     assert isinstance(call("--debug", *filled).exception, LinrecError)
+
+
+UNREADABLE = {
+    "gone": "no such",
+    "folder": "folder",
+    "closed": "could not be read (Permission denied)",
+    "latin": "expected UTF-8 text",
+    "zero": "zero byte at position 1",
+    "empty": "found an empty file",
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_a_text_that_cannot_be_read_is_named_with_its_reason(
+    name: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / name
+    (tmp_path / "folder").mkdir()
+    for file, content in {"closed": b"x", "latin": b"na\xefve", "zero": b"a\0b", "empty": b""}.items():
+        (tmp_path / file).write_bytes(content)
+    read = Path.read_bytes
+
+    def refuse(self: Path) -> bytes:  # root may read what the mode forbids
+        if self.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return read(self)
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    train = ["train", "--out", str(tmp_path / "out"), "--text", str(path)]
+    for arguments in (["generate", str(checkpoint), "--prompt-file", str(path)], train):
+        done = call(*arguments)
+        assert (
+            done.exit_code == 1 and done.stderr.startswith("linrec: error: ") and done.stderr.count("\n") == 1
+        )
+        assert str(path) in done.stderr and UNREADABLE[name] in done.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_prompt_is_read_from_a_file(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "prompt.txt").write_text("3: \u00fcber\n", encoding="utf-8")
+    found = call("generate", checkpoint, "--prompt-file", tmp_path / "prompt.txt", "--max-tokens", "4")
+    assert found.exit_code == 0, found.output
+    assert (
+        found.stdout == call("generate", checkpoint, "--prompt", "3: \u00fcber\n", "--max-tokens", "4").stdout
+    )
 
 
 def test_usage_errors_exit_with_two() -> None:

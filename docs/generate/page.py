@@ -119,7 +119,7 @@ def _arguments(rule: Rule) -> str:
         rows.append(f"| `{name}` | {shape} | {domain} | {default} |")
     return "\n".join(rows) + (
         f"\n\nBesides, every rule takes `state`, `scale` (default {_scale(rule)}), `cu_seqlens`, `chunk_size` and "
-        "`backend`. Shapes are in [the legend's](../api/rule.md) letters. Domains are checked inside "
+        "`backend`. Shapes are in [the legend's](../api/legend.md) letters. Domains are checked inside "
         "`linrec.rule.validation()`, which raises `RangeError`; shapes and dtypes always."
     )
 

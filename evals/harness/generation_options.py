@@ -39,13 +39,12 @@ NEUTRAL: dict[str, Any] = {
 class GenerationOptions(NamedTuple):
     """How to continue a prompt.
 
-    ``stops`` are the stop strings and ``endings`` the same as bytes. At most ``limit`` tokens are written, or, where
+    ``stops`` are the stop strings. At most ``limit`` tokens are written, or, where
     ``total`` is given (``max_length``), as many as make up ``total`` with those of the prompt. ``temperature`` 0 is
     greedy, which ``top_k`` and ``top_p`` do not change.
     """
 
     stops: tuple[str, ...]
-    endings: tuple[bytes, ...]
     limit: int
     total: int | None
     temperature: float
@@ -67,7 +66,6 @@ class GenerationOptions(NamedTuple):
             raise ConfigError("do_sample: true expects a temperature above 0 beside it, got none")
         return cls(
             stops,
-            tuple(stop.encode("utf-8", "surrogatepass") for stop in stops),
             settings["max_gen_toks"],
             settings.get("max_length"),
             temperature if sampled else 0.0,

@@ -22,12 +22,14 @@ from tqdm import tqdm
 
 from linrec.errors import ConfigError
 from linrec.evals.harness.generation_options import GenerationOptions
-from linrec.evals.harness.model_arguments import at_least, batch_rows, precision, refuse
+from linrec.evals.harness.model_arguments import at_least, batch_rows, place, precision, refuse
 from linrec.evals.harness.prefix_trie import Node, PrefixTrie
 from linrec.evals.harness.prefix_walk import PrefixWalk, Visitor
 from linrec.evals.harness.scoring import Scorer
 from linrec.evals.harness.streams import PromptStreams
+from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel
+from linrec.models.tokenizer import ByteTokenizer, Tokenizer, file_tokenizer, load_tokenizer
 
 Request = tuple[tuple[str, str], list[int], list[int]]
 Score = tuple[float, bool]
@@ -35,23 +37,25 @@ Score = tuple[float, bool]
 
 @register_model("linrec")
 class LinrecLM(TemplateLM):
-    """A linrec checkpoint behind lm-eval's interface; text is its UTF-8 bytes.
+    """A checkpoint that linrec reads behind lm-eval's interface, with the tokenizer that lies beside it, or bytes.
 
     Args:
         pretrained: a checkpoint folder, or a model in memory.
-        device, dtype: where and in what precision to run; None (dtype also "auto") keeps what the checkpoint has.
+        device, dtype: where and in what precision to run; None (dtype also "auto") keeps what the checkpoint has,
+            and a GPU that is not here is the CPU, as lm-eval's command line always names one.
         batch_size: contexts or streams processed side by side ("auto" means 8, or ``max_batch_size`` where that is
             less); of short contexts and continuations up to four times as many, within
             ``batch_size * prefill_chunk`` tokens.
-        max_gen_toks: bytes to generate where a task does not say.
+        max_gen_toks: tokens to generate where a task does not say.
         prefill_chunk: tokens of a row per forward call (None: 1024, or 256 on a CPU), bounding memory on long
             contexts and documents.
         max_state_bytes: bound on the states kept for forking. Over it the least recently used go and are
             computed again when they are needed.
         rolling_window: None carries the state through a whole document. A number scores documents in
-            windows of that many bytes which overlap by half, every byte with at least half a window of
+            windows of that many tokens which overlap by half, every token with at least half a window of
             context: the fairer protocol for softmax models run past the length they were trained on.
         seed: of sampled generation.
+        tokenizer: a folder with a ``tokenizer.json``; None is the one of ``pretrained``, or bytes.
 
     Raises:
         CheckpointError: ``pretrained`` is not a checkpoint.
@@ -71,6 +75,7 @@ class LinrecLM(TemplateLM):
         max_state_bytes: int = 2**30,
         rolling_window: int | None = None,
         seed: int = 0,
+        tokenizer: str | Path | None = None,
         **others: Any,
     ) -> None:
         super().__init__()
@@ -83,20 +88,14 @@ class LinrecLM(TemplateLM):
             None if rolling_window is None else at_least("rolling_window", rolling_window, 2)
         )
         self.seed = at_least("seed", seed, 0)
-        wanted = precision(dtype)
+        wanted, device = precision(dtype), place(device)
         if isinstance(pretrained, str | Path):
             self.model = LanguageModel.load(pretrained, device=device, dtype=wanted)
         else:
             self.model = pretrained.to(device=device, dtype=wanted)
         self.model.eval()
         self._device = next(self.model.parameters()).device
-        end = self.model.config.eos_token_id
-        if end is None or end < 256:
-            raise ConfigError(
-                f"scoring text by bytes expects an eos_token_id beyond the 256 bytes, got {end}; "
-                "train with the byte tokenizer (vocab_size 257, eos_token_id 256)"
-            )
-        self._end = int(end)
+        self.tokenizer, self._start = _tokenizer(pretrained, tokenizer, self.model.config)
         self.tokens_processed = 0
         self.peak_state_bytes = 0
 
@@ -104,13 +103,13 @@ class LinrecLM(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The end-of-document token; it stands in for an empty context."""
-        return self._end
+        """The token that begins a document, or else the one that ends it; it stands in for an empty context."""
+        return self._start
 
     @property
     def tokenizer_name(self) -> str:
         """Name of the tokenizer, as lm-eval's request cache keys on it."""
-        return "linrec-bytes"
+        return self.tokenizer.name
 
     def tok_encode(
         self,
@@ -119,26 +118,27 @@ class LinrecLM(TemplateLM):
         left_truncate_len: int | None = None,
         **kwargs: Any,
     ) -> list[int]:
-        """UTF-8 bytes of the string; lone surrogates, which some data sets hold, pass through.
+        """Ids of the string; ``left_truncate_len`` keeps the last of them.
 
-        ``left_truncate_len`` keeps the last bytes. Bytes have no special tokens to add: ConfigError where they are
-        asked for, as for arguments of other tokenizers.
+        With special tokens as the tokenizer's own rules have them, unless ``add_special_tokens`` is False or the string
+        itself begins with the token that begins documents. ConfigError for other arguments.
         """
         refuse("tok_encode", kwargs, LinrecLM.tok_encode)
-        if add_special_tokens:
-            raise ConfigError(
-                "tok_encode: a byte tokenizer adds no special tokens; got add_special_tokens=True"
-            )
-        data = list(string.encode("utf-8", "surrogatepass"))
-        return data[-left_truncate_len:] if left_truncate_len else data
+        if add_special_tokens and isinstance(self.tokenizer, ByteTokenizer):
+            raise ConfigError("tok_encode: bytes have no special tokens to add; got add_special_tokens=True")
+        special = add_special_tokens is not False
+        ids = self.tokenizer.encode(string, special=special)
+        if add_special_tokens is None and ids[:2] == [self._start, self._start]:
+            ids = self.tokenizer.encode(string)
+        return ids[-left_truncate_len:] if left_truncate_len else ids
 
     def tok_decode(self, tokens: Iterable[int]) -> str:
-        """Text of the byte tokens; special tokens are dropped, invalid UTF-8 is replaced."""
-        return bytes(t for t in tokens if t < 256).decode("utf-8", "replace")
+        """Text of the tokens; special tokens are dropped, invalid UTF-8 is replaced."""
+        return self.tokenizer.decode(tokens)
 
     def apply_chat_template(self, *_: Any, **__: Any) -> str:
         """ConfigError: there is none."""
-        raise ConfigError("apply_chat_template: a model of bytes has no chat template; evaluate without one")
+        raise ConfigError("apply_chat_template: linrec's models are evaluated without a chat template")
 
     def chat_template(self, chat_template: bool | str | None = False) -> str | None:
         """None, or ConfigError where one is asked for."""
@@ -151,7 +151,7 @@ class LinrecLM(TemplateLM):
     ) -> list[Score]:
         """(log-probability, is greedy) of every continuation."""
         refuse("_loglikelihood_tokens", kwargs, LinrecLM._loglikelihood_tokens)
-        pairs = [(context or [self._end], continuation) for _, context, continuation in requests]
+        pairs = [(context or [self._start], continuation) for _, context, continuation in requests]
         scores = self._score(pairs, disable_tqdm)
         for (texts, _, _), score in zip(requests, scores, strict=True):
             if texts is not None:
@@ -175,12 +175,12 @@ class LinrecLM(TemplateLM):
 
     @torch.inference_mode()
     def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue each context until a stop string, the end token or as many bytes as the task allows.
+        """Continue each context until a stop string, the end token or as many tokens as the task allows.
 
         ConfigError for a generation option that is neither honoured nor without effect, before any text is written.
         """
         texts = [""] * len(requests)
-        prompts = [self.tok_encode(context) or [self._end] for context, _ in map(_pair, requests)]
+        prompts = [self.tok_encode(context) or [self._start] for context, _ in map(_pair, requests)]
         by_options: dict[GenerationOptions, list[int]] = {}
         for i, request in enumerate(requests):
             options = GenerationOptions.of(request.args[1], self.max_gen_toks)
@@ -195,7 +195,9 @@ class LinrecLM(TemplateLM):
                 texts[members[number]] = text
                 self.cache_hook.add_partial("generate_until", requests[members[number]].args, text)
 
-            streams = PromptStreams(self.model, mine, keys, rooms, options, self.batch_size, done)
+            streams = PromptStreams(
+                self.model, self.tokenizer, mine, keys, rooms, options, self.batch_size, done
+            )
             self._walk(streams.trie, streams, disable_tqdm, "Generating", streams.wanted)
             streams.finish()
             self.tokens_processed += streams.tokens_processed
@@ -228,8 +230,8 @@ class LinrecLM(TemplateLM):
         """A document as (context, continuation): whole, or in windows that overlap by half."""
         width = self.rolling_window
         if width is None or len(document) <= width:
-            return [([self._end], document)]
-        inputs = [self._end, *document]
+            return [([self._start], document)]
+        inputs = [self._start, *document]
         windows = [(inputs[:1], document[:width])]
         start, scored = 0, width
         while scored < len(document):
@@ -237,6 +239,17 @@ class LinrecLM(TemplateLM):
             windows.append((inputs[start : scored + 1], document[scored : start + width]))
             scored = start + width
         return windows
+
+
+def _tokenizer(
+    pretrained: str | Path | LanguageModel, folder: str | Path | None, config: Config
+) -> tuple[Tokenizer, int]:
+    """The tokenizer of the model, or of another folder, and the token that a text without a context is read after."""
+    own = pretrained if isinstance(pretrained, str | Path) else None
+    found = load_tokenizer(own, config) if folder is None else file_tokenizer(folder, config)
+    if found.start is None:
+        raise ConfigError("scoring text expects bos_token_id or eos_token_id, and the model names neither")
+    return found, found.start
 
 
 def _pair(request: Any) -> tuple[str, dict[str, Any]]:

@@ -41,6 +41,12 @@ def batch_rows(batch_size: int | str | None, max_batch_size: int | None) -> int:
     return rows if max_batch_size is None else min(rows, at_least("max_batch_size", max_batch_size, 1))
 
 
+def place(device: str | torch.device | None) -> str | torch.device | None:
+    """The device, or the CPU where lm-eval's command line, which cannot leave it out, names a GPU that is not here."""
+    absent = str(device).startswith("cuda") and not torch.cuda.is_available()
+    return "cpu" if absent else device
+
+
 def precision(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """The dtype of this name; None and "auto" keep the checkpoint's."""
     found = getattr(torch, dtype, None) if isinstance(dtype, str) and dtype != "auto" else dtype

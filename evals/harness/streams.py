@@ -11,6 +11,7 @@ from torch import Tensor
 from linrec.evals.harness.generation_options import GenerationOptions
 from linrec.evals.harness.prefix_trie import Node, PrefixTrie
 from linrec.models.language_model import LanguageModel
+from linrec.models.tokenizer import Tokenizer
 from linrec.state import State, select_rows, stack_rows
 from linrec.stream import restrict
 
@@ -19,6 +20,7 @@ class PromptStreams:
     """Visits the prompts of a trie and streams on from each; ``finish`` runs those that are still waiting.
 
     Args:
+        tokenizer: gives the text of what is written; its ``ends`` end a stream.
         prompts: token lists, none empty. Equal ones are read once and forked.
         keys: seed the streams, each on its own, so that a sample depends on no neighbour.
         rooms: tokens that each may write at most.
@@ -28,6 +30,7 @@ class PromptStreams:
     def __init__(
         self,
         model: LanguageModel,
+        tokenizer: Tokenizer,
         prompts: Sequence[Sequence[int]],
         keys: Sequence[int],
         rooms: Sequence[int],
@@ -36,7 +39,7 @@ class PromptStreams:
         done: Callable[[int, str], None],
     ) -> None:
         self._model, self._keys, self._rooms, self._options = model, keys, rooms, options
-        self._batch_size, self._done = batch_size, done
+        self._batch_size, self._done, self._tokenizer = batch_size, done, tokenizer
         self.trie = PrefixTrie(prompts)
         self.wanted: dict[Node, list[int]] = {}
         for i, node in enumerate(self.trie.ends):
@@ -65,20 +68,18 @@ class PromptStreams:
         picker = Picker(self._options, [self._keys[i] for i in numbers])
         rooms = [self._rooms[i] for i in numbers]
         streams = self._stream(self._model.logits(torch.stack(h)), stack_rows(states), picker, rooms)
-        for i, data in zip(numbers, streams, strict=True):
-            text = data.decode("utf-8", "replace")
+        for i, stream in zip(numbers, streams, strict=True):
+            text = self._tokenizer.decode(stream.tokens)
             self._done(i, postprocess_generated_text(text, self._options.stops, think_end_token=None))
 
-    def _stream(self, logits: Tensor, state: State, pick: Picker, rooms: Sequence[int]) -> list[bytearray]:
-        """Bytes that follow each row of ``logits [N, V]`` and ``state``; a row that ends leaves the batch."""
-        streams = [bytearray() for _ in logits]
+    def _stream(self, logits: Tensor, state: State, pick: Picker, rooms: Sequence[int]) -> list[Stream]:
+        """What follows each row of ``logits [N, V]`` and ``state``; a row that ends leaves the batch."""
+        streams = [Stream(self._tokenizer, self._options.stops) for _ in logits]
         alive = list(range(len(streams)))
         for count in range(1, max(rooms) + 1):
             tokens = pick(logits, alive)
             keep = [
-                n
-                for n, t in enumerate(tokens)
-                if _extend(streams[alive[n]], t, self._options.endings) and count < rooms[alive[n]]
+                n for n, t in enumerate(tokens) if streams[alive[n]].extend(t) and count < rooms[alive[n]]
             ]
             if not keep:
                 break
@@ -92,12 +93,24 @@ class PromptStreams:
         return streams
 
 
-def _extend(data: bytearray, token: int, endings: Sequence[bytes]) -> bool:
-    """Append a token; False once the stream has ended."""
-    if token >= 256:
-        return False
-    data.append(token)
-    return not any(data.endswith(ending) for ending in endings)
+class Stream:
+    """Tokens of one stream, and the end of their text, in which stop strings are looked for."""
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]) -> None:
+        self.tokens: list[int] = []
+        self._ends, self._stops = tokenizer.ends, stops
+        self._decoder, self._tail = tokenizer.decoder(), ""
+        self._longest = max(map(len, stops), default=0)
+
+    def extend(self, token: int) -> bool:
+        """Append a token; False once the stream has ended: at an end of a document, which is left out, or a stop."""
+        if token in self._ends:
+            return False
+        self.tokens.append(token)
+        piece = self._decoder.step(token)
+        text = self._tail + piece
+        self._tail = text[max(len(text) - self._longest, 0) :]
+        return not any(stop in text for stop in self._stops)
 
 
 class Picker:

@@ -34,10 +34,12 @@ class Launch:
 
     @property
     def name(self) -> str:
+        """The kernel's."""
         return self.kernel.fn.__name__
 
     @property
     def programs(self) -> int:
+        """How many run."""
         return math.prod(self.grid)
 
     @functools.cached_property

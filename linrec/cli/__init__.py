@@ -13,10 +13,12 @@ from linrec.cli import (
     cache,
     compare,
     compare_hf,
+    convert,
     demo,
     evaluate,
     generate,
     kernels,
+    lm_eval,
     rules,
     suite,
     train,
@@ -29,7 +31,9 @@ COMMANDS: dict[str, ModuleType] = {
     "rules": rules,
     "train": train,
     "eval": evaluate,
+    "lm-eval": lm_eval,
     "compare-hf": compare_hf,
+    "convert": convert,
     "generate": generate,
     "demo": demo,
     "bench": bench,
@@ -73,4 +77,4 @@ def options(
 
 
 for name, module in COMMANDS.items():
-    app.command(name)(module.command)
+    app.command(name, **getattr(module, "SETTINGS", {}))(module.command)

@@ -30,7 +30,7 @@ def command(
     checkpoint: Checkpoint,
     prompt: Annotated[str, typer.Option(help="text to continue")] = "",
     prompt_file: PromptFile = None,
-    max_tokens: Annotated[int, typer.Option(min=0, help="bytes to generate")] = 256,
+    max_tokens: Annotated[int, typer.Option(min=0, help="tokens to generate")] = 256,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy")] = 0.0,
     top_k: TopK = None,
     top_p: TopP = None,
@@ -45,7 +45,7 @@ def command(
         )
     prompt = _prompt(prompt, prompt_file)
     stream = _stream(checkpoint, seed, session, device, needs_prompt=not prompt)
-    _print(stream, prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p)
+    _print(stream, prompt, max_tokens, checkpoint, temperature=temperature, top_k=top_k, top_p=top_p)
     if session is not None:
         stream.save(session)
         typer.echo(f"saved the stream in {session}", err=True)
@@ -80,11 +80,14 @@ def _stream(
     return stream
 
 
-def _print(stream: Session, prompt: str, max_tokens: int, **sampling: Any) -> None:
+def _print(stream: Session, prompt: str, max_tokens: int, checkpoint: Path, **sampling: Any) -> None:
     from linrec.evals.small import stream_text
+    from linrec.models.loading import model_config
+    from linrec.models.tokenizer import load_tokenizer
 
+    tokenizer = load_tokenizer(checkpoint, model_config(checkpoint))
     sys.stdout.write(prompt)
-    for piece in stream_text(stream, prompt, max_tokens, **sampling):
+    for piece in stream_text(stream, prompt, max_tokens, tokenizer=tokenizer, **sampling):
         sys.stdout.write(piece)
         sys.stdout.flush()
     sys.stdout.write("\n")

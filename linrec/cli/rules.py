@@ -16,46 +16,61 @@ Explain = Annotated[
     bool,
     typer.Option(
         "--explain",
-        help="also say which backend `auto` chooses here, and which torch calls are fastest on this CPU",
+        help="also say which algorithm computes each form here, and why; and which torch calls are fastest",
     ),
 ]
+Names = Annotated[list[str] | None, typer.Argument(help="of these rules only", show_default=False)]
 Markdown = Annotated[bool, typer.Option("--markdown", help="the table as the README holds it")]
 # Characters in which a cell is folded where a table has room: an equation, who published it, why a form is missing.
 FOLDED = {"equation": 80, "citation": 60}
 FORM = 12
 
 
-def command(explain: Explain = False, markdown: Markdown = False) -> None:
+def command(names: Names = None, explain: Explain = False, markdown: Markdown = False) -> None:
     """Print the support table: every rule, its equation, engine, forms and state."""
     from linrec.table import support_table
     from linrec.terminal import show
 
-    if markdown and explain:
-        raise ConfigError(
-            "--explain is not part of the table that --markdown prints; expected one of the two"
-        )
+    if markdown and (explain or names):
+        other = "--explain" if explain else "a rule's name"
+        raise ConfigError(f"{other} is not part of the table that --markdown prints; expected one of the two")
     if markdown:
         typer.echo(support_table(), nl=False)
         return
-    show(_rules(explain))
+    show(_rules(names or []))
     if explain:
+        show(_algorithms(names or []))
         show(_choices())
 
 
-def _rules(explain: bool) -> Table:
+def _rules(names: list[str]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     from linrec.rule import FORMS
-    from linrec.table import COLUMNS, explanation, rows
+    from linrec.table import COLUMNS, rows
 
-    chosen = dict(explanation(device_named(None))) if explain else {}
     table = Table(show_lines=True)
-    for name in (*COLUMNS, "backend=auto") if explain else COLUMNS:
+    for name in COLUMNS:
         table.add_column(name, max_width=FORM if name in FORMS else FOLDED.get(name))
-    for row in rows():
-        more = [chosen[row[0]]] if explain else []
-        table.add_row(*map(Text, [*row, *more]))
+    for row in rows(names):
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _algorithms(names: list[str]) -> Table:
+    """A line a form of a rule: what computes it on this machine."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from linrec.table import explanation
+
+    device = device_named(None)
+    table = Table(title=f"what computes a call on {device}, and why")
+    for name in ("rule", "call", "algorithm", "because"):
+        table.add_column(name, max_width=FOLDED["equation"] if name == "because" else None)
+    for row in explanation(device, names):
+        table.add_row(*map(Text, row))
     return table
 
 

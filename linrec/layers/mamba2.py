@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import GatedRMSNorm, ShortConvolution, TimeStep
+from linrec.layers.parts import GatedRMSNorm, ShortConvolution, TimeStep, merge_heads, split_heads
 from linrec.layers.projection import project
 
 
@@ -40,7 +40,8 @@ class Mamba2(Layer):
     One input projection to z, x, B, C, dt; short convolution with bias and SiLU on x, B, C; dt = softplus(raw +
     bias); the rule with skip D; RMSNorm(y * silu(z)) over each group; output projection. ``expand * d_model``
     channels in heads of ``head_dim`` (64; or ``num_heads`` of them), ``state_size`` N, B and C shared by
-    ``num_groups`` groups.
+    ``num_groups`` groups. ``bias`` of both projections, ``conv_bias`` of the convolution; dt is held within
+    ``time_step_limit`` (low, high).
     """
 
     rule = rules.mamba2
@@ -54,6 +55,9 @@ class Mamba2(Layer):
         head_dim: int | None = None,
         state_size: int = 128,
         num_groups: int = 1,
+        bias: bool = False,
+        conv_bias: bool = True,
+        time_step_limit: tuple[float, float] | None = None,
         conv_size: int = 4,
         norm_eps: float = 1e-5,
         chunk_size: int | None = None,
@@ -73,12 +77,12 @@ class Mamba2(Layer):
         self.chunk_size, self.backend = chunk_size, backend
         mixed = self.inner + 2 * num_groups * state_size
         self.widths = [self.inner, mixed, self.num_heads]
-        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=False)
-        self.conv = ShortConvolution(mixed, conv_size, bias=True)
-        self.decay = TimeStep(self.num_heads)
+        self.in_proj = nn.Linear(d_model, sum(self.widths), bias=bias)
+        self.conv = ShortConvolution(mixed, conv_size, bias=conv_bias)
+        self.decay = TimeStep(self.num_heads, limit=time_step_limit)
         self.D = nn.Parameter(torch.ones(self.num_heads))
         self.norm = GatedRMSNorm(self.inner, norm_eps, gate_first=True, groups=num_groups)
-        self.out_proj = nn.Linear(self.inner, d_model, bias=False)
+        self.out_proj = nn.Linear(self.inner, d_model, bias=bias)
 
     def mix(
         self, x: Tensor, state: Mamba2State | None, cu_seqlens: Tensor | None
@@ -90,17 +94,17 @@ class Mamba2(Layer):
         bc = self.num_groups * self.state_size
         u, b, c = mixed.split_with_sizes([self.inner, bc, bc], -1)
         dt, rate = self.decay(raw)
-        batch, length = x.shape[:2]
         y, memory = self.rule(
-            u.view(batch, length, self.num_heads, self.inner // self.num_heads),
+            split_heads(u, self.num_heads),
             dt,
             rate,
-            b.view(batch, length, self.num_groups, self.state_size),
-            c.view(batch, length, self.num_groups, self.state_size),
+            split_heads(b, self.num_groups),
+            split_heads(c, self.num_groups),
             self.D,
             state=state.memory,
             cu_seqlens=cu_seqlens,
             chunk_size=self.chunk_size,
             backend=self.backend,
         )
-        return project(self.out_proj, self.norm(y.flatten(2), z)), Mamba2State(conv, memory)
+        y = self.norm(merge_heads(y), z)
+        return project(self.out_proj, y), Mamba2State(conv, memory)

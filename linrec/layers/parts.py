@@ -6,11 +6,26 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from linrec.engines.convolution import causal_convolution
 from linrec.engines.numerics.norm import gated_rms_norm, rms_norm
-from linrec.errors import ShapeError
+from linrec.errors import RangeError, ShapeError
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``B T (H K) -> B T H K`` for H = ``heads``, and so for heads of any kind and groups of any width.
+
+    As :func:`merge_heads` one call of torch: it is done for a single token before einops has read a pattern, and a
+    layer's step needs five.
+    """
+    return torch.unflatten(x, 2, (heads, -1))
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """``B T H K -> B T (H K)``, the inverse of :func:`split_heads`."""
+    return torch.flatten(x, 2)
 
 
 class RMSNorm(nn.Module):
@@ -114,7 +129,7 @@ class DecayRate(nn.Module):
     def __init__(self, heads: int, channels: int = 1):
         super().__init__()
         self.A_log = nn.Parameter(torch.empty(heads, 1).uniform_(1, 16).log())
-        self.bias = nn.Parameter(time_step_bias(heads * channels).unflatten(0, (heads, channels)))
+        self.bias = nn.Parameter(rearrange(time_step_bias(heads * channels), "(HV K) -> HV K", HV=heads))
 
     def forward(self, x: Tensor) -> Tensor:
         """x ``[B, T, heads, channels]`` -> log-decay of that shape, at least float32."""
@@ -123,8 +138,18 @@ class DecayRate(nn.Module):
 
 
 class TimeStep(DecayRate):
-    """Mamba-2's step and rate apart: dt = softplus(x + bias), A = -e^{A_log}; their product is the log-decay."""
+    """Mamba-2's step and rate apart: dt = softplus(x + bias), A = -e^{A_log}; their product is the log-decay.
+
+    dt is held within ``limit`` (low, high) where there is one. Raises RangeError for limits that are none.
+    """
+
+    def __init__(self, heads: int, limit: tuple[float, float] | None = None):
+        super().__init__(heads)
+        if limit is not None and not (len(limit) == 2 and 0 <= limit[0] <= limit[1]):
+            raise RangeError(f"time_step_limit: expected (low, high) with 0 <= low <= high, got {limit}")
+        self.limit = limit
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """x ``[B, T, heads]`` -> (dt of that shape, at least float32; A ``[heads]``)."""
-        return F.softplus(widened(x) + self.bias.view(-1)), -self.A_log.view(-1).exp()
+        dt = F.softplus(widened(x) + self.bias.flatten())
+        return dt if self.limit is None else dt.clamp(*self.limit), -self.A_log.flatten().exp()

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import matplotlib.image
 import pytest
+import torch
 from rich.console import Console
+from torch import Tensor
 
 from linrec.evals import demo
 from linrec.evals.harness.tasks.stdlib import held_out_modules
-from linrec.evals.small import byte_config, parameters, same_size
+from linrec.evals.small import byte_config, parameters, same_size, stream_text
 from linrec.models.corpus import standard_library
 from linrec.models.language_model import LanguageModel
+from linrec.stream import Session
 
 
 @pytest.fixture
@@ -66,6 +71,29 @@ def test_the_baseline_has_the_same_size(width: int) -> None:
     assert set(softmax.layer_names) == {"softmax_attention"}
     counts = [parameters(LanguageModel(config)) for config in (hybrid, softmax)]
     assert abs(counts[0] - counts[1]) < 0.02 * counts[0]
+
+
+class Blanks:
+    """A model that follows a blank with a blank nine times of ten, and with one of ten letters otherwise."""
+
+    def prefill(self, tokens: Tensor, state: Any = None) -> Any:
+        p = torch.full((257,), 1e-9)
+        p[ord(" ")], p[ord("a") : ord("a") + 10] = 0.9, 0.01
+        return SimpleNamespace(logits=p.log().expand(1, tokens.shape[1], -1), state=torch.zeros(1))
+
+    step = prefill
+
+    def init_state(self, batch_size: int = 1) -> Any:
+        return torch.zeros(batch_size)
+
+    def fingerprint(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sampling_finds_the_way_out_of_an_indentation(seed: int) -> None:
+    text = "".join(stream_text(Session(Blanks(), seed=seed), "    ", demo.STREAMED, **demo.SAMPLING))
+    assert len(text) == demo.STREAMED and max(map(len, re.findall(" +", text))) < demo.STREAMED / 3
 
 
 def test_compressors_take_each_scored_document_alone() -> None:

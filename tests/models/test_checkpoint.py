@@ -88,7 +88,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], Any], str]] = {
     "broken json": (lambda f: (f / "config.json").write_text('{"model_type":'), "expected JSON"),
     "binary json": (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), "expected JSON"),
     "a list": (lambda f: (f / "config.json").write_text("[]"), "JSON object"),
-    "foreign": (rewrite(lambda c: c.update(model_type="mamba2")), "got 'mamba2'"),
+    "foreign": (rewrite(lambda c: c.update(model_type="gpt2")), "'gpt2'"),
     "unknown key": (rewrite(lambda c: c["linrec"].update(widht=3)), "widht"),
     "wrong type": (rewrite(lambda c: c["linrec"].update(pattern=3)), "config.json"),
     "other size": (rewrite(lambda c: c["linrec"].update(vocab_size=98)), "expected \\[98"),

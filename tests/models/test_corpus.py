@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,34 @@ def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("n" * 5000, "a\0b"):
         with pytest.raises(ConfigError, match="found no such path"):
             models.text_files([tmp_path / name])
+
+
+def test_everything_that_is_wrong_is_named_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "good.txt").write_text("text " * 100)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "folder" / "closed").mkdir(parents=True)
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / "a.bin").write_bytes(b"\xff")
+    listed = os.scandir
+
+    def scan(path: str) -> Any:
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", scan)
+    with pytest.raises(ConfigError) as raised:
+        models.text_files(
+            tmp_path / name for name in ("good.txt", "empty.txt", "gone.txt", "folder", "bytes")
+        )
+    empty, gone, closed, none = str(raised.value).removeprefix(str(tmp_path)).split(f"; {tmp_path}")
+    assert empty == "/empty.txt: expected text, found an empty file"
+    assert gone == "/gone.txt: expected a file or folder of text, found no such path"
+    assert closed == "/folder/closed: could not be read (Permission denied)"
+    assert (
+        none.startswith("/bytes: expected UTF-8 text in this folder, found none; the first of 1 files: ")
+        and "a.bin" in none
+    )
 
 
 def test_names_in_another_encoding(tmp_path: Path) -> None:

@@ -64,6 +64,20 @@ def attempt(folder: Path, what: object = "") -> models.LanguageModel | None:
     return model
 
 
+def test_hostile_values_of_every_option_of_another_project(folder: Path) -> None:
+    from transformers import Mamba2Config, Mamba2ForCausalLM
+
+    sizes = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 8}
+    Mamba2ForCausalLM(Mamba2Config(**sizes, num_heads=8, head_dim=8)).save_pretrained(folder)
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    assert attempt(folder) is not None
+    for option in config:
+        for value in HOSTILE:
+            path.write_text(json.dumps({**config, option: value}))
+            attempt(folder, (option, value))
+
+
 def test_hostile_values_of_every_field(folder: Path) -> None:
     path = folder / "config.json"
     config = json.loads(path.read_text())

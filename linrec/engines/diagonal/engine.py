@@ -12,9 +12,10 @@ from torch import Tensor
 from linrec.engines.diagonal.chunks import in_chunks, without_padding
 from linrec.engines.diagonal.convolved import convolution, responses
 from linrec.engines.diagonal.terms import DiagonalTerms
+from linrec.engines.diagonal.values import scan_values, selective_token
 from linrec.engines.numerics import scans
 from linrec.engines.numerics.backends import auto_on, chosen_backend
-from linrec.engines.numerics.checks import checked_state, differentiated, is_tensor_of
+from linrec.engines.numerics.checks import checked_state, differentiated, is_tensor_of, only_values
 from linrec.engines.numerics.recurrence import recurrence, recurrence_in_place
 from linrec.packing import by_segment
 from linrec.rule import Call
@@ -53,7 +54,8 @@ class DiagonalEngine:
             empty = self.init_state(terms, rows)  # decoding has no use for it
             state = empty if state is None else checked_state(state, empty, who)
         if call.bounds is None and call.backend != "triton" and first.shape[1] == 1:
-            return _one_token(terms, state, call.scale)
+            one = _one_token if terms.selective is None else selective_token
+            return one(terms, state, call.scale)
         terms = replace(terms, fresh=fresh)
         if call.backend == "triton" and (terms.selective is not None or not terms.recompute):
             from linrec.engines.diagonal.gpu import scan_packed
@@ -76,7 +78,7 @@ def _state_shape(terms: DiagonalTerms, rows: int) -> tuple[int, ...]:
 
 def _one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The recurrence once; every form is that for one token."""
-    given = terms.widened_tokens() | terms.constants
+    given = {**terms.widened_tokens(), **terms.constants}
     decay, x = terms.expand(given)
     h = state if not terms.complex else torch.complex(*state.unbind(-1))
     h = (h.mT if terms.transposed else h).unsqueeze(1)
@@ -99,9 +101,11 @@ def scan_batch(
         from linrec.engines.diagonal.gpu import scan_rows
 
         return scan_rows(terms, state, lengths, call)
+    length = next(iter(terms.tokens.values())).shape[1]
+    if terms.selective is not None and call.form == "chunkwise" and only_values(state, *terms.given.values()):
+        return scan_values(terms, state, call.scale, call.chunk_size)
     h = torch.complex(*state.unbind(-1)) if terms.complex else state
     h = h.mT if terms.transposed else h
-    length = next(iter(terms.tokens.values())).shape[1]
     constant = terms.parallel == "convolution" and length > 0
     if constant and terms.gain is not None and call.form in ("parallel", "chunkwise"):
         each = length if call.form == "parallel" else call.chunk_size or RESPONSE
@@ -116,7 +120,7 @@ def scan_batch(
             return _one_chunk(part, h, real, call.scale, scan)
 
         o, h = in_chunks(terms, h, lengths, chunk or call.chunk_size or _chunk_length(h.numel()), one)
-    h = h.mT if terms.transposed else h
+    h = h.mT.contiguous() if terms.transposed else h  # only such a state can be given away
     return o, _pairs(h) if terms.complex else h
 
 

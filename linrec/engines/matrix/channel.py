@@ -7,64 +7,38 @@ forms the decay between any two tokens.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from linrec.engines.matrix import general
+from linrec.engines.matrix.algorithms import SMALLEST
 from linrec.engines.matrix.frame import Frame, adjoint, framed, leave, output, solve
-from linrec.engines.matrix.plan import Memory, Plan, Span, Stack, Tensors, put_rows, rows
+from linrec.engines.matrix.general import GeneralLane, Rows, by_channel
+from linrec.engines.matrix.plan import Memory, Plan, Span, Stack, Tensors, rows
+from linrec.engines.matrix.scan import chunkwise
+from linrec.engines.matrix.terms import MatrixTerms
 from linrec.engines.numerics.checks import readable
-from linrec.engines.numerics.decays import LOG2, REACH
+from linrec.engines.numerics.decays import LOG2
 from linrec.engines.numerics.scans import exact
+from linrec.rule import Call
 
-SMALLEST = 16  # tokens that are not halved further
 BLOCK = 8  # rows of one block of a cumulative sum
 
 
-class Rows(NamedTuple):
-    """One chunk, heads first ``[N, C, .]``: the tensors q, k, v, g, a, b, where a may be -erase k; the strengths."""
-
-    tensors: dict[str, Tensor | None]
-    k: Tensor
-    v: Tensor
-    g: Tensor
-    write: Tensor | None
-    erased: Tensor | None  # -erase
+def chunkwise_channel(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Output ``[B, T, HV, V]`` and final state ``[B, HV, K, V]`` of any terms whose decays can be read."""
+    return chunkwise(ChannelLane, by_channel(terms.floored()), state, call)
 
 
-class ChannelLane:
-    """See :class:`linrec.engines.matrix.scan.Lane`; states are ``[N, K, V]``, N = B HV."""
-
-    NAMES = ("q", "k", "v", "g", "a", "b", "write", "erase")
+class ChannelLane(GeneralLane):
+    """Decays relative to mid-chunk."""
 
     def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
-        self.plan, self.tensors, self.dtype, self.memory = plan, tensors, dtype, Memory()
+        super().__init__(plan, tensors, dtype)
         g = tensors["g"]
         assert g is not None
         self.looks = readable(g)
-        known = self.looks and g.numel() > 0
-        self.falling = bool(known and g.amax() <= 0)
-        # A decay that is the same at every token and too strong for the shortest pieces: no piece would have a frame.
-        self.steep = bool(known and g.stride(1) == 0 and -g[:, :1].amin() * (SMALLEST // 2 + 1) > REACH)
+        self.falling = bool(self.looks and g.numel() and g.amax() <= 0)
         self.precise = exact(g[:0])
-        batch, heads = self._batch
-        whole = {name: x if x.dim() == 4 else x[..., None] for name, x in tensors.items() if x is not None}
-        views = {name: x[0].transpose(0, 1) for name, x in whole.items() if batch == 1}
-        self.heads_first = {name: x for name, x in views.items() if len(x) == heads}
-
-    def inner(self, state: Tensor) -> Tensor:
-        """``[N, K, V]``."""
-        return state.flatten(0, 1)
-
-    def outer(self, state: Tensor) -> Tensor:
-        """``[B, HV, K, V]``."""
-        return state.unflatten(0, self._batch)
-
-    def numbers(self) -> dict[str, Tensor]:
-        """None: every chunk gives all of its own."""
-        return {}
 
     def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
         """Fills ``new_state`` and the chunk's rows of the output."""
@@ -80,9 +54,7 @@ class ChannelLane:
             self.forward(number, first, state, between, o)
             self.forward(number, second, between, new_state, o)
         else:
-            exactly = self._exactly(c)
-            solved = general.solve_chunk(exactly, state)
-            put_rows(o, general.read_and_write(exactly, solved, state, new_state), *span)
+            self._forward(c, span, state, new_state, o)
 
     def backward(
         self,
@@ -105,56 +77,18 @@ class ChannelLane:
             self.forward(number, first, states[0], between, grads["v"])
             dbetween = self.backward(number, second, (between, states[1]), do, dexit, grads)
             return self.backward(number, first, (states[0], between), do, dbetween, grads)
-        exactly = self._exactly(c)
-        solved = general.solve_chunk(exactly, states[0])
-        part = rows(do, *span).contiguous()  # an expanded gradient would be multiplied matrix by matrix
-        found, dentry = general.chunk_adjoint(exactly, solved, *states, part, dexit, self.plan)
-        self._put(c, span, found, {}, grads)
-        return dentry
+        return self._backward(c, span, states, do, dexit, grads)
 
     def _halved(self, span: Span) -> bool:
         """Whether a chunk without a frame is cut in two, whose halves may have one."""
-        return self.looks and not self.steep and span[1] - span[0] > SMALLEST
-
-    @property
-    def _batch(self) -> tuple[int, int]:
-        v = self.tensors["v"]
-        assert v is not None
-        return v.shape[0], v.shape[2]
-
-    def _load(self, span: Span) -> Rows:
-        """Cut one chunk out of the arguments."""
-
-        def cut(name: str) -> Tensor | None:
-            x = self.tensors[name]
-            if x is None or name in self.heads_first:
-                return None if x is None else self.heads_first[name].narrow(1, span[0], span[1] - span[0])
-            x = x if x.dim() == 4 else x[..., None]
-            return rows(x, *span, self._batch[1] // x.shape[2])
-
-        found = {name: cut(name) for name in self.NAMES}
-        write, erase = (
-            x if x is None else x.to(self.dtype) for x in (found.pop("write"), found.pop("erase"))
-        )
-        k, v, g = (found[name] for name in "kvg")
-        assert k is not None and v is not None and g is not None
-        erased = None if erase is None else -erase
-        if erased is not None:
-            found["a"] = torch.mul(k, erased, out=self.memory.rows_first("a", erased, *k.shape))
-        return Rows(found, k, v, g, write, erased)
+        return self.looks and span[1] - span[0] > SMALLEST
 
     def _framed(self, c: Rows) -> Frame | None:
-        if self.steep or not readable(c.g):
+        if not readable(c.g):
             return None
         total = self.memory.rows_first("total", self.precise, *c.g.shape).copy_(c.g)
         _sum_rows(total, 1 / LOG2, self.memory)
         return framed(total, self.falling, c.tensors, self.plan, self.memory, self.dtype)
-
-    def _exactly(self, c: Rows) -> general.Chunk:
-        tensors = {name: None if x is None else x.to(self.dtype) for name, x in c.tensors.items()}
-        if c.write is not None:
-            tensors["v"] = c.v * c.write
-        return general.chunk_of(tensors, self.plan)
 
     def _adjoint(
         self,
@@ -211,33 +145,6 @@ class ChannelLane:
             change = change.sum(-1, keepdim=True)
         total = memory.rows_first("dtotal", self.precise, *change.shape).copy_(change)
         return _sum_rows(total, 1.0, memory, later=True)
-
-    def _put(
-        self,
-        c: Rows,
-        span: Span,
-        found: dict[str, Tensor],
-        places: dict[str, Tensor | None],
-        grads: dict[str, Tensor],
-    ) -> None:
-        """Puts what was found in its place, with the gradients of the strengths, and through them of k and v."""
-        if c.erased is not None:
-            da = found.pop("a")
-            found["erase"] = self._dot(c.k, da).neg_()
-            found["k"].addcmul_(da, c.erased)
-        if c.write is not None:
-            dv, place = found["v"], places.get("v")
-            found["write"] = self._dot(c.v, dv)
-            found["v"] = torch.mul(dv, c.write, out=dv if place is None else place)
-        for name, grad in found.items():
-            if grad is not places.get(name):
-                put_rows(grads[name], grad, *span)
-
-    def _dot(self, x: Tensor, dx: Tensor) -> Tensor:
-        """Inner products of the rows, ``[N, C, 1]``."""
-        return torch.mul(x, dx, out=self.memory.rows_first(f"dot {x.shape[2]}", dx, *dx.shape)).sum(
-            -1, keepdim=True
-        )
 
 
 def _halves(span: Span) -> tuple[Span, Span]:

@@ -10,20 +10,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.matrix.plan import CHUNK
 from linrec.engines.matrix.scores import decayed_scores
-from linrec.engines.matrix.terms import Heads
+from linrec.engines.matrix.terms import Heads, MatrixTerms, from_heads, to_heads
 from linrec.engines.numerics.decays import cumulative_decay
 from linrec.engines.numerics.triangular import solve_unit_lower
+from linrec.rule import Call
 
 
-def scan_chunks(x: Heads, state: Tensor, chunk: int, predict: str, readout: str) -> tuple[Tensor, Tensor]:
-    """Run chunk after chunk; ``state`` is ``[B, H, R, K, V]``. Returns (o ``[B, H, R, T, V]``, final state)."""
-    length = x.v.shape[-2]
+def parallel(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """The whole sequence as one chunk. Returns (o ``[B, T, HV, V]``, final state ``[B, HV, K, V]``)."""
+    return chunkwise_plain(terms, state, call._replace(chunk_size=max(terms.v.shape[1], 1)))
+
+
+def chunkwise_plain(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Chunk by chunk. Returns (o ``[B, T, HV, V]``, final state ``[B, HV, K, V]``)."""
+    x, chunk = to_heads(terms.explicit(), call.scale), call.chunk_size or CHUNK
+    h, length = state.unflatten(1, (terms.k.shape[2], -1)), terms.v.shape[1]
     outputs = []
     for start in range(0, length, chunk):
-        o, state = one_chunk(x.rows(start, min(start + chunk, length)), state, predict, readout)
+        o, h = one_chunk(x.rows(start, min(start + chunk, length)), h, terms.predict, terms.readout)
         outputs.append(o)
-    return (torch.cat(outputs, dim=-2) if outputs else torch.zeros_like(x.v)), state
+    o = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-2) if outputs else torch.zeros_like(x.v)
+    return terms.skipped(from_heads(o)), h.flatten(1, 2)
 
 
 def one_chunk(x: Heads, state: Tensor, predict: str, readout: str) -> tuple[Tensor, Tensor]:

@@ -15,15 +15,163 @@ so the decay's gradient needs no gradient of any exponential. The general path h
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from dataclasses import replace
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from linrec.engines.matrix.plan import Plan, decay_gradient
+from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, decay_gradient, put_rows, rows
+from linrec.engines.matrix.scan import chunkwise
 from linrec.engines.matrix.scores import Decay
+from linrec.engines.matrix.terms import MatrixTerms
 from linrec.engines.numerics.decays import cumulative_decay
 from linrec.engines.numerics.triangular import solve_unit_lower, solve_unit_lower_transposed
+from linrec.rule import Call
+
+
+def chunkwise_general(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Output ``[B, T, HV, V]`` and final state ``[B, HV, K, V]`` of any terms."""
+    return chunkwise(GeneralLane, by_channel(terms.floored()), state, call)
+
+
+def by_channel(terms: MatrixTerms) -> MatrixTerms:
+    """With a decay ``[B, T, HV, 1 or K]``."""
+    g = terms.v.new_zeros(terms.v.shape[:3]) if terms.g is None else terms.g
+    return replace(terms, g=g if g.dim() == 4 else g[..., None])
+
+
+class Rows(NamedTuple):
+    """One chunk, heads first ``[N, C, .]``: the tensors q, k, v, g, a, b, where a may be -erase k; the strengths."""
+
+    tensors: dict[str, Tensor | None]
+    k: Tensor
+    v: Tensor
+    g: Tensor
+    write: Tensor | None
+    erased: Tensor | None  # -erase
+
+
+class GeneralLane:
+    """See :class:`linrec.engines.matrix.scan.Lane`; states are ``[N, K, V]``, N = B HV."""
+
+    NAMES: ClassVar[tuple[str, ...]] = ("q", "k", "v", "g", "a", "b", "write", "erase")
+
+    def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
+        self.plan, self.tensors, self.dtype, self.memory = plan, tensors, dtype, Memory()
+        batch, heads = self._batch
+        whole = {name: x if x.dim() == 4 else x[..., None] for name, x in tensors.items() if x is not None}
+        views = {name: x[0].transpose(0, 1) for name, x in whole.items() if batch == 1}
+        self.heads_first = {name: x for name, x in views.items() if len(x) == heads}
+
+    def inner(self, state: Tensor) -> Tensor:
+        """``[N, K, V]``."""
+        return state.flatten(0, 1)
+
+    def outer(self, state: Tensor) -> Tensor:
+        """``[B, HV, K, V]``."""
+        return state.unflatten(0, self._batch)
+
+    def numbers(self) -> dict[str, Tensor]:
+        """None: every chunk gives all of its own."""
+        return {}
+
+    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
+        """Fills ``new_state`` and the chunk's rows of the output."""
+        self._forward(self._load(span), span, state, new_state, o)
+
+    def _forward(self, c: Rows, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
+        exactly = self._exactly(c)
+        solved = solve_chunk(exactly, state)
+        put_rows(o, read_and_write(exactly, solved, state, new_state), *span)
+
+    def backward(
+        self,
+        number: int,
+        span: Span,
+        states: tuple[Tensor, Tensor],
+        do: Tensor,
+        dexit: Tensor,
+        grads: dict[str, Tensor],
+    ) -> Tensor:
+        """The gradient of the entry state; fills the chunk's rows of ``grads``."""
+        return self._backward(self._load(span), span, states, do, dexit, grads)
+
+    def _backward(
+        self,
+        c: Rows,
+        span: Span,
+        states: tuple[Tensor, Tensor],
+        do: Tensor,
+        dexit: Tensor,
+        grads: dict[str, Tensor],
+    ) -> Tensor:
+        exactly = self._exactly(c)
+        solved = solve_chunk(exactly, states[0])
+        part = rows(do, *span).contiguous()  # an expanded gradient would be multiplied matrix by matrix
+        found, dentry = chunk_adjoint(exactly, solved, *states, part, dexit, self.plan)
+        self._put(c, span, found, {}, grads)
+        return dentry
+
+    @property
+    def _batch(self) -> tuple[int, int]:
+        v = self.tensors["v"]
+        assert v is not None
+        return v.shape[0], v.shape[2]
+
+    def _load(self, span: Span) -> Rows:
+        """Cut one chunk out of the arguments."""
+
+        def cut(name: str) -> Tensor | None:
+            x = self.tensors[name]
+            if x is None or name in self.heads_first:
+                return None if x is None else self.heads_first[name].narrow(1, span[0], span[1] - span[0])
+            x = x if x.dim() == 4 else x[..., None]
+            return rows(x, *span, self._batch[1] // x.shape[2])
+
+        found = {name: cut(name) for name in self.NAMES}
+        write, erase = (
+            x if x is None else x.to(self.dtype) for x in (found.pop("write"), found.pop("erase"))
+        )
+        k, v, g = (found[name] for name in "kvg")
+        assert k is not None and v is not None and g is not None
+        erased = None if erase is None else -erase
+        if erased is not None:
+            found["a"] = torch.mul(k, erased, out=self.memory.rows_first("a", erased, *k.shape))
+        return Rows(found, k, v, g, write, erased)
+
+    def _exactly(self, c: Rows) -> Chunk:
+        tensors = {name: None if x is None else x.to(self.dtype) for name, x in c.tensors.items()}
+        if c.write is not None:
+            tensors["v"] = c.v * c.write
+        return chunk_of(tensors, self.plan)
+
+    def _put(
+        self,
+        c: Rows,
+        span: Span,
+        found: dict[str, Tensor],
+        places: dict[str, Tensor | None],
+        grads: dict[str, Tensor],
+    ) -> None:
+        """Puts what was found in its place, with the gradients of the strengths, and through them of k and v."""
+        if c.erased is not None:
+            da = found.pop("a")
+            found["erase"] = self._dot(c.k, da).neg_()
+            found["k"].addcmul_(da, c.erased)
+        if c.write is not None:
+            dv, place = found["v"], places.get("v")
+            found["write"] = self._dot(c.v, dv)
+            found["v"] = torch.mul(dv, c.write, out=dv if place is None else place)
+        for name, grad in found.items():
+            if grad is not places.get(name):
+                put_rows(grads[name], grad, *span)
+
+    def _dot(self, x: Tensor, dx: Tensor) -> Tensor:
+        """Inner products of the rows, ``[N, C, 1]``."""
+        return torch.mul(x, dx, out=self.memory.rows_first(f"dot {x.shape[2]}", dx, *dx.shape)).sum(
+            -1, keepdim=True
+        )
 
 
 class Chunk(NamedTuple):

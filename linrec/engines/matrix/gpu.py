@@ -10,39 +10,29 @@ from linrec.engines.matrix.terms import MatrixTerms
 from linrec.engines.numerics.checks import differentiated
 from linrec.rule import Call
 
-WIDEST = 256  # of K and V: the kernels keep all of K on chip
 CHUNKS = (16, 32, 64)
 
 
-def unfit(terms: MatrixTerms) -> str | None:
-    """Why the kernels cannot run these terms whatever the device, or None."""
-    widths = terms.k.shape[3], terms.v.shape[3]
-    if max(widths) > WIDEST:
-        return (
-            f"Triton kernels hold K and V up to {WIDEST}, got K = {widths[0]}, V = {widths[1]}; "
-            "use backend='torch' or 'auto'"
-        )
-    return None
-
-
-def scan_packed(terms: MatrixTerms, state: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
+def in_triton(terms: MatrixTerms, state: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
     """Output of a batch or of packed segments, in the dtype of v unless more is computed with it, and final state."""
     from linrec.kernels.matrix.operators import matrix_scan, matrix_step_
 
-    t = terms
+    one, shared = terms.v.shape[1] == 1, terms.g is not None and terms.g.dim() == 3
+    t = terms.floored() if shared and not one else terms  # sums of decays by channel are not subtracted
     tensors = (t.q, t.k, t.v, t.g, t.a, t.b, t.bonus, t.write, t.erase)
     keep = differentiated(*(x for x in (state, *tensors) if x is not None))
     dtype = t.v.dtype if t.finish is None and t.skip is None else torch.float32
-    if t.v.shape[1] == 1 and call.bounds is None and not keep:
+    if one and call.bounds is None and not keep:
         if state is None:
             state = t.v.new_zeros(t.state_shape(t.v.shape[0]), dtype=torch.float32)
         elif not taken(state):
             state = state.clone(memory_format=torch.contiguous_format)
-        return matrix_step_(*tensors, state, call.scale, t.predict, t.readout, dtype), state
+        o = matrix_step_(*tensors, state, call.scale, t.predict, t.readout, dtype)
+        return terms.skipped(o), state
     bounds = None if call.bounds is None else torch.tensor(call.bounds, device=t.v.device)
     chunk = _chunk(call.chunk_size)
     o, last, *_ = matrix_scan(*tensors, state, bounds, call.scale, chunk, t.predict, t.readout, dtype, keep)
-    return o, last
+    return terms.skipped(o), last
 
 
 def _chunk(wanted: int | None) -> int | None:

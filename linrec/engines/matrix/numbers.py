@@ -49,7 +49,7 @@ def numbers(plan: Plan, tensors: Tensors, dtype: torch.dtype) -> list[Numbers]:
     k, v, g = (tensors[name] for name in ("k", "v", "g"))
     assert k is not None and v is not None
     length = v.shape[1]
-    if not length:
+    if not length or not v.shape[0]:
         return []
     g = v.new_zeros(v.shape[:3], dtype=dtype) if g is None else g
     g, write, erase = (by_chunk(x, k.shape[2], plan.chunk) for x in (g, tensors["write"], tensors["erase"]))

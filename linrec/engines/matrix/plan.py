@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from linrec.engines.matrix.terms import MatrixTerms
 from linrec.engines.numerics.triangular import BlockSystems
+from linrec.rule import Call
 
+CHUNK = 64  # tokens, where nothing else is asked for
 Tensors = Mapping[str, Tensor | None]
 Span = tuple[int, int]  # first and past-the-last token of a chunk
 
@@ -21,6 +24,11 @@ class Plan(NamedTuple):
     chunk: int
     predict: str
     readout: str
+
+    @classmethod
+    def of(cls, terms: MatrixTerms, call: Call) -> Self:
+        """That of a call."""
+        return cls(call.scale, call.chunk_size or CHUNK, terms.predict, terms.readout)
 
     @property
     def reads_now(self) -> bool:
@@ -112,8 +120,9 @@ def put_rows(target: Tensor, part: Tensor, start: int, stop: int) -> None:
     target[:, start:stop] = (part[:, :, 0] if part.shape[2] == 1 else part.sum(2)).transpose(1, 2)
 
 
-def chunk_bounds(length: int, chunk: int) -> list[Span]:
-    """First and past-the-last token of every chunk."""
+def chunk_bounds(v: Tensor, chunk: int) -> list[Span]:
+    """First and past-the-last token of every chunk of a batch ``[B, T, ...]``; none where there is no sequence."""
+    length = v.shape[1] if v.shape[0] else 0
     return [(start, min(start + chunk, length)) for start in range(0, length, chunk)]
 
 

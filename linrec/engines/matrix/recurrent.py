@@ -9,6 +9,7 @@ from torch import Tensor
 
 from linrec.donation import taken
 from linrec.engines.matrix.terms import MatrixTerms
+from linrec.rule import Call
 
 
 class Rows(NamedTuple):
@@ -31,19 +32,28 @@ class Rows(NamedTuple):
         return Rows._make([*(None if x is None else x[:, t : t + 1] for x in timed), bonus])
 
 
-def scan_tokens(terms: MatrixTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Run token after token; ``state`` is ``[B, HV, K, V]``. Returns (o ``[B, T, HV, V]``, final state)."""
-    batch, length, heads, width = terms.v.shape
+def step(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """One token; ``state`` is ``[B, HV, K, V]``. Returns (o ``[B, 1, HV, V]``, the next state)."""
+    batch, _, heads, width = terms.v.shape
+    shape, values = state.shape, _only_values()
+    own = values and taken(state)
+    state = state.reshape(batch * heads, shape[2], shape[3])
+    o, state = one_token(to_rows(terms), state, terms, call.scale, values, own)
+    return terms.skipped(o.reshape(batch, 1, heads, width)), state.view(shape)
+
+
+def recurrent(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Token after token; ``state`` is ``[B, HV, K, V]``. Returns (o ``[B, T, HV, V]``, the final state)."""
+    batch, length, heads, _ = terms.v.shape
+    if length == 1:
+        return step(terms, state, call)
     values = _only_values()
-    given = values and length > 0 and taken(state)
+    own = values and length > 0 and taken(state)
     x, shape = to_rows(terms), state.shape
     state = state.reshape(batch * heads, shape[2], shape[3])
-    if length == 1:
-        o, state = one_token(x, state, terms, scale, values, given)
-        return terms.skipped(o.reshape(batch, 1, heads, width)), state.view(shape)
-    x, outputs = x._replace(q=x.q * scale), []
+    x, outputs = x._replace(q=x.q * call.scale), []
     for t in range(length):
-        o, state = one_token(x.token(t), state, terms, 1, values, given or t > 0)
+        o, state = one_token(x.token(t), state, terms, 1, values, own or t > 0)
         outputs.append(o)
     o = torch.cat(outputs, dim=1) if outputs else torch.zeros_like(x.v)
     o = o.reshape(batch, heads, length, o.shape[2]).transpose(1, 2)

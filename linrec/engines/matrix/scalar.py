@@ -29,6 +29,8 @@ and the gradient of the decays needs no product of its own: everything is linear
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,15 +38,23 @@ from torch import Tensor
 from linrec.engines.matrix.buffers import Backward, Forward, Sizes
 from linrec.engines.matrix.numbers import Numbers, between, by_chunk, numbers, over_time
 from linrec.engines.matrix.plan import Plan, Span, Tensors, decay_gradient
+from linrec.engines.matrix.scan import chunkwise
+from linrec.engines.matrix.terms import MatrixTerms
 from linrec.engines.numerics.scans import exact
+from linrec.rule import Call
 
 OF_VALUES = ("v", "o", "dv", "do")
+
+
+def chunkwise_scalar(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Output ``[B, T, HV, V]`` and final state ``[B, HV, K, V]`` of terms with one decay a head, or none."""
+    return chunkwise(ScalarLane, terms.floored(), state, call)
 
 
 class ScalarLane:
     """See :class:`linrec.engines.matrix.scan.Lane`; states are ``[B H, K, R V]``."""
 
-    NAMES = ("q", "k", "v", "g", "write", "erase", "skip")
+    NAMES: ClassVar[tuple[str, ...]] = ("q", "k", "v", "g", "write", "erase", "skip")
 
     def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
         q, k, v = (tensors[name] for name in self.NAMES[:3])

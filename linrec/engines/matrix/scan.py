@@ -9,15 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
+from linrec.engines.matrix.chunk import chunkwise_plain
 from linrec.engines.matrix.plan import Plan, Span, Tensors, chunk_bounds
+from linrec.engines.matrix.terms import MatrixTerms
 from linrec.engines.numerics.derivatives import Plain, adjoint, differentiated_again
 from linrec.engines.numerics.memory import fresh
 from linrec.engines.numerics.products import fitting_products
+from linrec.rule import Call
 
 
 class Lane(Protocol):
@@ -58,6 +62,20 @@ class Lane(Protocol):
         """Gradients ``[B, T, HV]`` that come of all chunks together, by name."""
 
 
+def chunkwise(lane: type[Lane], terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
+    """Chunk by chunk, in this way. Returns (o ``[B, T, HV, V]``, final state ``[B, HV, K, V]``)."""
+
+    def plain(state: Tensor, *values: Tensor | None) -> tuple[Tensor, Tensor]:
+        rest: dict[str, Any] = {"bonus": None, "skip": None, **dict(zip(lane.NAMES, values, strict=True))}
+        return chunkwise_plain(replace(terms, **rest), state, call)
+
+    o, last = ChunkScan.apply(
+        lane, Plan.of(terms, call), plain, state, *(getattr(terms, name) for name in lane.NAMES)
+    )
+    o = terms.with_bonus(o, call.scale)
+    return (o if "skip" in lane.NAMES else terms.skipped(o)), last
+
+
 class ChunkScan(torch.autograd.Function):
     """``ChunkScan.apply(lane, plan, plain, state, *tensors) -> (o, final state)``.
 
@@ -74,7 +92,7 @@ class ChunkScan(torch.autograd.Function):
         assert v is not None
         o = fresh(v, v.shape, state.dtype)
         keep = any(ctx.needs_input_grad)
-        chunks = chunk_bounds(v.shape[1], plan.chunk)
+        chunks = chunk_bounds(v, plan.chunk)
         work = lane(plan, tensors, state.dtype)
         entry = work.inner(state)
         # Where nothing is kept two take turns.
@@ -100,18 +118,24 @@ class ChunkScan(torch.autograd.Function):
         if differentiated_again(do, dlast):
             return (None, None, None, *adjoint(ctx.plain, (state, *values), (do, dlast)))
         tensors = dict(zip(names, values, strict=True))
-        grads = {name: fresh(x, x.shape, x.dtype) for name, x in tensors.items() if x is not None}
+        chunks = chunk_bounds(do, ctx.plan.chunk)
+        new = fresh if chunks else _zeros
+        grads = {name: new(x, x.shape, x.dtype) for name, x in tensors.items() if x is not None}
         work = ctx.lane(ctx.plan, tensors, state.dtype)
         entries, dstate = (work.inner(state), *states.unbind(0)), work.inner(dlast)
-        chunks = reversed(list(enumerate(chunk_bounds(do.shape[1], ctx.plan.chunk))))
         with _fitting_products(ctx.lane, ctx.plan, state):
-            for number, span in chunks:
+            for number, span in reversed(list(enumerate(chunks))):
                 around = entries[number], entries[number + 1]
                 dstate = work.backward(number, span, around, do, dstate, grads)
         for name, whole in work.numbers().items():
             if name in grads:
                 grads[name].copy_(whole)
         return (None, None, None, work.outer(dstate), *(grads.get(name) for name in names))
+
+
+def _zeros(like: Tensor, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """For parameters without a time axis, whose gradients no chunk fills where there is none."""
+    return like.new_zeros(shape, dtype=dtype)
 
 
 def _fitting_products(

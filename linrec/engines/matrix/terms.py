@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from linrec.engines.numerics.scans import floored
 from linrec.rule import Terms
 
 Predict = Literal["decayed", "undecayed"]
@@ -60,6 +61,18 @@ class MatrixTerms(Terms):
     def skipped(self, o: Tensor) -> Tensor:
         """The output with the skip connection."""
         return o if self.skip is None else torch.addcmul(o, self.skip[:, None], self.v)
+
+    def floored(self) -> Self:
+        """With log-decays whose sums may be subtracted from each other."""
+        return self if self.g is None else replace(self, g=floored(self.g))
+
+    def with_bonus(self, o: Tensor, scale: float) -> Tensor:
+        """The output with what q reads of its own token: scale (q . (bonus * k)) write v."""
+        if self.bonus is None:
+            return o
+        repeat = self.v.shape[2] // self.k.shape[2]
+        now = ((self.q * self.k).repeat_interleave(repeat, dim=2) * self.bonus).sum(-1, keepdim=True)
+        return o + scale * now * (self.v if self.write is None else strengthened(self.write, self.v))
 
     def explicit(self) -> Self:
         """The same in accumulator precision, with the strengths multiplied into v and a."""

@@ -13,17 +13,19 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from linrec.engines.matrix import MATRIX, MatrixTerms
 from linrec.engines.numerics.checks import checked_state
 from linrec.packing import by_segment, equal_lengths
-from linrec.rule import Call, Terms, check_backend
+from linrec.rule import Call, Choice, Terms, check_backend
 from linrec.state import State
 
 Tensors = Mapping[str, Tensor]
 ChunkStep = Callable[[dict[str, Tensor], Any], tuple[Tensor, Any]]
 CHUNK = 64
+COMPOSED = "it is composed of several engine calls; use backend='auto'"
 
 
 class Run(NamedTuple):
@@ -31,6 +33,7 @@ class Run(NamedTuple):
 
     call: Call
     who: str
+    noted: list[Choice] | None = None  # where each call of the matrix engine says what computes it
 
     @property
     def scale(self) -> float:
@@ -39,7 +42,10 @@ class Run(NamedTuple):
 
     def matrix(self, terms: MatrixTerms, state: Tensor) -> tuple[Tensor, Tensor]:
         """One call of the matrix engine: o ``[B, T, HV, V]`` and the final state."""
-        return MATRIX.run(terms, state, self.call._replace(scale=1.0, bounds=None), self.who)
+        call = self.call._replace(scale=1.0, bounds=None)
+        if self.noted is not None:
+            self.noted.append(MATRIX.explain(terms, state, call, self.who))
+        return MATRIX.run(terms, state, call, self.who)
 
     def chunks(
         self, step: ChunkStep, tensors: Tensors, state: State, default: int = CHUNK
@@ -87,13 +93,24 @@ class ProgramEngine:
         """What ``backend="auto"`` runs: the backends of the engine calls inside."""
         return MATRIX.auto_backend(device)
 
+    def explain(self, terms: ProgramTerms, state: State, call: Call, who: str) -> Choice:
+        """The algorithms of its calls of the matrix engine, as the first token finds them."""
+        check_backend(call, who, COMPOSED)
+        noted: list[Choice] = []
+        tensors = {name: x[:, :1] for name, x in terms.tensors.items()}
+        rows = next(iter(tensors.values())).shape[0]
+        with torch.no_grad():
+            terms.body(Run(call._replace(bounds=None), who, noted), tensors, terms.empty(rows))
+        reasons = dict.fromkeys(f"{inner.algorithm} ({inner.reason})" for inner in noted)
+        return Choice("program", "; ".join(["several calls of engines", *reasons]))
+
     def init_state(self, terms: ProgramTerms, segments: int) -> State:
         """The body's own empty state."""
         return terms.empty(segments)
 
     def run(self, terms: ProgramTerms, state: State, call: Call, who: str) -> tuple[Tensor, State]:
         """Output ``[B, T, *out]`` in accumulator precision, and the final state."""
-        check_backend(call, who, "it is composed of several engine calls; use backend='auto'")
+        check_backend(call, who, COMPOSED)
         empty = terms.empty(terms.segments(call))
         state = empty if state is None else checked_state(state, empty, who)
 
@@ -115,7 +132,7 @@ def heads_first(x: Tensor) -> Tensor:
 
 def micro_steps(x: Tensor) -> Tensor:
     """``[B, T, H, R, ...] -> [B, T * R, H, ...]``: the micro steps as tokens of their own."""
-    return x.transpose(2, 3).flatten(1, 2)
+    return rearrange(x, "B T H R ... -> B (T R) H ...")
 
 
 PROGRAM = ProgramEngine()

@@ -33,8 +33,10 @@ def selective_scan_fn(
 
     The state that a cache holds does not come; it is fetched there.
     """
-    x = hidden_states.mT
-    over_time = {"x": x, "dt": time_step(dt.mT, delta_bias, delta_softplus), "B": B.mT, "C": C.mT}
+    dt = time_step(
+        dt.mT.contiguous(), delta_bias, delta_softplus
+    )  # time comes last, and one token is read at once
+    over_time = {"x": hidden_states.mT, "dt": dt, "B": B.mT, "C": C.mT}
     y, after = apply(rules.mamba, over_time, mixing.layout, _state_before(mixing), A=A, D=D)
     y = y.mT if z is None else y.mT * F.silu(z)
     return (y, after) if return_last_state else y

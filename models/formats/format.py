@@ -1,0 +1,56 @@
+"""What a format of another project is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from linrec.errors import CheckpointError
+from linrec.models.config import Config, argument_defaults
+from linrec.models.formats.options import Options
+from linrec.models.formats.weights import Weight
+
+
+class Format(NamedTuple):
+    """One project's way to write one family of models.
+
+    ``recognises`` tells a ``config.json`` of it; ``config`` reads the options, all of them, and ``options`` gives those
+    of a configuration; ``weights`` lists every weight of such a model. They raise CheckpointError for what cannot be
+    expressed on the other side. ``architecture`` is what ``architectures`` says there.
+    """
+
+    name: str
+    architecture: str | None
+    recognises: Callable[[Mapping[str, Any]], bool]
+    config: Callable[[Options], Config]
+    options: Callable[[Config], dict[str, Any]]
+    weights: Callable[[Config], list[Weight]]
+
+    def read(self, values: Mapping[str, Any], where: str) -> Config:
+        """The configuration that a ``config.json`` says. Raises CheckpointError, naming option and file."""
+        options = Options(values, where)
+        try:
+            config = self.config(options)
+        except CheckpointError:
+            raise
+        except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+            raise CheckpointError(f"{where}: {' '.join(str(error).split())[:500]}") from error
+        options.finish()
+        return config
+
+
+def of_type(model_type: str) -> Callable[[Mapping[str, Any]], bool]:
+    """Whether ``model_type`` is this."""
+    return lambda values: values.get("model_type") == model_type
+
+
+def only_layer(config: Config, layer: str) -> None:
+    """Raises CheckpointError for a model with any other kind of layer, or with an MLP."""
+    if set(config.layer_names) != {layer} or config.mlp_width:
+        have = " and ".join([*sorted(set(config.layer_names)), *(["an MLP"] if config.mlp_width else [])])
+        raise CheckpointError(f"expected a model of {layer} layers alone, got {have}")
+
+
+def layer_values(config: Config, layer: str) -> dict[str, Any]:
+    """Every option of a layer, those that the configuration leaves out with their defaults."""
+    return {**argument_defaults(layer), **config.layer_options.get(layer, {})}

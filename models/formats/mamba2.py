@@ -1,0 +1,152 @@
+"""Mamba-2 as transformers and as its authors publish it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from linrec.errors import CheckpointError
+from linrec.models.config import Config
+from linrec.models.formats.backbone import (
+    authors_config,
+    authors_options,
+    backbone_weights,
+    is_authors,
+    transformers_config,
+    transformers_options,
+)
+from linrec.models.formats.format import Format, layer_values, of_type, only_layer
+from linrec.models.formats.options import Options
+from linrec.models.formats.weights import Weight, reshaped, same
+
+UNLIMITED = [0.0, float("inf")]
+TRAINING = ("time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "chunk_size")
+
+
+def _limit(value: Any) -> list[float] | None:
+    return None if list(value) == UNLIMITED else list(value)
+
+
+def _config(options: Options) -> Config:
+    heads = options.whole("num_heads", 128)
+    options.only("head_dim", (_head_dim(options.values, heads),), 64, " with these num_heads")
+    sizes = {
+        "expand": options.take("expand", 2),
+        "state_size": options.whole("state_size", 128),
+        "num_groups": options.whole("n_groups", 8),
+        "conv_size": options.whole("conv_kernel", 4),
+        "bias": options.take("use_bias", False),
+        "conv_bias": options.take("use_conv_bias", True),
+        "norm_eps": options.take("layer_norm_epsilon", 1e-5),
+        "time_step_limit": _limit(options.take("time_step_limit", UNLIMITED)),
+    }
+    options.without_effect(*TRAINING)
+    return transformers_config(options, "mamba2", sizes, tied=False, heads=heads)
+
+
+def _head_dim(values: Mapping[str, Any], heads: int) -> int:
+    return int(values.get("expand", 2) * values.get("hidden_size", 0)) // heads
+
+
+def _options(config: Config) -> dict[str, Any]:
+    sizes = _sizes(config)
+    if sizes["norm_eps"] != config.norm_eps:
+        raise CheckpointError("mamba2: one layer_norm_epsilon stands for all norms, this model has two")
+    return {
+        **transformers_options(config, "mamba2"),
+        "num_heads": config.num_heads,
+        "head_dim": int(sizes["expand"] * config.d_model) // config.num_heads,
+        "expand": sizes["expand"],
+        "state_size": sizes["state_size"],
+        "n_groups": sizes["num_groups"],
+        "conv_kernel": sizes["conv_size"],
+        "use_bias": sizes["bias"],
+        "use_conv_bias": sizes["conv_bias"],
+        "time_step_limit": sizes["time_step_limit"] or UNLIMITED,
+    }
+
+
+def _authors(options: Options) -> Config:
+    own = Options(options.take("ssm_cfg"), f"{options.where}: ssm_cfg")
+    own.only("layer", ("Mamba2",), "Mamba2")
+    own.only("rmsnorm", (True,), True)
+    own.only("norm_before_gate", (False,), False)
+    own.only("D_has_hdim", (False,), False)
+    expand, head_dim = own.take("expand", 2), own.whole("headdim", 64)
+    channels = int(expand * options.whole("d_model"))
+    own.only("d_ssm", (None, channels), None)
+    sizes = {
+        "expand": expand,
+        "state_size": own.whole("d_state", 128),
+        "num_groups": own.whole("ngroups", 1),
+        "conv_size": own.whole("d_conv", 4),
+        "bias": own.take("bias", False),
+        "conv_bias": own.take("conv_bias", True),
+        "time_step_limit": _limit(own.take("dt_limit", UNLIMITED)),
+    }
+    own.without_effect("chunk_size", "dt_min", "dt_max", "dt_init_floor", "A_init_range", "use_mem_eff_path")
+    own.finish()
+    return authors_config(options, "mamba2", sizes, heads=channels // head_dim)
+
+
+def _authors_options(config: Config) -> dict[str, Any]:
+    sizes = _sizes(config)
+    if sizes["norm_eps"] != 1e-5:
+        raise CheckpointError("mamba2-authors: expected norms with an eps of 1e-05")
+    own = {
+        "layer": "Mamba2",
+        "d_state": sizes["state_size"],
+        "d_conv": sizes["conv_size"],
+        "expand": sizes["expand"],
+        "headdim": int(sizes["expand"] * config.d_model) // config.num_heads,
+        "ngroups": sizes["num_groups"],
+        "bias": sizes["bias"],
+        "conv_bias": sizes["conv_bias"],
+    }
+    if sizes["time_step_limit"] is not None:
+        own["dt_limit"] = sizes["time_step_limit"]
+    return {**authors_options(config), "ssm_cfg": own}
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    only_layer(config, "mamba2")
+    return layer_values(config, "mamba2")
+
+
+def _mixer(theirs: str, ours: str, sizes: Mapping[str, Any]) -> list[Weight]:
+    width = sizes["conv_size"]
+    names = ["in_proj.weight", "D", "norm.weight", "out_proj.weight"]
+    names += ["in_proj.bias", "out_proj.bias"] if sizes["bias"] else []
+    found = [same(theirs + name, ours + name) for name in names]
+    found += [same(theirs + "conv1d.bias", ours + "conv.bias")] if sizes["conv_bias"] else []
+    return [
+        *found,
+        reshaped(theirs + "conv1d.weight", ours + "conv.weight", (-1, 1, width), (-1, width)),
+        reshaped(theirs + "A_log", ours + "decay.A_log", (-1,), (-1, 1)),
+        reshaped(theirs + "dt_bias", ours + "decay.bias", (-1,), (-1, 1)),
+    ]
+
+
+def _weights(config: Config, embedding: str) -> list[Weight]:
+    return backbone_weights(config, _mixer, layer_values(config, "mamba2"), embedding)
+
+
+FORMATS = (
+    Format(
+        "mamba2",
+        "Mamba2ForCausalLM",
+        of_type("mamba2"),
+        _config,
+        _options,
+        partial(_weights, embedding="embeddings"),
+    ),
+    Format(
+        "mamba2-authors",
+        None,
+        lambda values: is_authors(values) and values["ssm_cfg"].get("layer") == "Mamba2",
+        _authors,
+        _authors_options,
+        partial(_weights, embedding="embedding"),
+    ),
+)
