@@ -1,6 +1,7 @@
 """Every registered rule, in every form, against its own independent loop. Found from the registry."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from tests.rules.loops import LOOPS
 NAMES = sorted(RULES)
 FORMS = ("parallel", "chunkwise", "recurrent")
 # A loop takes its time for each row and head; on both sides of a chunk's end one row with one group will do.
-ONE_GROUP = {"B": 1, "H": 1, "HV": 2, "HQ": 2, "G": 1}
+ONE_GROUP: Any = {"B": 1, "H": 1, "HV": 2, "HQ": 2, "G": 1}
 
 
 def forms(rule):

@@ -61,10 +61,14 @@ class _Convolved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
-        values, silu = ctx.saved_tensors, ctx.silu
+        values: Any = ctx.saved_tensors
+        silu = ctx.silu
         if differentiated_again(dy):
-            return None, *adjoint(lambda *v: (plainly(*v, silu),), values, (dy,))
-        return None, *_backward(*values, silu, dy)
+            return None, *adjoint(
+                lambda x, weight, bias, state: (plainly(x, weight, bias, state, silu),), values, (dy,)
+            )
+        x, weight, bias, state = values
+        return None, *_backward(x, weight, bias, state, silu, dy)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
