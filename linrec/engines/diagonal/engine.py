@@ -47,7 +47,7 @@ class DiagonalEngine:
         return auto_on(device)
 
     def run(self, terms: DiagonalTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
-        """Output ``[B, T, ...]`` in accumulator precision, and the final state."""
+        """Output ``[B, T, ...]`` in accumulator precision, and the final state, from ``state [B, ...]``."""
         if state is not None and _decodes(terms, state, call):
             return one_token(terms, state, call.scale)
         convolved = call.form == "parallel" and terms.parallel == "convolution"
@@ -104,7 +104,8 @@ def _decodes(terms: DiagonalTerms, state: Tensor, call: Call) -> bool:
 def scan_batch(
     terms: DiagonalTerms, state: Tensor, lengths: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor]:
-    """Output and final state of a batch; row b holds ``lengths[b]`` tokens (None: all of them), then padding.
+    """Output and final state of a batch, from ``state [B, ...]``; row b holds ``lengths[b]`` tokens (None: all of
+    them), then padding.
 
     ``call.backend`` is a decision already: Triton only where it says so.
     """

@@ -11,7 +11,7 @@ from linrec.integrations.transformers.replacement import Replacement
 def apply_mask_to_padding_states(
     mixing: Mixing, hidden_states: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
-    """``[B, T, D]`` as it is: padding is left out where tokens meet.
+    """hidden_states ``[B, T, D]`` as they are: padding is left out where tokens meet.
 
     Some models hand on a mask that is longer than what is new after a cache, so that multiplying with it is wrong.
     """
