@@ -30,7 +30,7 @@ def short_convolution(
 ) -> tuple[Tensor, Tensor]:
     """x ``[B, T, D]``, weight ``[D, W]``, state ``[B, W - 1, D]`` the last inputs -> (y or silu(y), next state).
 
-    ``lengths`` ``[B]``: how many tokens of each row are real, if not all.
+    bias ``[D]``, lengths ``[B]``: how many tokens of each row are real, if not all.
     """
     width, length = weight.shape[1], x.shape[1]
     if length == 0:
@@ -159,7 +159,7 @@ class ConvolutionEngine:
     def run(
         self, terms: ConvolutionTerms, state: Tensor | None, call: Call, who: str
     ) -> tuple[Tensor, Tensor]:
-        """Every form is the same sum of W products; the recurrent one goes token by token."""
+        """Every form is the same sum of W products; the recurrent one goes token by token. ``state [B, W - 1, D]``."""
         backend = chosen_backend(call, who, terms.x, terms.weight)
         empty = self.init_state(terms, terms.segments(call))
         state = empty if state is None else _checked(state, empty, who)
