@@ -45,7 +45,9 @@ def family_rows(family: str, quick: bool, rounds: int) -> list[dict[str, Any]]:
     for name, work, count in works:
         mine, other = work(ours), work(theirs)
         result = [(mine(), other())]
-        found.append(side_by_side(row | {"pass": name}, result, {"ours": mine, "theirs": other}, rounds, count))
+        found.append(
+            side_by_side(row | {"pass": name}, result, {"ours": mine, "theirs": other}, rounds, count)
+        )
     return found
 
 
