@@ -47,8 +47,10 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, sil
 
 
 def plainly(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
-    """As :func:`convolved`, of the same x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]`` and state ``[B, W - 1, D]``, in
-    calls that can be differentiated any number of times."""
+    """As :func:`convolved`, in calls that can be differentiated any number of times.
+
+    x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]``, state ``[B, W - 1, D]``.
+    """
     inputs = torch.cat((state.to(x.dtype), x), 1)
     y = F.conv1d(inputs.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
     return plain_silu(y) if silu else y
