@@ -146,9 +146,7 @@ def test_a_name_that_is_gone_is_no_error(model: nn.Module, monkeypatch: pytest.M
     assert {row.left for row in accelerate(model).rows} == {f"{NAME} is gone"}
 
 
-def test_the_report_says_what_computes_a_mixer(
-    model: nn.Module, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_report_says_what_computes_a_mixer(model: nn.Module, capsys: pytest.CaptureFixture[str]) -> None:
     assert {row.left for row in report(model)} == {"not accelerated"}
     capsys.readouterr()
     rows = accelerate(model).rows
@@ -167,7 +165,7 @@ def test_a_model_without_mixers(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_a_call_that_fails_leaves_nothing_behind(model: nn.Module) -> None:
     accelerate(model)
-    with pytest.raises(Exception, match="size|shape|Dimension"):
+    with pytest.raises(Exception, match=r"size|shape|Dimension"):
         model(inputs_embeds=torch.zeros(1, 5, 31))
     assert now.model is None and now.mixer is None
     assert computed_by_linrec(model)

@@ -30,7 +30,9 @@ def accelerate_modules(model: nn.Module) -> None:
     mixers = {name: module for name, module in model.named_modules() if replaced(type(module))}
     for path, mixer in mixers.items():
         found = replaced(type(mixer))
-        if any(place.replacement.owner for place in found):  # a method knows its module; hooks would cost time
+        if any(
+            place.replacement.owner for place in found
+        ):  # a method knows its module; hooks would cost time
             learn(type(mixer))
             setattr(mixer, OWN, next((int(part) for part in path.split(".") if part.isdigit()), None))
         else:

@@ -39,7 +39,7 @@ def forward(
     attention_mask: Tensor | None,
     **others: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The mixer's own forward."""
+    """The mixer's own forward, of hidden_states ``[B, T, d_model]``."""
     kept, number = mixing.cache, mixer.layer_idx
     before = None if kept is None else kept.get_linear_cache(number)
     layout, mix = mixing.layout, partial(lightning_attention, mixer)

@@ -11,7 +11,7 @@ from linrec.integrations.transformers.replacement import Replacement
 def apply_mask_to_padding_states(
     mixing: Mixing, hidden_states: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
-    """``[B, T, D]``, zero at the call's padding.
+    """hidden_states ``[B, T, D]``, zero at the call's padding.
 
     Some models hand on a mask that is longer than what is new after a cache.
     """

@@ -59,7 +59,8 @@ def attention_forward(
     state: list[Tensor] | None = None,
     use_cache: bool = False,
 ) -> tuple[Tensor, list[Tensor] | None]:
-    """The forward of the model's attention; ``state`` holds five tensors ``[B, d, layers]``, which are written over."""
+    """The forward of the model's attention on hidden ``[B, T, d]``; ``state`` holds five tensors ``[B, d, layers]``,
+    which are written over."""
     places = () if state is None else tuple(x.select(2, mixer.layer_id) for x in state[1:])
     before = TimeState(places[0], WKVState(*places[1:])) if places else None
     layout = mixing.layout_over(*hidden.shape[:2])
@@ -72,7 +73,7 @@ def attention_forward(
 def feed_forward(
     mixing: Mixing, mixer: Any, hidden: Tensor, state: list[Tensor] | None = None
 ) -> tuple[Tensor, list[Tensor] | None]:
-    """The forward of the model's feed-forward part."""
+    """The forward of the model's feed-forward part on hidden ``[B, T, d]``."""
     place = None if state is None else state[0].select(2, mixer.layer_id)
     layout = mixing.layout_over(*hidden.shape[:2])
     y, after = apply(partial(channel_mixing, mixer), {"x": hidden}, layout, place)

@@ -33,7 +33,8 @@ def forward(
     return_last_states: bool | None = None,
     mode: str | None = None,
 ) -> Tensor | tuple[Tensor, State]:
-    """q, k ``[B, H, T, K]``, v ``[B, H, T, V]``, gates before activation ``[B, H, T]``; h as v, and the state."""
+    """query, key ``[B, H, T, K]``, value ``[B, H, T, V]``, before activation igate, fgate ``[B, H, T]``; h like
+    value, and the state: c_initial ``[B, H, K, V]``, n_initial ``[B, H, K]``, m_initial ``[B, H, 1]``."""
     heads_last = {"q": query, "k": key, "v": value, "g": F.logsigmoid(widened(fgate)), "i": igate}
     tensors = {name: x.transpose(1, 2) for name, x in heads_last.items()}
     layout = mixing.layout_over(query.shape[0], query.shape[2])
