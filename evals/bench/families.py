@@ -12,7 +12,7 @@ import torch
 
 COMMON = {"hidden_size": 1024, "num_hidden_layers": 4, "vocab_size": 4096}
 COMMON |= {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-SMALL = 16  # quick: sizes of 64 and more are divided by it
+SMALL = 8  # quick: sizes of 64 and more are divided by it
 HYBRID = {"layer_types": ["linear_attention"] * 3 + ["full_attention"]}
 HEADS = {"num_attention_heads": 8, "num_key_value_heads": 2}
 MATRIX = {"linear_num_key_heads": 16, "linear_num_value_heads": 16}
@@ -59,7 +59,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Zamba",
         {
             "num_attention_heads": 8, "num_key_value_heads": 8, "intermediate_size": 2816,
-            "layers_block_type": ["mamba", "mamba", "hybrid", "mamba"],
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
         },
     ),
     "mamba2": ("Mamba2", {"num_heads": 32, "head_dim": 64, "state_size": 128, "n_groups": 1}),
@@ -93,7 +93,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "minimax": (
         "MiniMax", {**HEADS, **HYBRID, **LOCAL, "head_dim": 128, "intermediate_size": 1024},
     ),
-    "xlstm": ("xLSTM", {"num_heads": 4}),
+    "xlstm": ("xLSTM", {"num_heads": 2}),
     "lfm2": ("Lfm2", {**HEADS, "layer_types": ["conv"] * 3 + ["full_attention"], "intermediate_size": 2816}),
 }  # fmt: skip
 

@@ -64,14 +64,16 @@ class _Decoding:
         self.model, self.tokens = model, tokens
         with torch.no_grad():
             self.output = model(ids, use_cache=True)
-        self.cache = next(name for name in ("cache", "past_key_values", "state") if name in self.output)
+        names = ("cache", "past_key_values", "state")  # or none, where the model keeps it to itself
+        self.cache = next((name for name in names if self.output.get(name) is not None), None)
 
     @torch.no_grad()
     def __call__(self) -> Tensor:
         every = []
         for _ in range(self.tokens):
             token = self.output.logits[:, -1].argmax(-1, keepdim=True)
-            self.output = self.model(token, use_cache=True, **{self.cache: self.output[self.cache]})
+            cache = {} if self.cache is None else {self.cache: self.output[self.cache]}
+            self.output = self.model(token, use_cache=True, **cache)
             every.append(self.output.logits)
         return torch.cat(every, 1)
 
