@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from linrec.errors import BenchmarkError, UnknownNameError
-from linrec.evals.bench import decode, properties
+from linrec.evals.bench import decode, properties, whole_models
 from linrec.evals.bench.cases import CASES, Case, delta_inputs
 from linrec.evals.bench.choices import choice_rows
+from linrec.evals.bench.families import FAMILIES
 from linrec.evals.bench.forms import LENGTHS as FORM_LENGTHS
 from linrec.evals.bench.forms import form_remarks, form_rows
 from linrec.evals.bench.measure import AGREE, Work, gradients, interleaved, side_by_side
@@ -28,7 +29,9 @@ if TYPE_CHECKING:
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 CURVES = ("gated_delta_net", "kimi_delta_attention", "gla", "delta_net")
 EXTRAS = ("peak", "length", "precision", "memory", "forms", "curves")
-NAMES = (*(case.name for case in CASES), "step", "decode", "choices", *EXTRAS)
+USUAL = (*(case.name for case in CASES), "step", "decode", "choices", *EXTRAS)
+WHOLE = ("transformers", *(f"transformers:{family}" for family in FAMILIES))  # minutes; only where asked for
+NAMES = (*USUAL, *WHOLE)
 
 Report = dict[str, Any]
 
@@ -36,7 +39,7 @@ Report = dict[str, Any]
 def run_bench(
     names: Sequence[str] = (), *, quick: bool = False, rounds: int | None = None, threads: int | None = None
 ) -> Report:
-    """Measure the cases of these names (none: all). Raises UnknownNameError and BenchmarkError.
+    """Measure the cases of these names (none: all but "transformers"). Raises UnknownNameError and BenchmarkError.
 
     ``rounds`` None runs each five times, what takes long two or three times.
     """
@@ -46,7 +49,7 @@ def run_bench(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
-        return _report(set(names or NAMES), quick, rounds)
+        return _report(set(names or USUAL), quick, rounds)
     finally:
         torch.set_num_threads(before)
 
@@ -63,6 +66,8 @@ def _report(wanted: set[str], quick: bool, rounds: int | None) -> Report:
             report["rows"].append(measure(quick, several))
     if "choices" in wanted:
         report["rows"] += choice_rows(quick, several)
+    chosen = [f for f in FAMILIES if wanted & {"transformers", f"transformers:{f}"}]
+    report["rows"] += whole_models.rows(quick, rounds or 3, chosen)
     extras: dict[str, Callable[[], Any]] = {
         "peak": lambda: properties.peak_fraction(length, heads, width, several),
         "length": lambda: properties.length_ratio(length, heads, width, few),

@@ -17,7 +17,7 @@ Rounds = Annotated[
 
 
 def command(
-    cases: Annotated[str, typer.Option(help="comma-separated; default: all")] = "",
+    cases: Annotated[str, typer.Option(help="comma-separated; default: all but transformers")] = "",
     quick: Annotated[bool, typer.Option("--quick", help="small shapes, in seconds")] = False,
     rounds: Rounds = None,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads")] = None,

@@ -205,4 +205,4 @@ def test_threads_have_calls_of_their_own(model: nn.Module) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(torch.equal(a, b) for a, b in zip(got, right, strict=True))
+    assert all((a - b).abs().max() < 1e-5 for a, b in zip(got, right, strict=True))

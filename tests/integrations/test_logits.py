@@ -29,7 +29,6 @@ PADDED = ("right_padding_then_one", "right_padding_then_several")
 # What parts of a model that linrec does not compute get wrong by themselves: their attention, mostly, which these calls
 # do not tell of padding or of documents. There the mixers alone cannot make it right.
 ELSEWHERE = {
-    **{("qwen4_exp", scenario): "sparse attention" for scenario in (*PACKED, *PADDED)},
     **{("glm5_next", scenario): "sparse attention" for scenario in (*PACKED, *PADDED)},
     **{("granitemoehybrid", scenario): "attention over all documents of a row" for scenario in PACKED},
     **{

@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import wraps
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from linrec.integrations.transformers.layout import Layout, layout_of
+from linrec.integrations.transformers.passes import begin_forward, end_forward
 
 OWN = "linrec_layer"  # on modules whose methods are replaced: the first number in their names, that of their layer
 SAYING = ("attention_mask", "position_ids", "cu_seq_lens_q", "seq_idx")
@@ -27,6 +29,7 @@ class Modelling:
     def __init__(self, said: dict[str, Any], outer: Modelling | None):
         self.outer = outer
         self.said: dict[str, Any] = said if outer is None else outer.said | said
+        self.section: AbstractContextManager[None] | None = None
         self._layouts: dict[tuple[int, int], Layout | None] = {}
 
     def layout(self, batch: int, length: int) -> Layout | None:
@@ -93,12 +96,17 @@ def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     given = named(type(module), args, kwargs)
     said = {name: given[name] for name in SAYING if given.get(name) is not None}
     now.model = Modelling(said, now.model)
+    if now.model.outer is None and not torch.compiler.is_compiling():
+        now.model.section = begin_forward(module, given)
 
 
 def leave_model(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
     """Forward hook of a model, also when its call fails."""
-    if now.model is not None:
-        now.model = now.model.outer
+    call = now.model
+    if call is not None:
+        now.model = call.outer
+        if call.section is not None:
+            end_forward(call.section, output)
 
 
 def enter_mixer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -67,6 +67,13 @@ def replacements() -> tuple[Replacement, ...]:
     return tuple(replacement for file in files for replacement in file.REPLACEMENTS)
 
 
+@cache
+def limits() -> dict[str, str]:
+    """What other parts of models get wrong, by the names of their classes: the LIMITS of the same files."""
+    files = modules_in("linrec.integrations.transformers.families")
+    return {name: limit for file in files for name, limit in getattr(file, "LIMITS", {}).items()}
+
+
 def places(kind: Any) -> tuple[Place, ...]:
     """What linrec could replace in modules of this class."""
     return _places(kind)

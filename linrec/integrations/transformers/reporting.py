@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from linrec.integrations.transformers.patching import is_accelerated
-from linrec.integrations.transformers.replacement import Place, places
+from linrec.integrations.transformers.replacement import Place, limits, places
 
 
 class Row(NamedTuple):
@@ -22,12 +22,15 @@ class Row(NamedTuple):
 
 
 def rows(model: nn.Module) -> list[Row]:
-    """One for every module that linrec could have to do with."""
-    return [
-        _row(name, module, places(type(module)))
-        for name, module in model.named_modules()
-        if places(type(module))
-    ]
+    """One for every mixer that linrec could compute, and for other parts that linrec knows to be wrong somewhere."""
+    found = []
+    for name, module in model.named_modules():
+        kind = type(module)
+        if places(kind):
+            found.append(_row(name, module, places(kind)))
+        elif kind.__name__ in limits():
+            found.append(Row(name, kind.__name__, "transformers", "", "", limits()[kind.__name__]))
+    return found
 
 
 def _row(name: str, module: nn.Module, found: tuple[Place, ...]) -> Row:

@@ -29,11 +29,11 @@ def causal_conv1d_fn(
     """
     inputs = hidden_states.mT
     before = inputs.shape[1] - mixing.given["hidden_states"].shape[1]
-    history = _last(inputs[:, :before], weight.shape[1] - 1)
-    y, after = _convolved(inputs[:, before:], history, weight, bias, activation, mixing.layout)
+    history = last_inputs(inputs[:, :before], weight.shape[1] - 1)
+    y, after = convolved(inputs[:, before:], history, weight, bias, activation, mixing.layout)
     layer = mixing.cached_layer
     if layer is not None and mixing.layout is not None and not layer.record_past:
-        _keep(layer.conv_states[getattr(mixing.module, "conv_idx", 0)], after)
+        keep(layer.conv_states[getattr(mixing.module, "conv_idx", 0)], after)
     return y.mT
 
 
@@ -50,13 +50,13 @@ def causal_conv1d_update(
 
     weight ``[D, W]``, bias ``[D]``.
     """
-    history = _last(conv_state.mT, weight.shape[1] - 1)
-    y, after = _convolved(hidden_states.mT, history, weight, bias, activation, mixing.layout)
-    _keep(conv_state, after)
+    history = last_inputs(conv_state.mT, weight.shape[1] - 1)
+    y, after = convolved(hidden_states.mT, history, weight, bias, activation, mixing.layout)
+    keep(conv_state, after)
     return y.mT
 
 
-def _convolved(
+def convolved(
     x: Tensor,
     history: Tensor,
     weight: Tensor,
@@ -76,13 +76,13 @@ def _convolved(
     return y.to(x.dtype), after
 
 
-def _last(inputs: Tensor, count: int) -> Tensor:
+def last_inputs(inputs: Tensor, count: int) -> Tensor:
     """The last inputs ``[B, count, D]``, zeros where there are fewer."""
     last = inputs[:, max(inputs.shape[1] - count, 0) :]
     return last if last.shape[1] == count else F.pad(last, (0, 0, count - last.shape[1], 0))
 
 
-def _keep(conv_state: Tensor, inputs: Tensor) -> None:
+def keep(conv_state: Tensor, inputs: Tensor) -> None:
     """A cache's ``[B, D, W or more]`` from the last inputs ``[B, W - 1, D]``; older ones meet no token any more."""
     kept = inputs.shape[1]
     conv_state[..., : conv_state.shape[-1] - kept].zero_()
