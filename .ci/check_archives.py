@@ -28,6 +28,7 @@ def expected_files() -> set[str]:
 
 
 def check_wheel(wheel: Path) -> None:
+    """Everything is in it, all of it under linrec."""
     names = set(zipfile.ZipFile(wheel).namelist())
     tops = {name.split("/")[0] for name in names}
     strangers = {top for top in tops if top != "linrec" and not top.endswith(".dist-info")}
@@ -39,6 +40,7 @@ def check_wheel(wheel: Path) -> None:
 
 
 def check_sdist(sdist: Path) -> None:
+    """What it takes to build and to test is in it."""
     with tarfile.open(sdist) as archive:
         names = {"/".join(name.split("/")[1:]) for name in archive.getnames()}
     wanted = {

@@ -17,6 +17,7 @@ SITE = Path(sysconfig.get_path("purelib")).resolve()
 
 
 def check_where() -> None:
+    """linrec and its rooms come from the environment, and nothing is installed beside them."""
     assert Path(linrec.__file__).resolve().is_relative_to(SITE), (
         f"not the installed linrec: {linrec.__file__}"
     )
@@ -28,6 +29,7 @@ def check_where() -> None:
 
 
 def check_forms() -> None:
+    """The forms of a rule agree."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 70, 2, 8, dtype=torch.float64) for _ in range(3))
     k = torch.nn.functional.normalize(k, dim=-1)
@@ -40,6 +42,7 @@ def check_forms() -> None:
 
 
 def check_model() -> None:
+    """A model reads a sequence at once and in pieces with the same result."""
     from linrec.models.config import Config
     from linrec.models.language_model import LanguageModel
 
@@ -56,6 +59,7 @@ def check_model() -> None:
 
 
 def check_command() -> None:
+    """The command is there, and runs."""
     command = Path(sys.executable).with_name("linrec")
     done = subprocess.run([command, "rules"], capture_output=True, text=True, check=True, timeout=120)
     assert "gated_delta_net" in done.stdout, done.stdout

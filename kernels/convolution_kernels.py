@@ -93,6 +93,7 @@ def convolution_forward_kernel(
     x, weight, bias, state, y, bounds, segment, tokens, length, width,
     W: tl.constexpr, SILU: tl.constexpr, PACKED: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
+    """y ``[T, D]`` of all rows, by tiles of tokens and blocks of channels."""
     token = tl.program_id(0).to(tl.int64) * BT + tl.arange(0, BT)
     channel = tl.program_id(1) * BD + tl.arange(0, BD)
     here, known = token < tokens, channel < width

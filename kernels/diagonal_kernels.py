@@ -31,6 +31,34 @@ def _place(bounds, length, width, decay_token, PACKED: tl.constexpr, BT: tl.cons
 
 
 @triton.jit
+def _factor(pointer, offset, mask, LOG: tl.constexpr):
+    """Decays at ``offset``; one where masked."""
+    a = tl.load(pointer + offset, mask=mask, other=0.0 if LOG else 1.0).to(tl.float32)
+    return tl.exp(a) if LOG else a
+
+
+@triton.jit
+def _before(h, start, t, time, tile, width, here, LATE: tl.constexpr):
+    """The state before each token of a tile: what LATE outputs are, otherwise the output one token earlier."""
+    if LATE:
+        return tl.load(h + t * width + tile, mask=here, other=0.0).to(tl.float32)
+    else:
+        inside = here & (t + time > 0)[:, None]
+        before = tl.load(h + (t - 1) * width + tile, mask=inside, other=0.0).to(tl.float32)
+        return tl.where(inside, before, start[None, :])
+
+
+@triton.jit
+def _start_gradient(dh, decay, carry, count, channel, width, LOG: tl.constexpr, LATE: tl.constexpr):
+    """Of the state before the first token, where there is one; otherwise the carry, which is that of the last."""
+    some = channel < tl.where(count > 0, width, 0)
+    carry = _factor(decay, channel, some, LOG) * carry
+    if LATE:
+        carry += tl.load(dh + channel, mask=some, other=0.0).to(tl.float32)
+    return carry
+
+
+@triton.jit
 def diagonal_forward_kernel(
     decay, x, start, h, last, bounds,
     length, width, decay_row, decay_token,
@@ -49,8 +77,7 @@ def diagonal_forward_kernel(
         tl.store(h + channel, carry, mask=channel < tl.where(count > 0, width, 0))
     for t in tl.range(0, count, BT, num_stages=STAGES):
         here = (t + time < count)[:, None] & known[None, :]
-        a = tl.load(decay + t * decay_token + decay_tile, mask=here, other=0.0 if LOG else 1.0).to(tl.float32)
-        a = tl.exp(a) if LOG else a
+        a = _factor(decay, t * decay_token + decay_tile, here, LOG)
         new = tl.load(x + t * width + tile, mask=here, other=0.0).to(tl.float32)
         product, total = tl.associative_scan((a, new), 0, join)
         state = product * carry[None, :] + total
@@ -74,9 +101,7 @@ def diagonal_backward_kernel(
     row, first, count, channel, known, time, tile, decay_tile = _place(
         bounds, length, width, decay_token, PACKED, BT, BD
     )
-    h += first * width
-    dh += first * width
-    dx += first * width
+    h, dh, dx = h + first * width, dh + first * width, dx + first * width
     ddecay += first * width if GRADIENT == 2 else row * width
     decay += first * decay_token if PACKED else row * decay_row
     carry = tl.load(dlast + row * width + channel, mask=known, other=0.0).to(tl.float32)
@@ -87,39 +112,24 @@ def diagonal_backward_kernel(
         t = (tiles - 1 - i) * BT
         here = (t + time < count)[:, None] & known[None, :]
         after = (t + 1 + time < count)[:, None] & known[None, :]
-        a = tl.load(decay + (t + 1) * decay_token + decay_tile, mask=after, other=0.0 if LOG else 1.0)
-        a = tl.exp(a.to(tl.float32)) if LOG else a.to(tl.float32)
-        if LATE:
-            seen = tl.load(dh + (t + 1) * width + tile, mask=after, other=0.0).to(tl.float32)
-        else:
-            seen = tl.load(dh + t * width + tile, mask=here, other=0.0).to(tl.float32)
+        a = _factor(decay, (t + 1) * decay_token + decay_tile, after, LOG)
+        at, there = t + 1 if LATE else t, after if LATE else here
+        seen = tl.load(dh + at * width + tile, mask=there, other=0.0).to(tl.float32)
         product, total = tl.associative_scan((a, seen), 0, join, reverse=True)
         back = product * carry[None, :] + total
         carry = one_row(back, time[:, None], 0)
         tl.store(dx + t * width + tile, back, mask=here)
         if GRADIENT > 0:
-            if LATE:
-                before = tl.load(h + t * width + tile, mask=here, other=0.0).to(tl.float32)
-            else:
-                inside = here & (t + time > 0)[:, None]
-                before = tl.load(h + (t - 1) * width + tile, mask=inside, other=0.0).to(tl.float32)
-                before = tl.where(inside, before, begin[None, :])
-            slope = back * before
+            slope = back * _before(h, begin, t, time, tile, width, here, LATE)
             if LOG:
-                a = tl.load(decay + t * decay_token + decay_tile, mask=here, other=0.0).to(tl.float32)
-                slope *= tl.exp(a)
+                slope *= _factor(decay, t * decay_token + decay_tile, here, LOG)
             if GRADIENT == 2:
                 tl.store(ddecay + t * width + tile, slope, mask=here)
             else:
                 summed += tl.sum(tl.where(here, slope, 0.0), axis=0)
     if GRADIENT == 1:
         tl.store(ddecay + channel, summed, mask=known)
-    some = channel < tl.where(count > 0, width, 0)
-    a = tl.load(decay + channel, mask=some, other=0.0 if LOG else 1.0).to(tl.float32)
-    a = tl.exp(a) if LOG else a
-    carry = a * carry
-    if LATE:
-        carry += tl.load(dh + channel, mask=some, other=0.0).to(tl.float32)
+    carry = _start_gradient(dh, decay, carry, count, channel, width, LOG, LATE)
     tl.store(dstart + row * width + channel, carry, mask=known)
 
 
@@ -136,6 +146,29 @@ def _pair(pointer, offset, mask, real):
 def _store_pair(pointer, offset, re, im, mask):
     tl.store(pointer + 2 * offset, re, mask=mask)
     tl.store(pointer + 2 * offset + 1, im, mask=mask)
+
+
+@triton.jit
+def _pair_before(h, start_re, start_im, t, time, tile, width, here, LATE: tl.constexpr):
+    """As ``_before``, of pairs."""
+    if LATE:
+        return _pair(h, t * width + tile, here, 0.0)
+    else:
+        inside = here & (t + time > 0)[:, None]
+        re, im = _pair(h, (t - 1) * width + tile, inside, 0.0)
+        return tl.where(inside, re, start_re[None, :]), tl.where(inside, im, start_im[None, :])
+
+
+@triton.jit
+def _start_pair_gradient(dh, decay, re, im, count, channel, width, LATE: tl.constexpr):
+    """As ``_start_gradient``, of pairs."""
+    some = channel < tl.where(count > 0, width, 0)
+    a_re, a_im = _pair(decay, channel, some, 1.0)
+    re, im = a_re * re + a_im * im, a_re * im - a_im * re
+    if LATE:
+        d_re, d_im = _pair(dh, channel, some, 0.0)
+        re, im = re + d_re, im + d_im
+    return re, im
 
 
 @triton.jit
@@ -181,9 +214,7 @@ def complex_backward_kernel(
     row, first, count, channel, known, time, tile, decay_tile = _place(
         bounds, length, width, decay_token, PACKED, BT, BD
     )
-    h += 2 * first * width
-    dh += 2 * first * width
-    dx += 2 * first * width
+    h, dh, dx = h + 2 * first * width, dh + 2 * first * width, dx + 2 * first * width
     ddecay += 2 * first * width if GRADIENT == 2 else 2 * row * width
     decay += 2 * first * decay_token if PACKED else 2 * row * decay_row
     re, im = _pair(dlast, row * width + channel, known, 0.0)
@@ -195,25 +226,15 @@ def complex_backward_kernel(
         here = (t + time < count)[:, None] & known[None, :]
         after = (t + 1 + time < count)[:, None] & known[None, :]
         a_re, a_im = _pair(decay, (t + 1) * decay_token + decay_tile, after, 1.0)
-        if LATE:
-            d_re, d_im = _pair(dh, (t + 1) * width + tile, after, 0.0)
-        else:
-            d_re, d_im = _pair(dh, t * width + tile, here, 0.0)
+        at, there = t + 1 if LATE else t, after if LATE else here
+        d_re, d_im = _pair(dh, at * width + tile, there, 0.0)
         p_re, p_im, l_re, l_im = tl.associative_scan((a_re, -a_im, d_re, d_im), 0, join_complex, reverse=True)
         l_re += p_re * re[None, :] - p_im * im[None, :]
         l_im += p_re * im[None, :] + p_im * re[None, :]
         re, im = one_row(l_re, time[:, None], 0), one_row(l_im, time[:, None], 0)
         _store_pair(dx, t * width + tile, l_re, l_im, here)
         if GRADIENT > 0:
-            if LATE:
-                b_re, b_im = _pair(h, t * width + tile, here, 0.0)
-            else:
-                inside = here & (t + time > 0)[:, None]
-                b_re, b_im = _pair(h, (t - 1) * width + tile, inside, 0.0)
-                b_re, b_im = (
-                    tl.where(inside, b_re, begin_re[None, :]),
-                    tl.where(inside, b_im, begin_im[None, :]),
-                )
+            b_re, b_im = _pair_before(h, begin_re, begin_im, t, time, tile, width, here, LATE)
             slope_re, slope_im = l_re * b_re + l_im * b_im, l_im * b_re - l_re * b_im
             if GRADIENT == 2:
                 _store_pair(ddecay, t * width + tile, slope_re, slope_im, here)
@@ -222,10 +243,5 @@ def complex_backward_kernel(
                 sum_im += tl.sum(tl.where(here, slope_im, 0.0), axis=0)
     if GRADIENT == 1:
         _store_pair(ddecay, channel, sum_re, sum_im, known)
-    some = channel < tl.where(count > 0, width, 0)
-    a_re, a_im = _pair(decay, channel, some, 1.0)
-    first_re, first_im = a_re * re + a_im * im, a_re * im - a_im * re
-    if LATE:
-        d_re, d_im = _pair(dh, channel, some, 0.0)
-        first_re, first_im = first_re + d_re, first_im + d_im
-    _store_pair(dstart, row * width + channel, first_re, first_im, known)
+    re, im = _start_pair_gradient(dh, decay, re, im, count, channel, width, LATE)
+    _store_pair(dstart, row * width + channel, re, im, known)

@@ -42,6 +42,7 @@ class Arg:
         self.carries_tokens = draw in TOKEN_DRAWS and "T" in self.shapes[0]
 
     def shape_for(self, rank: int) -> tuple[str, ...] | None:
+        """The alternative with so many dimensions; None where there is none."""
         return next((s for s in self.shapes if len(s) == rank), None)
 
     def __repr__(self) -> str:

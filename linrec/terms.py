@@ -57,10 +57,14 @@ class Engine(Protocol):
 
     name: str
 
-    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype: ...
+    def compute_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        """In what it wants the tokens of a call in ``dtype``."""
 
-    def auto_backend(self, device: str) -> str: ...
+    def auto_backend(self, device: str) -> str:
+        """The backend that ``auto`` takes on a kind of device."""
 
-    def init_state(self, terms: Any, segments: int) -> State: ...
+    def init_state(self, terms: Any, segments: int) -> State:
+        """The empty state of so many sequences."""
 
-    def run(self, terms: Any, state: State, call: Call, who: str) -> tuple[Tensor, State]: ...
+    def run(self, terms: Any, state: State, call: Call, who: str) -> tuple[Tensor, State]:
+        """Output ``[B, T, ...]`` and state, from ``state`` (None: the empty one); ``who`` asks, for messages."""

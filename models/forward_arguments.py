@@ -19,9 +19,19 @@ HARMLESS = {"output_attentions": False, "output_router_logits": False, "is_causa
 REASONS = {"is_causal": "the model is causal"}
 
 
-def loss_options(kwargs: dict[str, Any], known: Sequence[str]) -> dict[str, Any]:
-    """What the loss takes; ArgumentError for every keyword that is left and asks for something."""
+def loss_options(
+    kwargs: dict[str, Any],
+    known: Sequence[str],
+    labels: Tensor | None,
+    num_items_in_batch: int | Tensor | None,
+) -> dict[str, Any]:
+    """What the loss takes; ArgumentError for every other keyword in ``kwargs`` that asks for something.
+
+    labels ``[B, T]``; num_items_in_batch ``[]``.
+    """
     options = {
+        "labels": labels,
+        "num_items_in_batch": num_items_in_batch,
         "shift_labels": kwargs.pop("shift_labels", None),
         "ignore_index": kwargs.pop("ignore_index", -100),
     }
@@ -35,8 +45,14 @@ def loss_options(kwargs: dict[str, Any], known: Sequence[str]) -> dict[str, Any]
     return options
 
 
+def asks_loss(options: dict[str, Any]) -> bool:
+    """Whether there is something to learn."""
+    return options["labels"] is not None or options["shift_labels"] is not None
+
+
 def own_columns(mask: Tensor | None, cache: LinrecCache, x: Tensor) -> Tensor | None:
-    """The mask of the new tokens ``[B, T]``; a longer one covers what was read as well, and must agree with it."""
+    """The part of mask ``[B, T or more]`` that is of the new tokens x ``[B, T, d_model]``; a longer one covers what
+    was read as well, and must agree with it."""
     if mask is None:
         return None
     length = x.shape[1]
@@ -61,7 +77,10 @@ def own_columns(mask: Tensor | None, cache: LinrecCache, x: Tensor) -> Tensor | 
 
 
 def kept_logits(logits_to_keep: int | Tensor, with_loss: bool) -> tuple[slice | Tensor, int | None]:
-    """Which columns have logits, and how many of the last columns that needs (None: all)."""
+    """Which columns have logits, and how many of the last columns that needs (None: all).
+
+    So many of the last ones, or logits_to_keep ``[n]``, their numbers.
+    """
     if isinstance(logits_to_keep, Tensor):
         if with_loss:
             raise ArgumentError("logits_to_keep contradicts labels: the loss needs every logit")
@@ -72,14 +91,12 @@ def kept_logits(logits_to_keep: int | Tensor, with_loss: bool) -> tuple[slice | 
     return (slice(-logits_to_keep, None), logits_to_keep) if logits_to_keep else (slice(None), None)
 
 
-def targets(
-    labels: Tensor | None,
-    documents: Documents | None,
-    x: Tensor,
-    shift_labels: Tensor | None,
-    ignore_index: int,
-) -> Tensor:
-    """What each position is to predict ``[B, T]``; nothing where the next token begins another document."""
+def targets(documents: Documents | None, x: Tensor, options: dict[str, Any]) -> Tensor:
+    """What each position of x ``[B, T, d_model]`` is to predict ``[B, T]``, from the options of the loss.
+
+    Nothing where the next token begins another document.
+    """
+    labels, shift_labels, ignore_index = (options[n] for n in ("labels", "shift_labels", "ignore_index"))
     given = {"shift_labels": shift_labels} if shift_labels is not None else {"labels": labels}
     for name, values in given.items():
         if values is not None and values.shape != x.shape[:2]:

@@ -8,12 +8,11 @@ and ``cache_params`` are other names for it.
 from __future__ import annotations
 
 import copy
-import dataclasses
 import inspect
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +21,12 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationMixin,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import ModelOutput as HfOutput
 
-from linrec.errors import ArgumentError, CheckpointError, ConfigError, DtypeError, ShapeError
+from linrec.errors import ArgumentError, CheckpointError, DtypeError, ShapeError
 from linrec.models import forward_arguments
 from linrec.models.byte_tokenizer import END, TOKENIZER_FILE, byte_tokenizer
 from linrec.models.checkpoint import (
@@ -39,86 +37,16 @@ from linrec.models.checkpoint import (
     read_config,
     unfinished_config,
 )
-from linrec.models.config import Config, check_name
 from linrec.models.documents import Described, Documents, find_documents
 from linrec.models.generation import CachedGeneration, one_cache
+from linrec.models.huggingface_config import LinrecConfig
 from linrec.models.language_model import LanguageModel, ModelState
 from linrec.models.read_cache import LinrecCache
-from linrec.models.reading import read_documents, read_rows
+from linrec.models.reading import Read, read_documents, read_rows
 from linrec.models.recompute import Recomputing
 from linrec.models.vocabulary import ResizableVocabulary
 
 __all__ = ["LinrecCache", "LinrecConfig", "LinrecForCausalLM", "LinrecOutput", "LinrecTokenizer"]
-
-
-class LinrecConfig(PreTrainedConfig):
-    """Holds a :class:`~linrec.models.Config` as plain values in ``linrec``; make one with ``from_linrec``.
-
-    Raises ConfigError for a field of ``linrec`` that is given beside it with another value, or at the wrong place.
-    """
-
-    model_type = MODEL_TYPE
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["cache"]
-
-    linrec: dict[str, Any] | None = None
-    bos_token_id: int | None = None
-    eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
-    use_cache: bool = True
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        self.linrec = Config.from_dict(self.linrec or {}).to_dict()
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            if getattr(self, name) is None:
-                setattr(self, name, self.linrec[name])
-        for name in DERIVED:
-            if (value := kwargs.pop(name, None)) is not None and value != getattr(self, name):
-                raise ConfigError(f"{name}: expected {getattr(self, name)}, as in linrec, got {value!r}")
-        for field in dataclasses.fields(Config):
-            if field.name in kwargs:
-                raise ConfigError(f"{field.name}: expected inside linrec={{...}}, got it beside it")
-        super().__post_init__(**kwargs)
-
-    @classmethod
-    def from_linrec(cls, config: Config, **kwargs: Any) -> LinrecConfig:
-        """``kwargs``: fields of transformers' configurations. Raises ConfigError for other names."""
-        known = [f.name for f in dataclasses.fields(cls) if f.name != "linrec"]
-        for name in kwargs:
-            check_name(name, [*known, *DERIVED, *ALSO_KNOWN], "config: field")
-        return cls(linrec=config.to_dict(), **kwargs)
-
-    def to_linrec(self) -> Config:
-        """Raises ConfigError for values that do not fit."""
-        return Config.from_dict(copy.deepcopy(self.linrec or {}))
-
-    # What tools look for under the usual names; derived, so that they cannot disagree with ``linrec``.
-    @property
-    def vocab_size(self) -> int:
-        return self.to_linrec().vocab_size
-
-    @vocab_size.setter
-    def vocab_size(self, size: int) -> None:
-        self.linrec = dataclasses.replace(self.to_linrec(), vocab_size=size).to_dict()
-
-    @property
-    def tie_word_embeddings(self) -> bool:
-        return self.to_linrec().tie_embeddings
-
-    @property
-    def hidden_size(self) -> int:
-        return self.to_linrec().d_model
-
-    @property
-    def num_hidden_layers(self) -> int:
-        return len(self.to_linrec().layer_names)
-
-    @property
-    def num_attention_heads(self) -> int:
-        return self.to_linrec().num_heads
-
-
-DERIVED = ("vocab_size", "tie_word_embeddings", "hidden_size", "num_hidden_layers", "num_attention_heads")
-ALSO_KNOWN = ("output_attentions", "attn_implementation", "name_or_path", "num_labels", "torch_dtype")
 
 
 @dataclass
@@ -219,42 +147,63 @@ class LinrecForCausalLM(Recomputing, ResizableVocabulary, CachedGeneration, PreT
         num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> LinrecOutput | tuple[Any, ...]:
-        """Logits of tokens, or of ``inputs_embeds [B, T, d_model]`` in their stead.
+        """Logits of tokens, ``input_ids [B, T]``, or of ``inputs_embeds [B, T, d_model]`` in their stead.
 
         ``cache`` (or one of its other names) continues a sequence; ``attention_mask`` may then cover what was read as
-        well. ``position_ids`` that restart, ``seq_idx``, ``cu_seq_lens_q/k`` and ``cu_seqlens`` say where documents of
-        a packed row begin: each is then as if it were alone, and the cache has a row for each.
+        well. Restarting ``position_ids [B, T]``, ``seq_idx [B, T]``, ``cu_seq_lens_q, cu_seq_lens_k [S + 1]`` and
+        ``cu_seqlens`` say where documents of a packed row begin: each is then as if it were alone, and the cache has
+        a row for each.
 
-        ``labels`` are shifted inside and -100 is ignored. The first token of a packed document is no target of the
-        last one before it, whatever its label: transformers' models would learn it unless the collator masks it.
-        The loss is the mean over the labels that count, or their sum over ``num_items_in_batch``.
+        ``labels [B, T]`` are shifted inside and -100 is ignored. The first token of a packed document is no target of
+        the last one before it, whatever its label: transformers' models would learn it unless the collator masks it.
+        The loss is the mean over the labels that count, or their sum over ``num_items_in_batch []``.
+        ``logits_to_keep`` of the last columns are returned (0: all), or those numbered ``logits_to_keep [n]``.
 
         Raises ArgumentError for a keyword that is not known or cannot be honoured, and for contradictions.
         """
-        options = forward_arguments.loss_options(kwargs, KEYWORDS)
+        options = forward_arguments.loss_options(kwargs, KEYWORDS, labels, num_items_in_batch)
         names = {"cache": cache, "state": state, "past_key_values": past_key_values}
         given = one_cache({**names, "cache_params": cache_params})[0] or LinrecCache()
         x = self._embedded(input_ids, inputs_embeds)
         mask = forward_arguments.own_columns(attention_mask, given, x)
-        bounds = (cu_seqlens, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
-        documents = _documents(Described(position_ids, seq_idx, *bounds), x, mask, given)
-        with_loss = labels is not None or options["shift_labels"] is not None
-        keep, needed = forward_arguments.kept_logits(logits_to_keep, with_loss)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        call, wanted = self._block_call(), bool(wanted)
+        lengths = (cu_seqlens, cu_seq_lens_q, cu_seq_lens_k, max_length_q, max_length_k)
+        documents = _documents(Described(position_ids, seq_idx, *lengths), x, mask, given)
+        keep, needed = forward_arguments.kept_logits(logits_to_keep, forward_arguments.asks_loss(options))
+        wanted = self._asked("output_hidden_states", output_hidden_states)
+        read = self._read(given, x, input_ids, mask, documents, needed, wanted)
+        logits = self.model.logits(read.h[:, keep])
+        loss = self._loss(logits, documents, x, options)
+        after = read.cache if self._asked("use_cache", use_cache) else None
+        output = LinrecOutput(loss, logits, after, read.hidden)
+        return output if self._asked("return_dict", return_dict) else output.to_tuple()
+
+    def _asked(self, name: str, given: bool | None) -> bool:
+        """A keyword; left out, it is as the configuration says."""
+        return bool(getattr(self.config, name) if given is None else given)
+
+    def _read(
+        self,
+        cache: LinrecCache,
+        x: Tensor,
+        ids: Tensor | None,
+        mask: Tensor | None,
+        documents: Documents | None,
+        needed: int | None,
+        with_hidden: bool,
+    ) -> Read:
+        call = self._block_call()
         if documents is None:
-            read = read_rows(self.model, given, x, input_ids, mask, needed, call, wanted)
-        else:
-            read = read_documents(self.model, given, x, documents, call, wanted)
-        logits, loss = self.model.logits(read.h[:, keep]), None
-        if with_loss:
-            options["shift_labels"] = forward_arguments.targets(labels, documents, x, **options)
-            options |= {"labels": labels, "num_items_in_batch": num_items_in_batch}
-            loss = self.loss_function(logits=logits, vocab_size=logits.shape[-1], **options)
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        output = LinrecOutput(loss, logits, read.cache if use_cache else None, read.hidden)
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
+            return read_rows(self.model, cache, x, ids, mask, needed, call, with_hidden)
+        return read_documents(self.model, cache, x, documents, call, with_hidden)
+
+    def _loss(
+        self, logits: Tensor, documents: Documents | None, x: Tensor, options: dict[str, Any]
+    ) -> Tensor | None:
+        if not forward_arguments.asks_loss(options):
+            return None
+        options["shift_labels"] = forward_arguments.targets(documents, x, options)
+        loss: Tensor = self.loss_function(logits=logits, vocab_size=logits.shape[-1], **options)
+        return loss
 
     def _embedded(self, ids: Tensor | None, embeds: Tensor | None) -> Tensor:
         if (ids is None) == (embeds is None):

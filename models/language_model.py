@@ -8,19 +8,18 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from linrec.engines.numerics.forward_mode import silu
 from linrec.engines.numerics.products import wide_products
-from linrec.errors import ConfigError, DeviceError, DtypeError, RangeError, ShapeError
+from linrec.errors import DeviceError, DtypeError, RangeError, ShapeError
 from linrec.files import tensor_chunks
-from linrec.layers import LAYERS, Layer
 from linrec.layers.base import real_tokens
 from linrec.layers.parts import RMSNorm
 from linrec.layers.projection import project
+from linrec.models.blocks import Block
 from linrec.models.checkpoint import save_checkpoint
 from linrec.models.config import Config
 from linrec.models.loading import load_model
@@ -42,41 +41,6 @@ class ModelOutput(NamedTuple):
 
 
 export_names()
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)),  Shazeer 2020, arXiv:2002.05202."""
-
-    def __init__(self, d_model: int, width: int):
-        super().__init__()
-        self.gate = nn.Linear(d_model, width, bias=False)
-        self.up = nn.Linear(d_model, width, bias=False)
-        self.down = nn.Linear(width, d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return project(self.down, silu(project(self.gate, x)) * project(self.up, x))
-
-
-class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)) where the configuration has an MLP."""
-
-    def __init__(self, config: Config, name: str):
-        super().__init__()
-        self.mixer_norm = RMSNorm(config.d_model, eps=config.norm_eps)
-        self.mixer = make_layer(config, name)
-        self.has_mlp = bool(config.mlp_width)
-        if self.has_mlp:
-            self.mlp_norm = RMSNorm(config.d_model, eps=config.norm_eps)
-            self.mlp = SwiGLU(config.d_model, config.mlp_width)
-
-    def forward(
-        self, x: Tensor, state: State, cu_seqlens: Tensor | None, attention_mask: Tensor | None
-    ) -> tuple[Tensor, State]:
-        y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
-        x = x + y
-        if self.has_mlp:
-            x = x + self.mlp(self.mlp_norm(x))
-        return x, state
 
 
 BlockCall = Callable[..., tuple[Tensor, State]]
@@ -119,7 +83,8 @@ class LanguageModel(Vocabulary):
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ModelState]:
-        """What the head reads, ``[B, T, d_model]``, and the state: for callers that need few logits."""
+        """What the head reads of tokens ``[B, T]``, ``[B, T, d_model]``, and the state: for callers that need few
+        logits."""
         x = self.embedded(tokens)
         attention_mask = _checked_mask(attention_mask, tokens)
         return self.mixed(x, state, cu_seqlens, attention_mask)
@@ -137,7 +102,7 @@ class LanguageModel(Vocabulary):
         attention_mask: Tensor | None = None,
         call: BlockCall | None = None,
     ) -> tuple[Tensor, ModelState]:
-        """As ``hidden``, of embeddings ``[B, T, d_model]``.
+        """As ``hidden``, of embeddings x ``[B, T, d_model]``.
 
         ``call(block, x, state, cu_seqlens, attention_mask)`` is called in place of each block.
         """
@@ -164,7 +129,8 @@ class LanguageModel(Vocabulary):
         attention_mask: Tensor | None = None,
         chunk: int = 2048,
     ) -> ModelOutput:
-        """Read a prompt ``chunk`` tokens at a time; logits ``[B, 1, vocab_size]`` of each row's last token.
+        """Read a prompt, tokens ``[B, T]``, ``chunk`` at a time; logits ``[B, 1, vocab_size]`` of each row's last
+        token.
 
         Activations take the memory of one chunk whatever T is. Padding may stand on either side, the last
         real token counts. Raises ShapeError for an empty prompt and for a row without a real token.
@@ -183,7 +149,7 @@ class LanguageModel(Vocabulary):
         return ModelOutput(self.logits(last), state)
 
     def step(self, tokens: Tensor, state: ModelState) -> ModelOutput:
-        """One token a row, ``[B, 1]``: logits ``[B, 1, vocab_size]`` and the next state.
+        """One token a row, tokens ``[B, 1]``: logits ``[B, 1, vocab_size]`` and the next state.
 
         Inside :func:`linrec.rule.donation` the next state may be written over the one that is given.
         """
@@ -254,16 +220,6 @@ class LanguageModel(Vocabulary):
                     f"state: expected {rows} rows, as the tokens have; {path} is {list(tensor.shape)}"
                 )
         return layers
-
-
-def make_layer(config: Config, name: str) -> Layer:
-    """The mixing layer ``name``; ConfigError, with the layer's own reason, where the sizes do not fit it."""
-    arguments: dict[str, Any] = {"num_heads": config.num_heads, **config.layer_options.get(name, {})}
-    try:
-        return LAYERS[name](d_model=config.d_model, **arguments)
-    except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:
-        given = ", ".join(f"{k}={v!r}" for k, v in {"d_model": config.d_model, **arguments}.items())
-        raise ConfigError(f"layer {name!r} cannot be built from {given}: {error}") from error
 
 
 def initialise(model: LanguageModel) -> None:

@@ -32,6 +32,7 @@ class Hidden:
     def __call__(
         self, block: Callable[..., tuple[Tensor, object]], x: Tensor, *rest: object
     ) -> tuple[Tensor, object]:
+        """The block's output and state, from x ``[B, T, d_model]``, which is kept."""
         self.inputs.append(x)
         return block(x, *rest) if self.call is None else self.call(block, x, *rest)
 
@@ -48,7 +49,8 @@ def read_rows(
 ) -> Read:
     """Every row of ``x [B, T, d_model]`` goes on from its row of the cache.
 
-    ``tokens [B, T]`` are the ids, None where there are only embeddings. ``needed`` columns of h are enough.
+    ``tokens [B, T]`` are the ids, None where there are only embeddings; ``mask [B, T]`` is true at real ones.
+    ``needed`` columns of h are enough.
     """
     cache, new = cache.fork(), x.shape[1]
     if tokens is None:

@@ -18,9 +18,11 @@ class ResizableVocabulary:
     config: Any
 
     def get_input_embeddings(self) -> nn.Module:
+        """The embeddings."""
         return self.model.embed
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Another module in their place."""
         self.model.embed = value  # type: ignore[assignment]
 
     def get_output_embeddings(self) -> nn.Module:

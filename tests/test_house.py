@@ -1,21 +1,13 @@
-"""The house keeps its shape: import directions, packaging, optional packages, the generated table."""
+"""The house keeps its shape: what may import what, between rooms, files and other projects' packages."""
 
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
-import tomllib
 from collections.abc import Iterator
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
-import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-MAPPED = ("kernels", "models", "evals")  # top-level folders that are installed inside linrec
+from tests.source import MAPPED, OPTIONAL, ROOT
 
 # A module may import modules of a smaller number, and of its own package. Every module of linrec has a place.
 RANK = {
@@ -50,8 +42,6 @@ RANK = {
     "evals": 8,
     "cli": 9,
 }
-
-OPTIONAL = ("triton", "fla", "transformers", "lm_eval", "datasets", "matplotlib")
 
 
 class Import(NamedTuple):
@@ -121,94 +111,6 @@ def test_imports_point_one_way() -> None:
     assert not wrong, "\n".join(f"{i.where}: {i.unit} imports {i.target}" for i in wrong)
 
 
-def modules() -> dict[str, Path]:
-    """Every module of linrec by its dotted name."""
-    found = {}
-    for top in ("linrec", *MAPPED):
-        prefix = () if top == "linrec" else ("linrec",)
-        for path in sorted((ROOT / top).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            linked = top == "linrec" and len(parts) > 2 and parts[1] in MAPPED
-            if not linked:
-                found[".".join((*prefix, *parts)).removesuffix(".__init__")] = path
-    return found
-
-
-def imports_between_files() -> dict[str, set[str]]:
-    """Which files each file imports, in functions too; what only types need (TYPE_CHECKING) does not run."""
-    known = modules()
-    graph: dict[str, set[str]] = {}
-    for name, path in known.items():
-        graph[name] = set()
-        for node in ast.walk(running(ast.parse(path.read_text(encoding="utf-8")))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                named = [f"{node.module}.{alias.name}" for alias in node.names]
-                graph[name] |= {n if n in known else node.module for n in named}
-            elif isinstance(node, ast.Import):
-                graph[name] |= {alias.name for alias in node.names}
-        graph[name] = {target for target in graph[name] if target in known and target != name}
-    return graph
-
-
-def running(tree: ast.Module) -> ast.Module:
-    """The module without what stands under TYPE_CHECKING."""
-
-    class Runs(ast.NodeTransformer):
-        def visit_If(self, node: ast.If) -> ast.AST:
-            return ast.Pass() if "TYPE_CHECKING" in ast.unparse(node.test) else node
-
-    return Runs().visit(tree)
-
-
-def test_no_files_import_each_other_in_a_circle() -> None:
-    """Neither at the top nor in functions: what two files need of each other belongs into a third."""
-    with pytest.raises(CycleError):
-        TopologicalSorter({"a": {"b"}, "b": {"a"}}).prepare()
-    graph = imports_between_files()
-    assert sum(map(len, graph.values())) > 500
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as error:
-        pytest.fail(" -> ".join(error.args[1]))
-
-
-ROOMS = {  # inside a folder too, a room may import rooms of a smaller number
-    "linrec.engines": {"numerics": 0, "programs": 2, "": 1},
-    "linrec.evals": {
-        "records": 0,
-        "resume": 1,
-        "pages": 1,
-        "small": 2,
-        "suites": 3,
-        "harness": 3,
-        "bench": 4,
-        "kernels": 5,
-        "": 6,
-    },
-}
-
-
-def room(folder: str, module: str) -> int:
-    """The number of the room that a module of ``folder`` lies in; "" is every other."""
-    first = module.removeprefix(folder + ".").split(".")[0]
-    return ROOMS[folder].get(first, ROOMS[folder][""])
-
-
-@pytest.mark.parametrize("folder", ROOMS)
-def test_rooms_of_a_folder_import_one_way(folder: str) -> None:
-    inside = {
-        name: targets for name, targets in imports_between_files().items() if name.startswith(folder + ".")
-    }
-    assert len(inside) > 20
-    wrong = [
-        f"{name} imports {target}"
-        for name, targets in inside.items()
-        for target in targets
-        if target.startswith(folder + ".") and room(folder, target) > room(folder, name)
-    ]
-    assert not wrong, "\n".join(wrong)
-
-
 def test_the_import_scan_sees_imports() -> None:
     """The other tests pass on an empty list too; this one does not."""
     found = {(i.unit, i.target) for i in linrec_imports()}
@@ -227,11 +129,13 @@ def test_only_engines_and_the_kernel_report_import_kernels_and_only_lazily() -> 
 
 
 def test_no_relative_imports_and_no_optional_package_at_import_time() -> None:
-    """Only kernels may import triton at the top, and models/huggingface.py and evals what they are about."""
+    """Only kernels may import triton at the top, and models/huggingface*.py and evals what they are about."""
     about = {"kernels": {"triton"}, "evals": {"lm_eval", "datasets"}}
     wrong = []
     for unit, path in source_files():
-        allowed = about.get(unit, set()) | ({"transformers"} if path.stem == "huggingface" else set())
+        allowed = about.get(unit, set()) | (
+            {"transformers"} if path.stem.startswith("huggingface") else set()
+        )
         for node, lazy in walk(ast.parse(path.read_text(encoding="utf-8"))):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.ImportFrom) and node.level:
@@ -241,93 +145,3 @@ def test_no_relative_imports_and_no_optional_package_at_import_time() -> None:
                 f"{where}: {name} at import time" for name in roots & set(OPTIONAL) - allowed if not lazy
             ]
     assert not wrong, "\n".join(wrong)
-
-
-def expected_packages() -> set[str]:
-    """Package names of the tree: each folder of Python or YAML files under linrec and the mapped folders."""
-    tops = {name: ROOT / name for name in ("linrec", *MAPPED)}
-    packages = set()
-    for name, top in tops.items():
-        prefix = ("linrec",) if name == "linrec" else ("linrec", name)
-        for folder, subfolders, files in os.walk(top):
-            subfolders[:] = [s for s in subfolders if s != "__pycache__" and not Path(folder, s).is_symlink()]
-            if any(file.endswith((".py", ".yaml")) for file in files):
-                packages.add(".".join((*prefix, *Path(folder).relative_to(top).parts)))
-    return packages
-
-
-def test_package_list_equals_the_tree() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-    listed = project["tool"]["setuptools"]["packages"]
-    assert len(listed) == len(set(listed))
-    assert set(listed) == expected_packages()
-
-
-@pytest.mark.parametrize("name", MAPPED)
-def test_mapped_folders_are_linked_and_hide_no_package_of_that_name(name: str, tmp_path: Path) -> None:
-    """With the checkout on sys.path another project's ``import kernels`` finds that project's, ahead of our folder."""
-    assert (ROOT / "linrec" / name).resolve() == ROOT / name
-    theirs = tmp_path / name / "__init__.py"
-    theirs.parent.mkdir()
-    theirs.write_text("owner = 'another project'")
-    code = f"""
-import {name}
-assert {name}.owner == 'another project'
-import linrec.{name} as ours
-print(*ours.__path__)
-"""
-    found = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])},
-        capture_output=True,
-        text=True,
-    )
-    assert found.returncode == 0, found.stderr
-    assert ROOT / name in {Path(place).resolve() for place in found.stdout.split()}
-
-
-COLD_IMPORT = """
-import sys
-
-class Block:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in BLOCKED:
-            raise ModuleNotFoundError(f"blocked: {name}", name=name)
-
-BLOCKED = sys.argv[1].split(",")
-sys.meta_path.insert(0, Block())
-
-import linrec, linrec.rules, linrec.layers, linrec.models, linrec.cli
-import linrec.models.language_model
-import torch
-
-assert not set(BLOCKED) & {name.split(".")[0] for name in sys.modules}
-q = k = v = torch.nn.functional.normalize(torch.randn(1, 5, 2, 4), dim=-1)
-g, beta = torch.full((1, 5, 2), -0.1), torch.full((1, 5, 2), 0.5)
-o, state = linrec.rules.gated_delta_net(q, k, v, g, beta)
-assert o.shape == v.shape and o.isfinite().all()
-print("cold import ok")
-"""
-
-
-def test_works_without_the_optional_packages() -> None:
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", COLD_IMPORT, ",".join(OPTIONAL)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "cold import ok" in done.stdout
-
-
-def test_readme_table_is_the_generated_one() -> None:
-    from linrec.table import support_table
-
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    begin, end = "<!-- rules:begin -->", "<!-- rules:end -->"
-    assert readme.count(begin) == readme.count(end) == 1
-    table = readme.split(begin)[1].split(end)[0]
-    assert table.strip() == support_table().strip(), "regenerate with: linrec rules --markdown"

@@ -84,12 +84,9 @@ def _next(text: str, at: int) -> tuple[str, int]:
     char = text[at]
     if char.isspace():
         return " ", at + 1
-    if char == "_":
+    if char in "_^":
         inner, at = _attached(text, at + 1)
-        return f"_{{{inner}}}", at
-    if char == "^":
-        inner, at = _attached(text, at + 1)
-        return f"^{{{inner}}}", at
+        return f"{char}{{{inner}}}", at
     if char == "ᵀ":
         return "^{\\top}", at + 1
     if char in SUPERSCRIPTS:

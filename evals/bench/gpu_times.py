@@ -36,6 +36,7 @@ class Peer:
     arguments: dict[str, str]
 
     def load(self) -> Callable[..., Any]:
+        """The function; ImportError where fla-core is not installed."""
         return getattr(importlib.import_module(self.module), self.function)
 
     def keywords(self, inputs: dict[str, Tensor], scale: float) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from linrec.evals.pages.report import report_files
 from linrec.evals.records import versions, write_json
 
 if TYPE_CHECKING:
+    from linrec.evals.harness.lm_eval_model import LinrecLM
     from linrec.models.language_model import LanguageModel
 
 
@@ -56,41 +57,20 @@ def evaluate(
     """
     names = checked_names(tasks)
     files = report_files(out)
+    asked = {"limit": limit, "num_fewshot": num_fewshot}
+    states: dict[str, Any] = {"rolling_window": rolling_window, "max_state_bytes": max_state_bytes}
     with quiet(progress):
-        from lm_eval import simple_evaluate
-
         from linrec.evals.harness.lm_eval_model import LinrecLM
 
-        model = LinrecLM(
-            checkpoint,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            rolling_window=rolling_window,
-            max_state_bytes=max_state_bytes,
-        )
-        manager, loaded = load_tasks(names, metadata)
-        check_tasks(loaded, num_fewshot)
-        started = time.perf_counter()
-        results = simple_evaluate(
-            model=model,
-            tasks=loaded,
-            task_manager=manager,
-            num_fewshot=num_fewshot,
-            limit=limit,
-            log_samples=False,
-            bootstrap_iters=1000,
-        )
-    assert results is not None
-    source = str(checkpoint) if isinstance(checkpoint, str | Path) else "model in memory"
+        model = LinrecLM(checkpoint, device=device, dtype=dtype, batch_size=batch_size, **states)
+        scores, seconds = _measured(model, names, metadata, asked)
     report = {
-        "checkpoint": source,
+        "checkpoint": str(checkpoint) if isinstance(checkpoint, str | Path) else "model in memory",
         "fingerprint": model.model.fingerprint(),
-        "tasks": scores_by_task(results),
-        "limit": limit,
-        "num_fewshot": num_fewshot,
+        "tasks": scores,
+        **asked,
         "rolling_window": rolling_window,
-        "seconds": round(time.perf_counter() - started, 3),
+        "seconds": round(seconds, 3),
         "tokens_processed": model.tokens_processed,
         "peak_state_bytes": model.peak_state_bytes,
         "versions": versions(),
@@ -99,3 +79,20 @@ def evaluate(
         write_json(files[0], report)
         eval_page(report).write(files[1])
     return report
+
+
+def _measured(
+    model: LinrecLM, names: list[str], metadata: dict[str, Any] | None, asked: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], float]:
+    """The metrics of each task, and the seconds that lm-eval took for all."""
+    from lm_eval import simple_evaluate
+
+    manager, loaded = load_tasks(names, metadata)
+    check_tasks(loaded, asked["num_fewshot"])
+    started = time.perf_counter()
+    results = simple_evaluate(
+        model=model, tasks=loaded, task_manager=manager, log_samples=False, bootstrap_iters=1000, **asked
+    )
+    seconds = time.perf_counter() - started
+    assert results is not None
+    return scores_by_task(results), seconds

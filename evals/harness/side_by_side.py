@@ -68,16 +68,11 @@ def side_by_side(
                 found = _take_turns(model, batch_size, turns, asked)
                 runs.append(_run(name, shot, found))
     report = {
-        "checkpoint": "model in memory" if isinstance(checkpoint, LanguageModel) else str(checkpoint),
-        "fingerprint": model.fingerprint(),
-        "pattern": list(model.config.layer_names),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        **_described(checkpoint, model),
         "limit": limit,
         "batch_size": batch_size,
         "turns": turns,
         "metadata": metadata or {},
-        "device": str(next(model.parameters()).device),
-        "threads": torch.get_num_threads(),
         "runs": runs,
         "versions": versions("transformers"),
     }
@@ -85,6 +80,18 @@ def side_by_side(
         write_json(files[0], report)
         side_by_side_page(report).write(files[1])
     return report
+
+
+def _described(checkpoint: str | Path | LanguageModel, model: LanguageModel) -> dict[str, Any]:
+    """What ran, and on what."""
+    return {
+        "checkpoint": "model in memory" if checkpoint is model else str(checkpoint),
+        "fingerprint": model.fingerprint(),
+        "pattern": list(model.config.layer_names),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "device": str(next(model.parameters()).device),
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _take_turns(

@@ -28,6 +28,7 @@ def own_tasks() -> list[str]:
 
 
 def checked_names(tasks: Sequence[str]) -> list[str]:
+    """Task names, given one by one or with commas; UnknownNameError where the kit has no such task."""
     names = [name.strip() for task in tasks for name in task.split(",") if name.strip()]
     if not names:
         raise UnknownNameError(f"expected at least one task; the kit's own are {', '.join(own_tasks())}")

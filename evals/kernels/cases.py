@@ -34,11 +34,14 @@ class Case(Protocol):
     """A call: its inputs at a width, and their outputs."""
 
     @property
-    def products(self) -> int: ...
+    def products(self) -> int:
+        """Products with a state that each token has."""
 
-    def inputs(self, width: int) -> dict[str, Tensor]: ...
+    def inputs(self, width: int) -> dict[str, Tensor]:
+        """Its arguments for heads of this width, by name."""
 
-    def call(self, inputs: dict[str, Tensor]) -> Any: ...
+    def call(self, inputs: dict[str, Tensor]) -> Any:
+        """Its outputs."""
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,7 @@ class Row:
 
     @property
     def name(self) -> str:
+        """How messages call it."""
         return f"{self.case}, {self.width}, {self.architecture}"
 
     @property

@@ -24,6 +24,7 @@ class Gpu:
 
     @property
     def is_amd(self) -> bool:
+        """Whether it is one of AMD's."""
         return self.name.startswith("gfx")
 
     @property

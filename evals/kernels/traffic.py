@@ -19,7 +19,7 @@ import inspect
 import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,6 +44,7 @@ class Traffic:
 
     @property
     def bytes(self) -> float:
+        """Read and written."""
         return sum(self.read.values()) + sum(self.written.values())
 
 
@@ -188,6 +189,21 @@ def _walk_programs(
 
 @contextlib.contextmanager
 def _counting(walk: _Walk) -> Iterator[None]:
+    """Within the block, the interpreter counts and computes nothing."""
+    replaced = _counters(walk)
+    before = [getattr(kind, name) for kind, name, _ in replaced]
+    for kind, name, method in replaced:
+        setattr(kind, name, method)
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    finally:
+        for (kind, name, _), method in zip(replaced, before, strict=True):
+            setattr(kind, name, method)
+
+
+def _counters(walk: _Walk) -> list[tuple[type, str, Callable[..., Any]]]:
+    """The interpreter's methods, by class and name, that go through memory or multiply, as counts of both."""
     from triton.runtime.interpreter import InterpreterBuilder, ScanOps, TensorHandle, _get_np_dtype
 
     def active(ptrs: Any, mask: Any) -> np.ndarray:
@@ -213,19 +229,10 @@ def _counting(walk: _Walk) -> Iterator[None]:
     def scan(self: Any, inputs: Any) -> Any:
         return list(inputs)  # same shapes; joining element by element in Python would take minutes
 
-    replaced: list[tuple[Any, str, Any]] = [
+    return [
         (InterpreterBuilder, "create_masked_load", load),
         (InterpreterBuilder, "create_masked_store", store),
         (InterpreterBuilder, "create_atomic_rmw", atomic),
         (InterpreterBuilder, "create_dot", dot),
         (ScanOps, "generic_scan", scan),
     ]
-    before = [getattr(kind, name) for kind, name, _ in replaced]
-    for kind, name, method in replaced:
-        setattr(kind, name, method)
-    try:
-        with np.errstate(all="ignore"):
-            yield
-    finally:
-        for (kind, name, _), method in zip(replaced, before, strict=True):
-            setattr(kind, name, method)

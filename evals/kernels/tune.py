@@ -94,6 +94,7 @@ class Tuned:
 
     @property
     def changed(self) -> bool:
+        """Whether another candidate than the current one is best."""
         return self.found.best != self.current
 
 

@@ -43,42 +43,27 @@ def panels() -> list[Panel]:
     gate = torch.full((1, LENGTH, 1), -0.02)
     gate[:, LENGTH // 2] = -4.0
     slope = torch.tensor([-0.15])
-    return [
-        Panel(
+    made = (
+        (
             "Softmax",
             "every earlier token of the topic",
-            _read(rules.softmax_attention(q, k, v, scale=1.0).o),
+            rules.softmax_attention(q, k, v, scale=1.0),
         ),
-        Panel(
-            "ALiBi",
-            "constant decay: a bias by distance",
-            _read(rules.alibi(q, k, v, slope, scale=1.0).o),
-        ),
-        Panel(
+        ("ALiBi", "constant decay: a bias by distance", rules.alibi(q, k, v, slope, scale=1.0)),
+        (
             "FoX",
             "decay from the input: the gate shuts at 24",
-            _read(rules.forgetting_attention(q, k, v, gate, scale=1.0).o),
+            rules.forgetting_attention(q, k, v, gate, scale=1.0),
         ),
-        Panel(
-            "DeltaNet",
-            "β = 0.15: what returns replaces what was",
-            _read(rules.delta_net(q, k, v, weak, scale=1.0).o),
-        ),
-        Panel(
-            "DeltaFormer",
-            "the delta rule in softmax's features",
-            _read(rules.delta_former(q, k, v, scale=1.0).o),
-        ),
-        Panel(
+        ("DeltaNet", "β = 0.15: what returns replaces what was", rules.delta_net(q, k, v, weak, scale=1.0)),
+        ("DeltaFormer", "the delta rule in softmax's features", rules.delta_former(q, k, v, scale=1.0)),
+        (
             "PaTH",
             "w = k, β = 0.15: softmax of such a matrix",
-            _read(rules.path_attention(q, k, v, k, weak, scale=1.0).o),
+            rules.path_attention(q, k, v, k, weak, scale=1.0),
         ),
-    ]
-
-
-def _read(o: Tensor) -> Tensor:
-    return o[0, :, 0]
+    )
+    return [Panel(title, text, output.o[0, :, 0]) for title, text, output in made]
 
 
 def draw(path: str | Path) -> None:

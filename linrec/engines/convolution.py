@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linrec.engines.numerics import forward_mode
+from linrec.engines.numerics import forward_mode, taps
 from linrec.engines.numerics.backends import auto_on, chosen_backend, prefers_triton
 from linrec.errors import DtypeError, ShapeError
 from linrec.packing import by_segment
@@ -21,19 +21,27 @@ from linrec.rule import Call, Terms
 
 
 def short_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, lengths: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    lengths: Tensor | None = None,
+    silu: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """x ``[B, T, D]``, weight ``[D, W]``, state ``[B, W - 1, D]`` the last inputs -> (y, next state).
+    """x ``[B, T, D]``, weight ``[D, W]``, state ``[B, W - 1, D]`` the last inputs -> (y or silu(y), next state).
 
-    ``lengths`` ``[B]``: how many tokens of each row are real, if not all.
+    bias ``[D]``, lengths ``[B]``: how many tokens of each row are real, if not all.
     """
     width, length = weight.shape[1], x.shape[1]
-    history = torch.cat((state if state.dtype is x.dtype else state.to(x.dtype), x), 1)
     if length == 0:
         return x, state
+    if length > 1 and taps.suits(x, weight, bias, state):
+        return taps.convolved(x, weight, bias, state, silu), _last_of_rows(x, state, lengths)
+    history = torch.cat((state if state.dtype is x.dtype else state.to(x.dtype), x), 1)
     if length == 1:
-        y = (history * weight.T).sum(1, keepdim=True)
-        y = y if bias is None else y + bias
+        wide = torch.promote_types(x.dtype, torch.float32)  # products rounded to bfloat16 would cost a digit
+        y = (history.to(wide) * weight.T.to(wide)).sum(1, keepdim=True)
+        y = (y if bias is None else y + bias).to(x.dtype)
     elif torch.compiler.is_compiling():
         # Compilers fuse the taps; compiling the gradient of conv1d would fix the length of the sequence.
         y = history[:, :length] * weight[:, 0]
@@ -42,11 +50,20 @@ def short_convolution(
         y = y if bias is None else y + bias
     else:
         y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
+    y = forward_mode.silu(y) if silu else y
+    if lengths is not None:
+        return y, _last_of_rows(x, state, lengths)
+    last = history[:, length:]  # in a graph, of every length alike
+    return y, (last if length == 1 else last.clone())  # a view would keep the whole call's tokens alive
+
+
+def _last_of_rows(x: Tensor, state: Tensor, lengths: Tensor | None) -> Tensor:
+    """The last W - 1 inputs of each row, ``lengths`` of which are real, in memory of their own."""
     if lengths is None:
-        kept = history[:, length:]
-        return y, (kept if length == 1 else kept.clone())  # a view would keep the whole call's tokens alive
-    last = lengths[:, None] + torch.arange(width - 1, device=x.device)
-    return y, history.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
+        return _last_inputs(x, state.to(x.dtype), None)
+    last = lengths[:, None] + torch.arange(state.shape[1], device=x.device)
+    history = torch.cat((state.to(x.dtype), x), 1)
+    return history.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
 
 
 def causal_convolution(
@@ -69,18 +86,17 @@ def causal_convolution(
         y = convolution.short_convolution(x, weight, bias, state, cu_seqlens, silu)
         return y, _last_inputs(x, state, cu_seqlens)
     if cu_seqlens is None:
-        y, state = short_convolution(x, weight, bias, state)
-    elif torch.compiler.is_compiling():
+        return short_convolution(x, weight, bias, state, None, silu)
+    if torch.compiler.is_compiling():
         state = state.to(x.dtype)
-        y, state = _packed(x, weight, bias, state, cu_seqlens), _last_inputs(x, state, cu_seqlens)
-    else:
-        y, state = by_segment(
-            lambda tensors, rows, lengths: short_convolution(tensors["x"], weight, bias, rows, lengths),
-            {"x": x},
-            state,
-            cu_seqlens.tolist(),
-        )
-    return (forward_mode.silu(y) if silu else y), state
+        y = _packed(x, weight, bias, state, cu_seqlens)
+        return (forward_mode.silu(y) if silu else y), _last_inputs(x, state, cu_seqlens)
+    return by_segment(
+        lambda tensors, rows, lengths: short_convolution(tensors["x"], weight, bias, rows, lengths, silu),
+        {"x": x},
+        state,
+        cu_seqlens.tolist(),
+    )
 
 
 def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, cu_seqlens: Tensor) -> Tensor:
@@ -146,7 +162,7 @@ class ConvolutionEngine:
     def run(
         self, terms: ConvolutionTerms, state: Tensor | None, call: Call, who: str
     ) -> tuple[Tensor, Tensor]:
-        """Every form is the same sum of W products; the recurrent one goes token by token."""
+        """Every form is the same sum of W products; the recurrent one goes token by token. ``state [B, W - 1, D]``."""
         backend = chosen_backend(call, who, terms.x, terms.weight)
         empty = self.init_state(terms, terms.segments(call))
         state = empty if state is None else _checked(state, empty, who)

@@ -97,8 +97,8 @@ def _one_token(terms: WKVTerms, state: WKVState, scale: float) -> tuple[Tensor, 
     """The sums once; the same in every form."""
     k, v = terms.k.squeeze(1), terms.v.squeeze(1)
     o = _average(state.m, state.num, state.den, terms.u + k, v, scale)
-    m = torch.maximum((terms.w + state.m).detach(), k.detach()).clamp(min=EMPTY)
-    decay, weight = (terms.w + (state.m - m)).clamp(min=NOTHING).exp(), (k - m).exp()
+    m = torch.maximum(terms.w + state.m, k).detach().clamp(min=EMPTY)
+    decay, weight = (terms.w + (state.m - m)).exp(), (k - m).exp()
     return o[:, None], WKVState(decay * state.num + weight * v, decay * state.den + weight, m)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.layers.delta import low_rank
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import widened
+from linrec.layers.parts import split_heads, widened
 
 
 class LinearAttention(HeadsLayer):
@@ -113,4 +113,4 @@ class GLA(HeadsLayer):
         """g ``[B, T, HV, K]``."""
         raw = widened(self.f_proj(x))
         g = F.logsigmoid(raw) / self.gate_temperature
-        return {"g": g.unflatten(-1, (self.num_v_heads, self.head_dim))}
+        return {"g": split_heads(g, self.num_v_heads)}

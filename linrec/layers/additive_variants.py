@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import widened
+from linrec.layers.parts import split_heads, widened
 
 
 class ABC(HeadsLayer):
@@ -35,7 +36,7 @@ class ABC(HeadsLayer):
     def gates(self, x: Tensor) -> dict[str, Any]:
         """z ``[B, T, HV, M]``."""
         z = widened(self.slot_proj(x)).clamp(-self.clamp, self.clamp)
-        return {"z": z.unflatten(-1, (self.num_v_heads, self.num_slots))}
+        return {"z": split_heads(z, self.num_v_heads)}
 
 
 class DFW(HeadsLayer):
@@ -62,9 +63,11 @@ class DFW(HeadsLayer):
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """g ``[B, T, HV, K]``, h ``[B, T, HV, V]``."""
-        raw = (widened(proj(x)) for proj in (self.key_decay, self.value_decay))
-        g, h = (F.logsigmoid(z).unflatten(-1, (self.num_v_heads, -1)) for z in raw)
-        return {"g": g, "h": h}
+        g, h = (F.logsigmoid(widened(proj(x))) for proj in (self.key_decay, self.value_decay))
+        return {
+            "g": split_heads(g, self.num_v_heads),
+            "h": split_heads(h, self.num_v_heads),
+        }
 
 
 class GateLoop(HeadsLayer):
@@ -83,11 +86,13 @@ class GateLoop(HeadsLayer):
         self.pairs = self.head_dim // 2
         self.decay_proj = nn.Linear(d_model, 2 * self.num_v_heads * self.pairs)
         with torch.no_grad():
-            spread = torch.linspace(0.5, 5.0, self.pairs).repeat(self.num_v_heads)
-            angles = torch.linspace(0, math.pi / 2, self.pairs).repeat(self.num_v_heads)
-            self.decay_proj.bias.copy_(torch.cat([spread, angles]))
+            both = torch.stack(
+                [torch.linspace(0.5, 5.0, self.pairs), torch.linspace(0, math.pi / 2, self.pairs)]
+            )
+            self.decay_proj.bias.copy_(repeat(both, "both J -> (both HV J)", HV=self.num_v_heads))
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """g and theta ``[B, T, HV, K / 2]``."""
-        raw = widened(self.decay_proj(x)).unflatten(-1, (2, self.num_v_heads, self.pairs))
-        return {"g": F.logsigmoid(raw[..., 0, :, :]), "theta": raw[..., 1, :, :]}
+        raw = widened(self.decay_proj(x))
+        g, theta = (split_heads(z, self.num_v_heads) for z in raw.chunk(2, dim=-1))
+        return {"g": F.logsigmoid(g), "theta": theta}

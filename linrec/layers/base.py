@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from linrec.engines.numerics.checks import readable
@@ -62,29 +63,31 @@ class Layer(nn.Module):
             return self._with_padding_last(x, state, mask)
         if mask.all():
             return self.mix(x, state, None)
-        where = mask.flatten().nonzero().flatten()
+        where = rearrange(mask, "B T -> (B T)").nonzero()[:, 0]
         ends = mask.sum(1).cumsum(0)
         bounds = torch.cat([ends.new_zeros(1), ends])
-        y, state = self.mix(x.flatten(0, 1).index_select(0, where)[None], state, bounds)
+        real = rearrange(x, "B T D -> (B T) D").index_select(0, where)
+        y, state = self.mix(real[None], state, bounds)
         flat = y.new_zeros(mask.numel(), y.shape[2]).index_copy(0, where, y[0])
-        return flat.unflatten(0, mask.shape), state
+        return rearrange(flat, "(B T) D -> B T D", B=mask.shape[0], T=mask.shape[1]), state
 
     def _with_padding_last(self, x: Tensor, state: State, mask: Tensor) -> tuple[Tensor, State]:
         """The same where sizes must not depend on values: padding, made zero, is one more segment behind all others."""
-        flat = mask.flatten()
+        flat = rearrange(mask, "B T -> (B T)")
         ends = mask.sum(1).cumsum(0)
         bounds = torch.cat([ends.new_zeros(1), ends, ends.new_full((1,), mask.numel())])
         place = torch.where(flat, flat.cumsum(0) - 1, flat.sum() + (~flat).cumsum(0) - 1)
-        real = x.flatten(0, 1).masked_fill(~flat[:, None], 0)
+        real = rearrange(x, "B T D -> (B T) D").masked_fill(~flat[:, None], 0)
         packed = torch.zeros_like(real).index_copy(0, place, real)
         more = map_tensors(lambda rows: torch.cat([rows, rows[:1]]), state)
         y, state = self.mix(packed[None], more, bounds)
         y = y[0].index_select(0, place).masked_fill(~flat[:, None], 0)
-        return y.unflatten(0, mask.shape), map_tensors(lambda rows: rows[:-1], state)
+        y = rearrange(y, "(B T) D -> B T D", B=mask.shape[0], T=mask.shape[1])
+        return y, map_tensors(lambda rows: rows[:-1], state)
 
 
 def real_tokens(mask: Tensor) -> Tensor:
-    """An attention mask as truth values, true at real tokens.
+    """An attention mask, mask ``[...]``, as truth values, true at real tokens.
 
     Raises RangeError for other values than 0 and 1: numbers of documents, or what is added to scores, would be taken
     for something else without a word.
@@ -100,12 +103,13 @@ def real_tokens(mask: Tensor) -> Tensor:
 
 
 def segment_count(x: Tensor, cu_seqlens: Tensor | None) -> int:
-    """Rows of the state that goes with x."""
+    """Rows of the state that goes with x ``[B, T, ...]``."""
     return x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
 
 
 def token_positions(x: Tensor, start: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Position of each token in its own sequence ``[B, T]``; ``start`` holds the tokens already seen a row."""
+    """Position of each token of x ``[B, T, ...]`` in its own sequence ``[B, T]``; ``start [rows]`` are the tokens
+    seen."""
     index = torch.arange(x.shape[1], device=x.device)
     if cu_seqlens is None:
         return start[:, None] + index
@@ -114,7 +118,7 @@ def token_positions(x: Tensor, start: Tensor, cu_seqlens: Tensor | None) -> Tens
 
 
 def tokens_seen(start: Tensor, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """``start`` advanced by this call's tokens."""
+    """``start [rows]`` advanced by the tokens of x ``[B, T, ...]``."""
     return start + (x.shape[1] if cu_seqlens is None else cu_seqlens.diff())
 
 

@@ -12,7 +12,7 @@ from linrec import rules
 from linrec.engines.numerics.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import widened
+from linrec.layers.parts import split_heads, widened
 
 
 class HGRN2(HeadsLayer):
@@ -44,8 +44,8 @@ class HGRN2(HeadsLayer):
         if self.lower_bound > 0:
             floor = g.new_tensor(self.lower_bound)
             g = torch.logaddexp(floor.log(), torch.log1p(-floor) + g).clamp(max=0)
-        groups = self.num_v_heads // self.num_heads
-        return {"q": silu(q), "v": v, "g": g.repeat_interleave(groups, dim=2)}
+        g = g.repeat_interleave(self.num_v_heads // self.num_heads, dim=2)  # B T H K -> B T (H each) K
+        return {"q": silu(q), "v": v, "g": g}
 
 
 class MLSTM(HeadsLayer):
@@ -98,7 +98,7 @@ class GatedSlotAttention(HeadsLayer):
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """g ``[B, T, HV, M]``."""
-        raw = widened(self.f_proj(x)).unflatten(-1, (self.num_v_heads, self.num_slots))
+        raw = split_heads(widened(self.f_proj(x)), self.num_v_heads)
         return {"g": F.logsigmoid(raw) / self.gate_temperature}
 
     def _output(self, o: Tensor, x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import DecayRate, widened
+from linrec.layers.parts import DecayRate, split_heads, widened
 from linrec.rule import Rule
 
 
@@ -82,8 +82,8 @@ class KimiDeltaAttention(DeltaNet):
         return low_rank(self.d_model, self.value_dim, width, bias=True)
 
     def log_decay(self, x: Tensor) -> Tensor:
-        """g ``[B, T, HV, K]``."""
-        return self.decay(self.f_proj(x).unflatten(-1, (self.num_v_heads, self.head_dim)))
+        """x ``[B, T, d_model]`` -> g ``[B, T, HV, K]``."""
+        return self.decay(split_heads(self.f_proj(x), self.num_v_heads))
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """g ``[B, T, HV, K]``, beta ``[B, T, HV]``."""

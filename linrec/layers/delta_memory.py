@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.delta import GatedDeltaNet, KimiDeltaAttention, low_rank
-from linrec.layers.parts import unit_norm, widened
+from linrec.layers.parts import split_heads, unit_norm, widened
 from linrec.rules.feature_maps import taylor2
 
 
@@ -31,10 +31,9 @@ class GatedDeltaNet2(KimiDeltaAttention):
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """g and erase ``[B, T, HV, K]``, write ``[B, T, HV, V]``."""
-        erase, write = (
-            widened(proj(x)).sigmoid().unflatten(-1, (self.num_v_heads, -1))
-            for proj in (self.erase_proj, self.write_proj)
-        )
+        erase, write = (widened(proj(x)).sigmoid() for proj in (self.erase_proj, self.write_proj))
+        erase = split_heads(erase, self.num_v_heads)
+        write = split_heads(write, self.num_v_heads)
         return {"g": self.log_decay(x), "erase": erase * self.beta_range, "write": write}
 
 
@@ -85,5 +84,5 @@ class Omega(GatedDeltaNet):
         if self.degree == 2:
             q, k = taylor2(unit_norm(q)), taylor2(unit_norm(k))
         gates = self.gates(x)
-        eta = gates["beta"].unflatten(-1, (self.num_v_heads, self.window)) / self.window
+        eta = split_heads(gates["beta"], self.num_v_heads) / self.window
         return {"q": unit_norm(q), "k": unit_norm(k), "v": v, "g": gates["g"], "eta": eta}

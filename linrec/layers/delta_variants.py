@@ -12,7 +12,7 @@ from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.delta import DeltaNet, GatedDeltaNet
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import DecayRate, unit_norm, widened
+from linrec.layers.parts import DecayRate, split_heads, unit_norm, widened
 
 
 class Comba(GatedDeltaNet):
@@ -75,9 +75,10 @@ class DeltaProduct(GatedDeltaNet):
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> dict[str, Any]:
         """k ``[B, T, H, R, K]``, v ``[B, T, HV, R, V]``, beta ``[B, T, HV, R]``."""
-        k, v = (z.unflatten(-1, (self.num_steps, -1)) for z in (k, v))
+        k = k.unflatten(3, (self.num_steps, -1))  # B T H (R K) -> B T H R K
+        v = v.unflatten(3, (self.num_steps, -1))  # B T HV (R V) -> B T HV R V
         gates = self.gates(x)
-        gates["beta"] = gates["beta"].unflatten(-1, (self.num_v_heads, self.num_steps))
+        gates["beta"] = split_heads(gates["beta"], self.num_v_heads)
         return {"q": unit_norm(q), "k": unit_norm(k), "v": v, **gates}
 
 
@@ -132,4 +133,4 @@ class LevelWeights(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x ``[B, T, d_model]`` -> ``[B, T, heads, levels]``."""
-        return F.softplus(widened(self.proj(x))).unflatten(-1, (self.heads, -1))
+        return split_heads(F.softplus(widened(self.proj(x))), self.heads)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from linrec import rules
 from linrec.layers.delta import low_rank
-from linrec.layers.parts import ShortConvolution, unit_norm, widened
+from linrec.layers.parts import ShortConvolution, merge_heads, split_heads, unit_norm, widened
 from linrec.layers.projection import project
 from linrec.layers.softmax import SoftmaxAttention
 from linrec.state import State
@@ -147,6 +147,6 @@ class PathAttention(SoftmaxAttention):
         w, conv = project(self.w_proj, x), None
         if self.w_conv is not None:
             w, conv = self.w_conv(w, state.conv, cu_seqlens)
-        w = unit_norm(w.unflatten(-1, (-1, self.head_dim))).to(q.dtype)
+        w = unit_norm(split_heads(w, self.num_kv_heads)).to(q.dtype)
         o, cache = self.rule(q, k, v, w, **self.gates(x), state=state.cache, cu_seqlens=cu_seqlens)
-        return project(self.o_proj, o.flatten(2)), PathState(conv, cache)
+        return project(self.o_proj, merge_heads(o)), PathState(conv, cache)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions, tokens_seen
-from linrec.layers.parts import ShortConvolution, widened
+from linrec.layers.parts import ShortConvolution, merge_heads, split_heads, widened
 from linrec.layers.projection import project
 
 SHARPNESS = 8.0  # Griffin's constant c
@@ -83,7 +83,8 @@ class RGLRU(Layer):
         return y, RGLRUState(conv, memory, tokens_seen(state.seen, x, cu_seqlens))
 
     def _gates(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        heads = u.unflatten(-1, (self.num_heads, -1))
-        raw = torch.einsum("bthi,hij->bthj", heads, self.gate_weight.to(u.dtype)) + self.gate_bias
-        r, i = (half.flatten(2) for half in widened(raw).sigmoid().chunk(2, dim=-1))
+        heads = split_heads(u, self.num_heads)
+        raw = torch.einsum("BTHI,HIJ->BTHJ", heads, self.gate_weight.to(u.dtype)) + self.gate_bias
+        r, i = widened(raw).sigmoid().chunk(2, dim=-1)
+        r, i = merge_heads(r), merge_heads(i)
         return -SHARPNESS * F.softplus(widened(self.rate)) * r, i

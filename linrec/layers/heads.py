@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from linrec.engines.numerics.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count, token_positions, tokens_seen
-from linrec.layers.parts import GatedRMSNorm, ShortConvolution, rotate, unit_norm
+from linrec.layers.parts import GatedRMSNorm, ShortConvolution, merge_heads, rotate, split_heads, unit_norm
 from linrec.layers.projection import project
 from linrec.state import State
 
@@ -91,11 +91,11 @@ class HeadsLayer(Layer):
         return nn.Linear(self.d_model, width, bias=False)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
-        """The rule's arguments besides q, k and v, from the layer's input."""
+        """The rule's arguments besides q, k and v, from the layer's input x ``[B, T, d_model]``."""
         return {}
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> dict[str, Any]:
-        """All arguments of the rule by name."""
+        """All arguments of the rule by name; q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, x ``[B, T, d_model]``."""
         return {"q": q, "k": k, "v": v, **self.gates(x)}
 
     def mix(
@@ -119,8 +119,9 @@ class HeadsLayer(Layer):
         elif self.activation:
             qkv = silu(qkv)
         q, k, v = qkv.split(self.widths, dim=-1)
-        q, k = (z.unflatten(-1, (self.num_heads, -1)) for z in (q, k))
-        v = v.unflatten(-1, (self.num_v_heads, -1))
+        q = split_heads(q, self.num_heads)
+        k = split_heads(k, self.num_heads)
+        v = split_heads(v, self.num_v_heads)
         if self.unit_keys:
             q, k = unit_norm(q), unit_norm(k)
         if self.rotary:
@@ -129,11 +130,13 @@ class HeadsLayer(Layer):
         return q, k, v, conv
 
     def _output(self, o: Tensor, x: Tensor) -> Tensor:
-        gate = None if self.gate_proj is None else project(self.gate_proj, x).view_as(o)
+        gate = None if self.gate_proj is None else project(self.gate_proj, x)
         if self.norm_all_heads:
-            o, gate = o.flatten(2), None if gate is None else gate.flatten(2)
+            o = merge_heads(o)
+        elif gate is not None:
+            gate = split_heads(gate, self.num_v_heads)
         if self.norm is not None:
             o = self.norm(o, gate)
         elif gate is not None:
             o = o * gate.sigmoid()
-        return project(self.o_proj, o if self.norm_all_heads else o.flatten(2))
+        return project(self.o_proj, o if self.norm_all_heads else merge_heads(o))

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import repeat
 from torch import Tensor, nn
 
 from linrec import rules
@@ -72,7 +73,9 @@ class SelectiveLayer(Layer):
         return x if self.inner_norm_eps is None else F.rms_norm(x, x.shape[-1:], eps=self.inner_norm_eps)
 
     def arguments(self, u: Tensor, step: Tensor, into: Tensor, out: Tensor) -> dict[str, Tensor]:
-        """The rule's arguments from the channels, the raw step and the two projections."""
+        """The rule's arguments from the channels, u ``[B, T, inner]``, the raw step, step ``[B, T, rank]``, and the two
+        projections, into and out ``[B, T, N]``.
+        """
         raise NotImplementedError
 
     def mix(
@@ -96,7 +99,7 @@ class Mamba(SelectiveLayer):
     def __init__(self, d_model: int, num_heads: int | None = None, **sizes: Any):
         super().__init__(d_model, num_heads, **sizes)
         rates = torch.arange(1.0, self.widths[1] + 1).log()
-        self.A_log = nn.Parameter(rates.repeat(self.inner, 1))
+        self.A_log = nn.Parameter(repeat(rates, "N -> D N", D=self.inner).contiguous())
         self.step_proj.bias = nn.Parameter(time_step_bias(self.inner))
 
     def arguments(self, u: Tensor, step: Tensor, into: Tensor, out: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import GatedRMSNorm, ShortConvolution, TimeStep
+from linrec.layers.parts import GatedRMSNorm, ShortConvolution, TimeStep, merge_heads, split_heads
 from linrec.layers.projection import project
 
 
@@ -94,17 +94,17 @@ class Mamba2(Layer):
         bc = self.num_groups * self.state_size
         u, b, c = mixed.split_with_sizes([self.inner, bc, bc], -1)
         dt, rate = self.decay(raw)
-        batch, length = x.shape[:2]
         y, memory = self.rule(
-            u.view(batch, length, self.num_heads, self.inner // self.num_heads),
+            split_heads(u, self.num_heads),
             dt,
             rate,
-            b.view(batch, length, self.num_groups, self.state_size),
-            c.view(batch, length, self.num_groups, self.state_size),
+            split_heads(b, self.num_groups),
+            split_heads(c, self.num_groups),
             self.D,
             state=state.memory,
             cu_seqlens=cu_seqlens,
             chunk_size=self.chunk_size,
             backend=self.backend,
         )
-        return project(self.out_proj, self.norm(y.flatten(2), z)), Mamba2State(conv, memory)
+        y = self.norm(merge_heads(y), z)
+        return project(self.out_proj, y), Mamba2State(conv, memory)

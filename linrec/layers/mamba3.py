@@ -6,13 +6,14 @@ import math
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
 from linrec.layers.mamba2 import head_count
-from linrec.layers.parts import GatedRMSNorm, TimeStep, widened
+from linrec.layers.parts import GatedRMSNorm, TimeStep, merge_heads, split_heads, widened
 from linrec.layers.projection import project
 from linrec.rules.mamba3 import Mamba3State
 
@@ -49,13 +50,7 @@ class Mamba3(Layer):
         super().__init__()
         self.d_model, self.inner = d_model, int(expand * d_model)
         self.num_heads = head_count("Mamba3", self.inner, num_heads, head_dim)
-        if self.num_heads < 1 or self.inner % self.num_heads or self.num_heads % num_groups:
-            raise ConfigError(
-                f"Mamba3: {self.inner} channels must divide into num_heads={self.num_heads}, "
-                f"and these into num_groups={num_groups}"
-            )
-        if mimo_rank < 1:
-            raise ConfigError(f"Mamba3: mimo_rank must be at least 1, got {mimo_rank}")
+        self._check_sizes(num_groups, mimo_rank)
         self.num_groups, self.state_size, self.mimo_rank = num_groups, state_size, mimo_rank
         self.angles = max(int(state_size * rotary_fraction) // 2, 1)
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
@@ -75,6 +70,15 @@ class Mamba3(Layer):
             self.mimo_x, self.mimo_o = (nn.Parameter(spread / mimo_rank) for _ in range(2))
             self.mimo_z = nn.Parameter(spread)
 
+    def _check_sizes(self, num_groups: int, mimo_rank: int) -> None:
+        if self.num_heads < 1 or self.inner % self.num_heads or self.num_heads % num_groups:
+            raise ConfigError(
+                f"Mamba3: {self.inner} channels must divide into num_heads={self.num_heads}, "
+                f"and these into num_groups={num_groups}"
+            )
+        if mimo_rank < 1:
+            raise ConfigError(f"Mamba3: mimo_rank must be at least 1, got {mimo_rank}")
+
     def mix(
         self, x: Tensor, state: Mamba3State | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Mamba3State]:
@@ -82,7 +86,7 @@ class Mamba3(Layer):
         z, u, b, c, dt, lam, angle = project(self.in_proj, x).split(self.widths, dim=-1)
         dt, rate = self.decay(dt)
         terms = {
-            "x": u.unflatten(-1, (self.num_heads, -1)),
+            "x": split_heads(u, self.num_heads),
             "dt": dt,
             "A": rate,
             "B": self._per_head(b, self.b_norm, self.b_bias),
@@ -94,15 +98,16 @@ class Mamba3(Layer):
         how = {"state": state, "cu_seqlens": cu_seqlens, **self.how}
         if self.mimo_rank == 1:
             y, memory = rules.mamba3(**terms, **how)
-            return project(self.out_proj, self.norm(y.flatten(2), z)), memory
+            y = self.norm(merge_heads(y), z)
+            return project(self.out_proj, y), memory
         y, memory = rules.mamba3_mimo(**terms, mimo_x=self.mimo_x, **how)
         return project(self.out_proj, self._joined(y, z)), memory
 
     def _joined(self, y: Tensor, z: Tensor) -> Tensor:
         """y ``[B, T, HV, R, P]`` gated and normalised in every rank, then added: ``[B, T, inner]``."""
-        gate = z.unflatten(-1, (self.num_heads, 1, -1)) * self.mimo_z.to(z.dtype)
-        y, gate = (t.transpose(2, 3).flatten(3) for t in (y, gate))
-        weight = self.mimo_o.transpose(0, 1).flatten(1)
+        gate = rearrange(z, "B T (HV P) -> B T HV 1 P", HV=self.num_heads) * self.mimo_z.to(z.dtype)
+        y, gate = (rearrange(t, "B T HV R P -> B T R (HV P)") for t in (y, gate))
+        weight = rearrange(self.mimo_o, "HV R P -> R (HV P)")
         return (self.norm(y, gate) * weight.to(y.dtype)).sum(2)
 
     def _key_shape(self) -> tuple[int, ...]:
@@ -111,5 +116,7 @@ class Mamba3(Layer):
 
     def _per_head(self, x: Tensor, norm: GatedRMSNorm, bias: Tensor) -> Tensor:
         """Normalised in groups, then given to the heads with their biases."""
-        grouped = norm(x.unflatten(-1, (self.num_groups, *self._key_shape())))
-        return grouped.repeat_interleave(self.num_heads // self.num_groups, dim=2) + bias.to(grouped.dtype)
+        grouped = norm(x.unflatten(2, (self.num_groups, *self._key_shape())))  # B T (G R N) -> B T G R N
+        each = self.num_heads // self.num_groups
+        per_head = grouped.repeat_interleave(each, dim=2)  # B T G R N -> B T (G each) R N
+        return per_head + bias.to(grouped.dtype)

@@ -6,11 +6,26 @@ import math
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor, nn
 
 from linrec.engines.convolution import causal_convolution
 from linrec.engines.numerics.norm import gated_rms_norm, rms_norm
 from linrec.errors import RangeError, ShapeError
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """``B T (H K) -> B T H K`` for H = ``heads``, and so for heads of any kind and groups of any width.
+
+    As :func:`merge_heads` one call of torch: it is done for a single token before einops has read a pattern, and a
+    layer's step needs five.
+    """
+    return torch.unflatten(x, 2, (heads, -1))
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """``B T H K -> B T (H K)``, the inverse of :func:`split_heads`."""
+    return torch.flatten(x, 2)
 
 
 class RMSNorm(nn.Module):
@@ -42,7 +57,7 @@ class ShortConvolution(nn.Module):
     def forward(
         self, x: Tensor, state: Tensor | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x ``[B, T, channels]`` -> (y of the same shape, next state)."""
+        """x ``[B, T, channels]``, state ``[B, w - 1, channels]`` -> (y like x, next state)."""
         rows = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
         shape = (rows, self.width - 1, self.channels)
         if state is None:
@@ -77,13 +92,13 @@ class GatedRMSNorm(nn.Module):
 
 
 def widened(x: Tensor) -> Tensor:
-    """At least float32: gates and norms lose too much in half precision."""
+    """x ``[...]`` in float32 at least: gates and norms lose too much in half precision."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return x if x.dtype is wide else x.to(wide)  # a call that does nothing takes time too
 
 
 def unit_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / sqrt(|x|^2 + eps), over the last dimension; slightly shorter than one because of eps."""
+    """x / sqrt(|x|^2 + eps), over the last dimension of x ``[..., K]``; slightly shorter than one because of eps."""
     wide = widened(x)
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
 
@@ -114,7 +129,7 @@ class DecayRate(nn.Module):
     def __init__(self, heads: int, channels: int = 1):
         super().__init__()
         self.A_log = nn.Parameter(torch.empty(heads, 1).uniform_(1, 16).log())
-        self.bias = nn.Parameter(time_step_bias(heads * channels).unflatten(0, (heads, channels)))
+        self.bias = nn.Parameter(rearrange(time_step_bias(heads * channels), "(HV K) -> HV K", HV=heads))
 
     def forward(self, x: Tensor) -> Tensor:
         """x ``[B, T, heads, channels]`` -> log-decay of that shape, at least float32."""
@@ -136,5 +151,5 @@ class TimeStep(DecayRate):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         """x ``[B, T, heads]`` -> (dt of that shape, at least float32; A ``[heads]``)."""
-        dt = F.softplus(widened(x) + self.bias.view(-1))
-        return dt if self.limit is None else dt.clamp(*self.limit), -self.A_log.view(-1).exp()
+        dt = F.softplus(widened(x) + self.bias.flatten())
+        return dt if self.limit is None else dt.clamp(*self.limit), -self.A_log.flatten().exp()

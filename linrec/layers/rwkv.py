@@ -6,6 +6,7 @@ import math
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from linrec import rules
@@ -13,7 +14,7 @@ from linrec.engines.numerics.forward_mode import layer_norm, silu
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer, segment_count
 from linrec.layers.delta import low_rank
-from linrec.layers.parts import unit_norm, widened
+from linrec.layers.parts import merge_heads, split_heads, unit_norm, widened
 from linrec.layers.projection import project
 from linrec.layers.shift import token_shift
 
@@ -68,10 +69,10 @@ class RWKVLayer(Layer):
 
     def heads(self, x: Tensor) -> Tensor:
         """``[B, T, d_model] -> [B, T, H, K]``."""
-        return x.unflatten(-1, (self.num_heads, self.head_dim))
+        return split_heads(x, self.num_heads)
 
     def start(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> RWKVState:
-        """The state, or the empty one."""
+        """The state, or the empty one for x ``[B, T, d_model]``."""
         return state or RWKVState(x.new_zeros(segment_count(x, cu_seqlens), self.d_model), None)
 
 
@@ -80,11 +81,14 @@ class BonusLayer(RWKVLayer):
 
     def __init__(self, d_model: int, num_heads: int = 4, **options: object):
         super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
-        self.u = nn.Parameter(torch.linspace(-0.5, 0.5, d_model).view(num_heads, self.head_dim))
+        self.u = nn.Parameter(rearrange(torch.linspace(-0.5, 0.5, d_model), "(H K) -> H K", H=num_heads))
         self.g_proj = nn.Linear(d_model, d_model, bias=False)
 
     def shares(self, x: Tensor, change: Tensor) -> Tensor:
-        """How much of the change since the last token each signal takes: ``[signals, D]`` or ``[B, T, signals, D]``."""
+        """How much of the change since the last token each signal takes: ``[signals, D]`` or ``[B, T, signals, D]``.
+
+        x and change ``[B, T, D]``.
+        """
         return self.mu.to(x.dtype)
 
     def log_decay(self, signals: dict[str, Tensor]) -> Tensor:
@@ -104,7 +108,7 @@ class BonusLayer(RWKVLayer):
         )
         g = self.log_decay(signals)
         o, memory = self.rule(r, k, v, g, self.u, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
-        y = self.norm(o).flatten(2) * silu(project(self.g_proj, signals["g"]))
+        y = merge_heads(self.norm(o)) * silu(project(self.g_proj, signals["g"]))
         return project(self.o_proj, y.to(x.dtype)), RWKVState(last, memory)
 
 
@@ -120,7 +124,7 @@ class RWKV5(BonusLayer):
 
     def __init__(self, d_model: int, num_heads: int = 4, **options: object):
         super().__init__(d_model, num_heads, **options)
-        self.w = nn.Parameter(torch.linspace(-6, -1, d_model).view(num_heads, self.head_dim))
+        self.w = nn.Parameter(rearrange(torch.linspace(-6, -1, d_model), "(H K) -> H K", H=num_heads))
 
     def log_decay(self, signals: dict[str, Tensor]) -> Tensor:
         """-e^w ``[H, K]``."""
@@ -149,9 +153,9 @@ class RWKV6(BonusLayer):
         self.w_bias = nn.Parameter(torch.linspace(-6, -1, d_model))
 
     def shares(self, x: Tensor, change: Tensor) -> Tensor:
-        """``[B, T, signals, D]``: mu, and what the token adds to it."""
-        down = self.mix_down(x + change * self.mu_x).tanh().unflatten(-1, (len(self.signals), -1))
-        return self.mu + torch.einsum("btnr,nrd->btnd", down, self.mix_up.to(down.dtype))
+        """``[B, T, signals, D]``: mu, and what the token adds to it; x and change ``[B, T, D]``."""
+        down = split_heads(self.mix_down(x + change * self.mu_x).tanh(), len(self.signals))
+        return self.mu + torch.einsum("BTMR,MRD->BTMD", down, self.mix_up.to(down.dtype))  # M signals
 
     def log_decay(self, signals: dict[str, Tensor]) -> Tensor:
         """-e^{w0 + tanh(x W1) W2} ``[B, T, H, K]``."""
@@ -194,7 +198,7 @@ class RWKV7(RWKVLayer):
         r, k, v, g, eta = (self.heads(z) for z in (r, k, v, g, eta))
         o, memory = self.rule(r, k, v, g, kappa, eta, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
         bonus = (r * k * self.rho.to(k.dtype)).sum(-1, keepdim=True) * v
-        y = (self.norm(o) + bonus).flatten(2) * self.g_up(self.g_down(xg).sigmoid())
+        y = merge_heads(self.norm(o) + bonus) * self.g_up(self.g_down(xg).sigmoid())
         return project(self.o_proj, y.to(x.dtype)), RWKVState(last, memory)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from linrec import rules
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import GatedRMSNorm, rotate
+from linrec.layers.parts import GatedRMSNorm, merge_heads, rotate, split_heads
 from linrec.layers.projection import affine_map, project
 from linrec.layers.softmax import cache_positions, projection
 from linrec.state import State
@@ -59,7 +60,7 @@ class MultiHeadLatentAttention(Layer):
 
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """See :class:`Layer`."""
-        q = project(self.q_proj, x).unflatten(-1, (self.num_heads, -1))
+        q = split_heads(project(self.q_proj, x), self.num_heads)
         q, q_rope = q.split([self.head_dim, self.rope_dim], dim=-1)
         latent, k_rope = project(self.down_proj, x).split([self.latent_dim, self.rope_dim], dim=-1)
         if self.norm is not None:
@@ -69,8 +70,8 @@ class MultiHeadLatentAttention(Layer):
         k_rope = rotate(k_rope[:, :, None], where, self.rope_base)[:, :, 0]
         w_k, w_v, offset = self._maps(latent)
         o, state = self.rule(q, q_rope, latent, k_rope, w_k, w_v, state=state, cu_seqlens=cu_seqlens)
-        o = o.flatten(2) if offset is None else o.flatten(2) + offset.to(o.dtype)
-        return project(self.o_proj, o), state
+        o = merge_heads(o)
+        return project(self.o_proj, o if offset is None else o + offset.to(o.dtype)), state
 
     def _maps(self, latent: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """w_k ``[H, C, K]``, w_v ``[H, C, V]``, and what is added to the values ``[H V]``, where something is.
@@ -79,9 +80,11 @@ class MultiHeadLatentAttention(Layer):
         """
         maps, offset = affine_map(self.up_proj, self.latent_dim, latent)
         parts = [self.head_dim, self.value_dim]
-        w_k, w_v = maps.unflatten(1, (self.num_heads, -1)).transpose(0, 1).split(parts, dim=-1)
+        maps = maps.unflatten(1, (self.num_heads, -1)).transpose(0, 1)  # C (H KV) -> H C KV
+        w_k, w_v = maps.split(parts, dim=-1)
         if offset is not None:
-            offset = offset.unflatten(0, (self.num_heads, -1)).split(parts, dim=-1)[1].flatten()
+            of_values = rearrange(offset, "(H KV) -> H KV", H=self.num_heads)[:, self.head_dim :]
+            offset = rearrange(of_values, "H V -> (H V)")
         return w_k, w_v, offset
 
 
@@ -137,10 +140,10 @@ class SharedKVAttention(Layer):
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """See :class:`Layer`."""
         where = cache_positions(x, state, cu_seqlens)
-        q, q_rope = project(self.q_proj, x).unflatten(-1, (self.num_heads, -1)).split(self.parts[:2], dim=-1)
-        c, k_rope, *own = (
-            project(self.kv_proj, x).unflatten(-1, (self.num_kv_heads, -1)).split(self.parts, dim=-1)
-        )
+        q = split_heads(project(self.q_proj, x), self.num_heads)
+        kv = split_heads(project(self.kv_proj, x), self.num_kv_heads)
+        q, q_rope = q.split(self.parts[:2], dim=-1)
+        c, k_rope, *own = kv.split(self.parts, dim=-1)
         q_rope, k_rope = (rotate(z, where, self.rope_base) for z in (q_rope, k_rope))
         if self.variant == "S2":
             q, c = torch.cat([q, q_rope], dim=-1), torch.cat([c, k_rope], dim=-1)
@@ -149,7 +152,7 @@ class SharedKVAttention(Layer):
             o = torch.cat([o, rotate(turned, -where, self.rope_base)], dim=-1)
         else:
             o, state = self.rule(q, c, q_rope, k_rope, *own, state=state, cu_seqlens=cu_seqlens)
-        return project(self.o_proj, o.flatten(2)), state
+        return project(self.o_proj, merge_heads(o)), state
 
 
 class TensorProductAttention(Layer):
@@ -199,14 +202,14 @@ class TensorProductAttention(Layer):
             a_q, b_q = self._factors(project(self.q_proj, x), where)
             q = a_q.mT @ b_q / self.q_rank
         else:
-            q = self._turn(project(self.q_proj, x).unflatten(-1, (self.num_heads, -1)), where)
+            q = split_heads(project(self.q_proj, x), self.num_heads)
+            q = self._turn(q, where)
         o, state = self.rule(q, a_k, b_k, a_v, b_v, state=state, cu_seqlens=cu_seqlens)
-        return project(self.o_proj, o.flatten(2)), state
+        return project(self.o_proj, merge_heads(o)), state
 
     def _factors(self, z: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
-        a, b = z.unflatten(-1, (-1, self.num_heads + self.head_dim)).split(
-            [self.num_heads, self.head_dim], dim=-1
-        )
+        z = z.unflatten(2, (-1, self.num_heads + self.head_dim))  # B T (R HK) -> B T R HK
+        a, b = z.split([self.num_heads, self.head_dim], dim=-1)
         return a, b if where is None else self._turn(b, where)
 
     def _turn(self, z: Tensor, where: Tensor) -> Tensor:

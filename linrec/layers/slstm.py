@@ -12,7 +12,7 @@ from linrec import rules
 from linrec.engines.numerics.forward_mode import layer_norm
 from linrec.errors import ConfigError
 from linrec.layers.base import Layer
-from linrec.layers.parts import ShortConvolution
+from linrec.layers.parts import ShortConvolution, merge_heads, split_heads
 from linrec.rules.slstm import SLSTMState
 
 
@@ -55,9 +55,9 @@ class SLSTM(Layer):
         """See :class:`Layer`."""
         state = state or SLSTMLayerState(None, None)
         smooth, conv = (x, None) if self.conv is None else self.conv(x, state.conv, cu_seqlens)
-        direct, smooth = (s.to(x.dtype).unflatten(-1, (self.num_heads, -1)) for s in (x, smooth))
+        direct, smooth = (split_heads(s.to(x.dtype), self.num_heads) for s in (x, smooth))
         z, i, f, o = (
-            torch.einsum("bthi,hji->bthj", source, weight.to(x.dtype)) + bias.to(x.dtype)
+            torch.einsum("BTHI,HJI->BTHJ", source, weight.to(x.dtype)) + bias.to(x.dtype)
             for source, weight, bias in zip(
                 (direct, smooth, smooth, direct), self.weight, self.bias, strict=True
             )
@@ -66,4 +66,4 @@ class SLSTM(Layer):
         z, i, f, o = (gate.to(dtype) for gate in (z, i, f, o))
         h, memory = self.rule(z, i, f, o, *self.feedback, state=state.memory, cu_seqlens=cu_seqlens)
         h = layer_norm(h, self.norm_eps) * self.norm_weight
-        return h.flatten(2).to(x.dtype), SLSTMLayerState(conv, memory)
+        return merge_heads(h).to(x.dtype), SLSTMLayerState(conv, memory)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from linrec import rules
@@ -84,7 +85,8 @@ class S4D(StateSpaceLayer):
         shape = (d_model, self.states)
         self.log_dt = nn.Parameter(log_uniform(d_model))
         self.log_rate = nn.Parameter(torch.full(shape, math.log(0.5)))
-        self.frequency = nn.Parameter((math.pi * torch.arange(self.states)).repeat(d_model, 1))
+        frequency = math.pi * torch.arange(self.states)
+        self.frequency = nn.Parameter(repeat(frequency, "N -> D N", D=d_model).contiguous())
         self.C = nn.Parameter(normal_pair(*shape))
 
     def parameters_of_rule(self) -> dict[str, Tensor]:
@@ -120,7 +122,8 @@ class S5(StateSpaceLayer):
         size = 2 * self.states
         frequency, vectors = hippo_normal(size)
         into = vectors.mH @ (torch.randn(size, d_model) / math.sqrt(d_model)).to(vectors.dtype)
-        out = torch.view_as_complex(normal_pair(d_model, size).movedim(0, -1).contiguous()).to(vectors.dtype)
+        pair = rearrange(normal_pair(d_model, size), "both D N -> D N both").contiguous()
+        out = torch.view_as_complex(pair).to(vectors.dtype)
         out = out @ vectors / math.sqrt(size)
         self.log_dt = nn.Parameter(log_uniform(self.states))
         self.log_rate = nn.Parameter(torch.full((self.states,), math.log(0.5)))

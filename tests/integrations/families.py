@@ -191,7 +191,7 @@ def spread(model: nn.Module) -> None:
     """Weights with outputs of the size of their inputs; other parameters away from where they are initialised."""
     with torch.no_grad():
         for name, x in model.named_parameters():
-            if min(x.shape) > 1 or "conv" in name and x.dim() > 1:
+            if min(x.shape) > 1 or ("conv" in name and x.dim() > 1):
                 fan_in = x.shape[-1] if x.dim() < 3 or min(x.shape) > 1 else x[0].numel()
                 x.normal_(0, (1 if "embed" in name else fan_in) ** -0.5)
             else:

@@ -78,7 +78,7 @@ def _continued(model: nn.Module, reference: nn.Module, ids: Tensor, pieces: list
     return farthest(list(torch.cat(got, 1)), alone(reference, list(ids)))
 
 
-def empty(model: nn.Module) -> dict[str, Any]:
+def empty(model: Any) -> dict[str, Any]:
     """What a first call gets that others go on from: nothing, but where a model does not return its cache."""
     from transformers import DynamicCache
 

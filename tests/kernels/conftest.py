@@ -53,6 +53,15 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.stash[children].stop()
 
 
+@pytest.fixture
+def no_launch_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file of launch rows, from wherever the tests are run."""
+    from linrec.kernels.matrix import launches
+
+    monkeypatch.delenv(launches.FILE, raising=False)
+    monkeypatch.setattr(launches, "_asked", None)
+
+
 @pytest.fixture(
     params=[
         pytest.param("cpu", marks=pytest.mark.interpreted),

@@ -170,24 +170,10 @@ MEMORY = Memory()  # of the launch that runs, or ran last
 
 
 def _checked_memory() -> None:
+    _checked_programs()
     builder: Any = InterpreterBuilder
-    executor: Any = GridExecutor
     memory = MEMORY
     load, store, rmw = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
-    to_host, call, set_grid = executor._init_args_hst, executor.__call__, builder.set_grid_idx
-
-    def begin(self: Any, args: Any, kwargs: Any) -> Any:
-        host, host_kwargs = to_host(self, args, kwargs)
-        memory.begin([*host, *host_kwargs.values()])
-        return host, host_kwargs
-
-    def quiet_call(self: Any, *args: Any, **kwargs: Any) -> Any:
-        with np.errstate(all="ignore"):  # as on a GPU: infinities and NaN are values
-            return call(self, *args, **kwargs)
-
-    def next_program(self: Any, x: int, y: int, z: int) -> None:
-        memory.next_program()
-        set_grid(self, x, y, z)
 
     def checked_load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **options: Any) -> TensorHandle:
         on = np.broadcast_to(mask.data, ptrs.data.shape)
@@ -208,9 +194,30 @@ def _checked_memory() -> None:
         return rmw(self, op, ptr, val, mask, *rest)
 
     builder.create_masked_load, builder.create_masked_store = checked_load, checked_store
-    builder.create_atomic_rmw, builder.set_grid_idx = checked_rmw, next_program
+    builder.create_atomic_rmw = checked_rmw
     builder.create_barrier = lambda self: memory.barrier()
-    executor._init_args_hst, executor.__call__ = begin, quiet_call
+
+
+def _checked_programs() -> None:
+    """The memory knows the tensors of a launch, and which of its programs is running."""
+    builder: Any = InterpreterBuilder
+    executor: Any = GridExecutor
+    to_host, call, set_grid = executor._init_args_hst, executor.__call__, builder.set_grid_idx
+
+    def begin(self: Any, args: Any, kwargs: Any) -> Any:
+        host, host_kwargs = to_host(self, args, kwargs)
+        MEMORY.begin([*host, *host_kwargs.values()])
+        return host, host_kwargs
+
+    def quiet_call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with np.errstate(all="ignore"):  # as on a GPU: infinities and NaN are values
+            return call(self, *args, **kwargs)
+
+    def next_program(self: Any, x: int, y: int, z: int) -> None:
+        MEMORY.next_program()
+        set_grid(self, x, y, z)
+
+    executor._init_args_hst, executor.__call__, builder.set_grid_idx = begin, quiet_call, next_program
 
 
 def undefined(kind: np.dtype, dtype: tl.dtype) -> Any:

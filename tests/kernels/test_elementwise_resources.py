@@ -49,6 +49,16 @@ def selective(states: int, by_token: bool) -> None:
     selective.backward(y, last, *args, kept, None, 1.0, not by_token)
 
 
+def selective_without_step() -> None:
+    """Nor a skip: the kernels get None in their place."""
+    from linrec.kernels import selective
+
+    u, rate, b, start = meta(4, 4096, 2048), wide(2048, 16), meta(4, 4096, 16), wide(4, 2048, 16)
+    args = (None, u, rate, b, b, None)
+    y, last, kept = selective.forward(*args, start, None, 1.0, True, True)
+    selective.backward(y, last, *args, kept, None, 1.0, True)
+
+
 def convolution() -> None:
     from linrec.kernels import convolution
 
@@ -71,6 +81,7 @@ CASES: dict[str, Any] = {
     "selective scan of 16 states": lambda: selective(16, False),
     "selective scan of 16 states, all by token": lambda: selective(16, True),
     "selective scan of 64 states": lambda: selective(64, False),
+    "selective scan without a step": selective_without_step,
     "convolution": convolution,
     "norm of heads": lambda: norm(128, False, 1),
     "norm of all channels": lambda: norm(8192, True, 1),

@@ -120,6 +120,36 @@ def test_generation_between_steps(hybrid: models.LanguageModel, face: Any, promp
             )
 
 
+def packed_trainer(
+    model: models.LanguageModel, documents: list[Tensor], folder: str, recomputing: dict[str, bool]
+) -> Any:
+    """transformers' trainer on documents packed into rows, with activations recomputed."""
+    options = transformers.TrainingArguments(
+        output_dir=folder,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_train_epochs=6,
+        learning_rate=1e-2,
+        logging_steps=1,
+        activation_checkpointing=True,
+        activation_checkpointing_kwargs=recomputing,
+        report_to=[],
+        use_cpu=True,
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    collator = transformers.DataCollatorWithFlattening(return_tensors="pt", return_flash_attn_kwargs=True)
+    rows = [{"input_ids": d.tolist()} for d in documents]
+    return transformers.Trainer(
+        model=LinrecForCausalLM.from_linrec(model),
+        args=options,
+        train_dataset=rows,
+        eval_dataset=rows,
+        data_collator=collator,
+    )
+
+
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_the_trainer_takes_packed_rows(tmp_path: Path, reentrant: bool) -> None:
     """Two epochs of packed documents, activations recomputed; the first loss is that of the documents alone."""
@@ -133,31 +163,7 @@ def test_the_trainer_takes_packed_rows(tmp_path: Path, reentrant: bool) -> None:
         for d in documents
     )
     expected = float(torch.as_tensor(summed).detach()) / sum(len(d) - 1 for d in documents)
-    options = transformers.TrainingArguments(
-        output_dir=str(tmp_path),
-        per_device_train_batch_size=4,
-        gradient_accumulation_steps=2,
-        num_train_epochs=6,
-        learning_rate=1e-2,
-        logging_steps=1,
-        activation_checkpointing=True,
-        activation_checkpointing_kwargs={"use_reentrant": reentrant},
-        report_to=[],
-        use_cpu=True,
-        save_strategy="no",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-    )
-    rows = [{"input_ids": d.tolist()} for d in documents]
-    trainer = transformers.Trainer(
-        model=LinrecForCausalLM.from_linrec(model),
-        args=options,
-        train_dataset=rows,
-        eval_dataset=rows,
-        data_collator=transformers.DataCollatorWithFlattening(
-            return_tensors="pt", return_flash_attn_kwargs=True
-        ),
-    )
+    trainer = packed_trainer(model, documents, str(tmp_path), {"use_reentrant": reentrant})
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert losses[0] == pytest.approx(expected, rel=1e-4)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tests.rules.loops_composite import COMPOSITE_LOOPS
+from tests.rules.loops_composite import LOOPS as COMPOSITE
+from tests.rules.loops_delta import LOOPS as DELTA
 from tests.rules.loops_elementwise import LOOPS as ELEMENTWISE
 from tests.rules.loops_fastweight import LOOPS as FASTWEIGHT
 from tests.rules.loops_feedback import LOOPS as FEEDBACK
@@ -145,6 +146,7 @@ LOOPS = (
         )
     }
     | FEEDBACK
-    | COMPOSITE_LOOPS
+    | COMPOSITE
+    | DELTA
     | FASTWEIGHT
 )

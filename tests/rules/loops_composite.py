@@ -1,62 +1,10 @@
-"""Independent loops of the rules with a bonus, of the general delta family and of the composite rules.
-
-As in :mod:`tests.rules.loops`: plain token-by-token code from the equations, on single heads.
-"""
+"""Loops of rules with a bonus, phases, slots or levels, and of those that solve; see :mod:`tests.rules.loops`."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-
-def walk(token, batch, heads, length, starts):
-    """``token(b, h, t, state) -> (o, state)`` over every head; ``starts(b, h)`` is the head's entry state (a tuple).
-
-    Returns (o ``[B, T, HV, .]`` or None without tokens, the tuple of states ``[B, HV, ...]``).
-    """
-    rows, last = [], []
-    for b in range(batch):
-        for h in range(heads):
-            state = starts(b, h)
-            for t in range(length):
-                o, state = token(b, h, t, state)
-                rows.append(o)
-            last.append(state)
-    states = tuple(torch.stack(parts).unflatten(0, (batch, heads)) for parts in zip(*last, strict=True))
-    o = torch.stack(rows).unflatten(0, (batch, heads, length)).transpose(1, 2) if rows else None
-    return o, states
-
-
-def matrix_walk(step, q, k, v, scale, state):
-    """The common case: one matrix a head; ``step(S, q_t, k_t, v_t, b, h, t) -> (o, S)``."""
-    group = v.shape[2] // q.shape[2]
-    width = k.shape[3]
-
-    def token(b, h, t, held):
-        o, S = step(
-            held[0],
-            scale * q[b, t, h // group],
-            k[b, t, h // (v.shape[2] // k.shape[2])],
-            v[b, t, h],
-            b,
-            h,
-            t,
-        )
-        return o, (S,)
-
-    def starts(b, h):
-        return (v.new_zeros(width, v.shape[3]) if state is None else state[b, h],)
-
-    o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
-    return o, last
-
-
-def default(scale, k):
-    return k.shape[-1] ** -0.5 if scale is None else scale
-
-
-def outer(x: Tensor, y: Tensor) -> Tensor:
-    return x[:, None] * y[None, :]
+from tests.rules.loops_walk import default, matrix_walk, outer, walk, zeros_or
 
 
 def rwkv6(q, k, v, g, u, scale=None, state=None):
@@ -80,65 +28,6 @@ def hgrn2(q, v, g, scale=None, state=None):
     return matrix_walk(step, q, g, v, default(scale, q), state)
 
 
-def generalized_delta(q, k, v, a, b, g, scale=None, state=None):
-    def step(S, q, k, v, n, h, t):
-        S = torch.exp(g[n, t, h])[..., None] * S + outer(b[n, t, h], S.T @ a[n, t, h]) + outer(k, v)
-        return S.T @ q, S
-
-    return matrix_walk(step, q, k, v, default(scale, k), state)
-
-
-def rwkv7(q, k, v, g, kappa, eta, scale=None, state=None):
-    group = v.shape[2] // q.shape[2]
-
-    def step(S, q, k, v, b, h, t):
-        removal = kappa[b, t, h // group]
-        transition = torch.diag(torch.exp(g[b, t, h])) - outer(eta[b, t, h] * removal, removal)
-        S = transition @ S + outer(k, v)
-        return S.T @ q, S
-
-    return matrix_walk(step, q, k, v, 1.0 if scale is None else scale, state)
-
-
-def comba(q, k, v, g, beta, d, D, scale=None, state=None):
-    def step(S, q, k, v, b, h, t):
-        p = d[h] * k
-        q = q - default(scale, k) * D[h] * p
-        S = torch.exp(g[b, t, h]) * S + outer(k, beta[b, t, h] * (v - S.T @ p))
-        return S.T @ q, S
-
-    return matrix_walk(step, q, k, v, default(scale, k), state)
-
-
-def weight_decay_delta(q, k, v, g, beta, scale=None, state=None):
-    def step(S, q, k, v, b, h, t):
-        S = torch.exp(g[b, t, h]) * S + beta[b, t, h] * outer(k, v - S.T @ k)
-        return S.T @ q, S
-
-    return matrix_walk(step, q, k, v, default(scale, k), state)
-
-
-def gated_delta_net_2(q, k, v, g, erase, write, scale=None, state=None):
-    def step(S, q, k, v, b, h, t):
-        S = torch.exp(g[b, t, h])[:, None] * S
-        S = S + outer(k, write[b, t, h] * v - S.T @ (erase[b, t, h] * k))
-        return S.T @ q, S
-
-    return matrix_walk(step, q, k, v, default(scale, k), state)
-
-
-def longhorn_delta(q, k, v, beta, scale=None, state=None):
-    """The minimiser itself: (I + beta k k^T) S = S_prev + beta k v^T."""
-
-    def step(S, q, k, v, b, h, t):
-        strength = beta[b, t, h]
-        normal = torch.eye(k.shape[0], dtype=k.dtype) + strength * outer(k, k)
-        S = torch.linalg.solve(normal, S + strength * outer(k, v))
-        return S.T @ q, S
-
-    return matrix_walk(step, q, k, v, default(scale, k), state)
-
-
 def mlstm(q, k, v, g, i, scale=None, state=None):
     scale, group = default(scale, k), v.shape[2] // k.shape[2]
 
@@ -152,27 +41,6 @@ def mlstm(q, k, v, g, i, scale=None, state=None):
 
     shapes = (k.shape[3], v.shape[3] + 1), ()
     return walk(token, v.shape[0], v.shape[2], v.shape[1], zeros_or(state, v, *shapes))
-
-
-def zeros_or(state, like, *shapes):
-    if state is not None:
-        return lambda b, h: tuple(s[b, h] for s in state)
-    return lambda b, h: tuple(like.new_zeros(s) for s in shapes)
-
-
-def delta_product(q, k, v, g, beta, scale=None, state=None):
-    scale, group = default(scale, k), v.shape[2] // k.shape[2]
-
-    def token(b, h, t, held):
-        S = torch.exp(g[b, t, h]) * held[0]
-        for r in range(k.shape[3]):
-            kr = k[b, t, h // group, r]
-            S = S + beta[b, t, h, r] * outer(kr, v[b, t, h, r] - S.T @ kr)
-        return S.T @ (scale * q[b, t, h // group]), (S,)
-
-    starts = zeros_or(None if state is None else (state,), v, (k.shape[4], v.shape[4]))
-    o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
-    return o, last
 
 
 def dfw(q, k, v, g, h, scale=None, state=None):
@@ -274,53 +142,6 @@ def mamba3_mimo(x, dt, A, B, C, lam, theta, mimo_x, D, scale=None, state=None):
     return walk(token, x.shape[0], x.shape[2], x.shape[1], starts)
 
 
-def momentum_delta(q, k, v, g, h, eta, beta, p, scale=None, state=None):
-    scale, group = default(scale, k), v.shape[2] // k.shape[2]
-
-    def token(b, n, t, held):
-        S, M = held
-        kt, at = k[b, t, n // group], (b, t, n)
-        error = v[at] - S.T @ p[b, t, n // group]
-        M = torch.exp(h[at]) * M + eta[at] * outer(kt, error)
-        S = torch.exp(g[at]) * S + beta[at] * M
-        return S.T @ (scale * q[b, t, n // group]), (S, M)
-
-    shape = (k.shape[3], v.shape[3])
-    return walk(token, v.shape[0], v.shape[2], v.shape[1], zeros_or(state, v, shape, shape))
-
-
-def block_delta(q, k, v, g, eta, scale=None, state=None):
-    scale, group = default(scale, k), v.shape[2] // k.shape[2]
-
-    def token(b, h, t, held):
-        before = held[0]
-        S = torch.exp(g[b, t, h]) * before
-        for r in range(k.shape[3]):
-            kr = k[b, t, h // group, r]
-            S = S + eta[b, t, h, r] * outer(kr, v[b, t, h, r] - before.T @ kr)
-        return S.T @ (scale * q[b, t, h // group]), (S,)
-
-    starts = zeros_or(None if state is None else (state,), v, (k.shape[4], v.shape[4]))
-    o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
-    return o, last
-
-
-def omega(q, k, v, g, eta, scale=None, state=None):
-    """Gathers each token's window, then the block rule; a window that reaches before the start holds zeros."""
-    window = eta.shape[3]
-    before = window - 1
-    zeros = [x.new_zeros(x.shape[0], before, *x.shape[2:]) for x in (k, v)]
-    old_k, old_v = zeros if state is None else (state.k, state.v)
-    keys, values = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
-
-    def gathered(x):
-        return torch.stack([x[:, t : t + window].flip(1).transpose(1, 2) for t in range(v.shape[1])], 1)
-
-    memory = None if state is None else state.memory
-    o, last = block_delta(q, gathered(keys), gathered(values), g, eta, default(scale, k), memory)
-    return o, (last, keys[:, v.shape[1] :], values[:, v.shape[1] :])
-
-
 def log_linear(transition, write, q, k, v, lam, scale, state):
     """The states of the levels, merged as the tokens come; ``transition(S, k, b, h, t)``, ``write(k, v, b, h, t)``."""
     levels, group = lam.shape[3], v.shape[2] // k.shape[2]
@@ -388,29 +209,19 @@ def mesa_net(q, k, v, g, beta, lam, scale=None, state=None):
     return walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
 
 
-COMPOSITE_LOOPS = {
+LOOPS = {
     f.__name__: f
     for f in (
         rwkv6,
         rwkv5,
         hgrn2,
-        generalized_delta,
-        rwkv7,
-        comba,
-        weight_decay_delta,
-        gated_delta_net_2,
-        longhorn_delta,
         mlstm,
-        delta_product,
         dfw,
         gated_slot_attention,
         abc,
         gateloop,
         mamba3,
         mamba3_mimo,
-        momentum_delta,
-        block_delta,
-        omega,
         log_linear_attention,
         log_linear_gated_delta,
         mesa_net,

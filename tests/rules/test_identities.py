@@ -9,18 +9,8 @@ from linrec.errors import RangeError
 from linrec.rule import validation
 from linrec.testing import example_inputs, relative_error
 from tests.rules.closeness import assert_near, call_of
+from tests.rules.identities import FORMS, inputs_of, same
 from tests.rules.loops import LOOPS
-
-FORMS = ("parallel", "chunkwise", "recurrent")
-
-
-def inputs_of(rule, **sizes):
-    return example_inputs(rule, **{"T": 70, **sizes})
-
-
-def same(a, b, limit=1e-12):
-    assert relative_error(a.o, b.o) < limit
-    assert relative_error(a.state, b.state) < limit
 
 
 def plain(q, k, v, scale):

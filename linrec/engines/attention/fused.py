@@ -18,7 +18,7 @@ def sdpa(
 ) -> Tensor:
     """q ``[B, n, HQ, K]``, k ``[B, S, H, K]``, v ``[B, S, H, V]`` -> ``[B, n, HQ, V]``, with grouped heads.
 
-    ``mask`` is boolean (true: attend) or an additive float bias, broadcastable to ``[B, HQ, n, S]``. The fused
+    ``mask [B, HQ, n, S]``, or what broadcasts to it, is boolean (true: attend) or an additive float bias. The fused
     kernels have first derivatives in reverse mode only; all others are those of :func:`_in_products`.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -50,7 +50,7 @@ def _in_products(
 def merge(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over two disjoint key sets from the attention over each: outputs and log-sum-exps of the scores.
 
-    o ``[..., V]``, lse ``[...]``; a set without keys has lse = -inf and any finite output.
+    o1, o2 ``[..., V]``, lse1, lse2 ``[...]``; a set without keys has lse = -inf and any finite output.
     """
     lse = torch.logaddexp(lse1, lse2)
     base = lse.masked_fill(lse == -torch.inf, 0.0)
@@ -60,18 +60,18 @@ def merge(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, T
 def grouped_scores(q: Tensor, k: Tensor) -> Tensor:
     """q ``[B, n, HQ, K]``, k ``[B, S, H, K]`` -> q . k ``[B, H, HQ // H, n, S]``, at least in float32."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    q = q.to(wide).unflatten(2, (k.shape[2], -1)).permute(0, 2, 3, 1, 4)
-    return q @ k.to(wide).permute(0, 2, 3, 1)[:, :, None]
+    q = q.to(wide).unflatten(2, (k.shape[2], -1)).permute(0, 2, 3, 1, 4)  # B n (H R) K -> B H R n K
+    return q @ k.to(wide).permute(0, 2, 3, 1)[:, :, None]  # B S H K -> B H 1 K S
 
 
 def weighted_values(weights: Tensor, v: Tensor) -> Tensor:
     """weights ``[B, H, R, n, S]``, v ``[B, S, H, V]`` -> ``[B, n, H * R, V]``."""
     o = weights @ v.to(weights.dtype).transpose(1, 2)[:, :, None]
-    return o.permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return o.permute(0, 3, 1, 2, 4).flatten(2, 3)  # B H R n V -> B n (H R) V
 
 
 def masked_softmax(scores: Tensor, keep: Tensor) -> Tensor:
-    """Softmax over the kept entries of each row; a row without any is zero."""
+    """Softmax of scores ``[..., S]`` over the kept entries of each row, keep like scores; a row without any is zero."""
     scores = scores.masked_fill(~keep, -torch.inf)
     top = scores.detach().amax(-1, keepdim=True) if scores.shape[-1] else scores.new_zeros(1)
     weights = (scores - top.masked_fill(top == -torch.inf, 0.0)).exp()

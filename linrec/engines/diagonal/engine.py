@@ -12,9 +12,10 @@ from torch import Tensor
 from linrec.engines.diagonal.chunks import in_chunks, without_padding
 from linrec.engines.diagonal.convolved import convolution, responses
 from linrec.engines.diagonal.terms import DiagonalTerms
+from linrec.engines.diagonal.values import scan_values, selective_token
 from linrec.engines.numerics import scans
 from linrec.engines.numerics.backends import auto_on, chosen_backend
-from linrec.engines.numerics.checks import checked_state, differentiated
+from linrec.engines.numerics.checks import checked_state, differentiated, only_values
 from linrec.engines.numerics.recurrence import recurrence, recurrence_in_place
 from linrec.packing import by_segment
 from linrec.rule import Call
@@ -46,7 +47,7 @@ class DiagonalEngine:
         return auto_on(device)
 
     def run(self, terms: DiagonalTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
-        """Output ``[B, T, ...]`` in accumulator precision, and the final state."""
+        """Output ``[B, T, ...]`` in accumulator precision, and the final state, from ``state [B, ...]``."""
         convolved = call.form == "parallel" and terms.parallel == "convolution"
         if not (convolved and call.backend == "auto"):
             call = call._replace(backend=chosen_backend(call, who, *terms.tokens.values()))
@@ -54,7 +55,8 @@ class DiagonalEngine:
         fresh = state is None
         state = empty if state is None else checked_state(state, empty, who)
         if call.bounds is None and call.backend != "triton" and terms.leading.shape[1] == 1:
-            return _one_token(terms, state, call.scale)
+            one = _one_token if terms.selective is None else selective_token
+            return one(terms, state, call.scale)
         terms = replace(terms, fresh=fresh)
         if call.backend == "triton" and (terms.selective is not None or not terms.recompute):
             from linrec.engines.diagonal.gpu import scan_packed
@@ -73,7 +75,7 @@ class DiagonalEngine:
 
 def _one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The recurrence once; every form is that for one token."""
-    given = terms.widened_tokens() | terms.constants
+    given = {**terms.widened_tokens(), **terms.constants}
     decay, x = terms.expand(given)
     decay = (decay.exp() if terms.log else decay).squeeze(1)
     h = state if not terms.complex else torch.complex(*state.unbind(-1))
@@ -88,7 +90,9 @@ def _one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tenso
 def scan_batch(
     terms: DiagonalTerms, state: Tensor, lengths: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor]:
-    """Output and final state of a batch; row b holds ``lengths[b]`` tokens (None: all of them), then padding.
+    """Output and final state of a batch, from ``state [B, ...]``.
+
+    Row b holds ``lengths[b]`` tokens (None: all of them), then padding.
 
     ``call.backend`` is a decision already: Triton only where it says so.
     """
@@ -96,9 +100,11 @@ def scan_batch(
         from linrec.engines.diagonal.gpu import scan_rows
 
         return scan_rows(terms, state, lengths, call)
+    length = next(iter(terms.tokens.values())).shape[1]
+    if terms.selective is not None and call.form == "chunkwise" and only_values(state, *terms.given.values()):
+        return scan_values(terms, state, call.scale, call.chunk_size)
     h = torch.complex(*state.unbind(-1)) if terms.complex else state
     h = h.mT if terms.transposed else h
-    length = next(iter(terms.tokens.values())).shape[1]
     constant = terms.parallel == "convolution" and length > 0
     if constant and terms.gain is not None and call.form in ("parallel", "chunkwise"):
         each = length if call.form == "parallel" else call.chunk_size or RESPONSE
@@ -113,7 +119,7 @@ def scan_batch(
             return _one_chunk(part, h, real, call.scale, scan)
 
         o, h = in_chunks(terms, h, lengths, chunk or call.chunk_size or _chunk_length(h.numel()), one)
-    h = h.mT if terms.transposed else h
+    h = h.mT.contiguous() if terms.transposed else h  # only such a state can be given away
     return o, _pairs(h) if terms.complex else h
 
 

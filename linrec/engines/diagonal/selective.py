@@ -27,14 +27,14 @@ def selective_terms(
     skip: Tensor | None = None,
     exponential: bool = True,
 ) -> DiagonalTerms:
-    """See this module: step, x ``[B, T, D]``; rate, into, out ``[D, N]`` or ``[B, T, N]``."""
+    """See this module: step, x ``[B, T, D]``; rate, into, out ``[D, N]`` or ``[B, T, N]``, skip ``[D]``."""
     factors = {"rate": rate, "into": into, "out": out}
     constants = {name: y for name, y in factors.items() if y.dim() == 2}
-    rows = {name: y.mT.contiguous() for name, y in constants.items()}
+    rows = {name: y.mT for name, y in constants.items()}
     held = rows if skip is None else rows | {"skip": skip}
 
     def states_first(t: Tokens, name: str) -> Tensor:
-        return t[name] if name in rows else t[name][..., None]
+        return t[name].contiguous() if name in rows else t[name][..., None]
 
     def expand(t: Tokens) -> tuple[Tensor, Tensor]:
         exponent = t["step"][:, :, None] * states_first(t, "rate")
@@ -42,7 +42,7 @@ def selective_terms(
         return exponent if exponential else 1 + exponent, written
 
     def read(t: Tokens, h: Tensor) -> Tensor:
-        o = (t["out"] * h).sum(2) if "out" in rows else (t["out"][:, :, None] @ h)[:, :, 0]
+        o = (t["out"].contiguous() * h).sum(2) if "out" in rows else (t["out"][:, :, None] @ h)[:, :, 0]
         return o if skip is None else torch.addcmul(o, t["skip"], t["x"])
 
     return DiagonalTerms(

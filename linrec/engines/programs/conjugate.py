@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from linrec.engines.matrix import MatrixTerms
@@ -48,7 +49,8 @@ class System(NamedTuple):
 
 
 def solve(run: Run, system: System, q: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """x_t with (H_t + Diag(lam)) x_t = q_t, and the last H; differentiable in q and in the system."""
+    """x_t with (H_t + Diag(lam)) x_t = q_t, q ``[B, T, HV, K]``, and the last H; differentiable in q and in the
+    system."""
     fixed = System(*(t.detach() for t in system))
     with torch.no_grad():
         x = _solved(run, fixed, q.detach(), iterations)
@@ -125,7 +127,7 @@ def _solved(run: Run, system: System, q: Tensor, iterations: int) -> Tensor:
 
 
 def conjugate_gradients(product: Product, q: Tensor, iterations: int) -> Tensor:
-    """x with product(x) = q, for all rows side by side.
+    """x with product(x) = q, for all rows of q ``[..., K]`` side by side.
 
     A row whose residual has reached zero stays where it is: its step is 0 / tiny. Where values can be looked at
     without waiting for a device, no more steps are taken once every residual is below rounding.
@@ -156,7 +158,7 @@ class Rows(NamedTuple):
     entry: Tensor
 
     def product(self, x: Tensor) -> Tensor:
-        """x + H x, ``[N, C, K]``."""
+        """x + H x, x ``[N, C, K]``."""
         rows = x.shape[1]
         read = torch.bmm(x, self.reads)
         past = torch.addcmul(x, read[..., rows:], self.entry)
@@ -174,19 +176,20 @@ def _in_chunks(system: System, q: Tensor, longest: int, iterations: int) -> Tens
         x = (system.k[:, part], system.w[:, part], system.g[:, part, :, None], q[:, part])
         k, w, g, wanted = (_chunked(t, size) for t in x)
         rows, gram = _rows(k, w, g, gram)
-        solution = _by_piece(rows, wanted.flatten(0, 2), iterations)
-        found.append(solution.unflatten(0, wanted.shape[:3]).transpose(2, 3).flatten(1, 2))
+        solution = _by_piece(rows, rearrange(wanted, "B N HV C K -> (B N HV) C K"), iterations)
+        sizes = {"B": wanted.shape[0], "HV": wanted.shape[2]}
+        found.append(rearrange(solution, "(B N HV) C K -> B (N C) HV K", **sizes))
     return torch.cat(found, dim=1)[:, :length]
 
 
 def _chunked(x: Tensor, size: int) -> Tensor:
-    """``[B, T, HV, n] -> [B, T / C, HV, C, n]``; rows of padding are zero, and so is their solution."""
+    """``[B, T, HV, K] -> [B, N, HV, C, K]`` for N chunks; rows of padding are zero, and so is their solution."""
     padded = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % size))
-    return padded.unflatten(1, (-1, size)).transpose(2, 3)
+    return rearrange(padded, "B (N C) HV K -> B N HV C K", C=size)
 
 
 def _rows(k: Tensor, w: Tensor, g: Tensor, gram: Tensor) -> tuple[Rows, Tensor]:
-    """From chunks ``[B, T / C, HV, C, .]`` and H before them; also H after them."""
+    """From chunks ``[B, N, HV, C, .]`` and H before them; also H after them."""
     total = cumulative_decay(g)
     last = total[..., -1:, :]
     written = (w * grown(last - total, w)).mT @ k
@@ -194,7 +197,7 @@ def _rows(k: Tensor, w: Tensor, g: Tensor, gram: Tensor) -> tuple[Rows, Tensor]:
     before = torch.cat([gram[:, None], after[:, :-1]], dim=1)
     within = between(total, total, lower(k.shape[3], k.device), k)
     parts = k, torch.cat([w.mT, before], dim=-1), within, grown(total, k)
-    return Rows(*(x.flatten(0, 2) for x in parts)), after[:, -1]
+    return Rows(*(rearrange(x, "B N HV ... -> (B N HV) ...") for x in parts)), after[:, -1]
 
 
 def _by_piece(rows: Rows, q: Tensor, iterations: int) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from linrec.engines.matrix import MATRIX, MatrixTerms
@@ -40,7 +41,7 @@ class Run(NamedTuple):
         return self.call.scale
 
     def matrix(self, terms: MatrixTerms, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One call of the matrix engine: o ``[B, T, HV, V]`` and the final state."""
+        """One call of the matrix engine from ``state [B, HV, K, V]``: o ``[B, T, HV, V]`` and the final state."""
         call = self.call._replace(scale=1.0, bounds=None)
         if self.noted is not None:
             self.noted.append(MATRIX.explain(terms, state, call, self.who))
@@ -131,7 +132,7 @@ def heads_first(x: Tensor) -> Tensor:
 
 def micro_steps(x: Tensor) -> Tensor:
     """``[B, T, H, R, ...] -> [B, T * R, H, ...]``: the micro steps as tokens of their own."""
-    return x.transpose(2, 3).flatten(1, 2)
+    return rearrange(x, "B T H R ... -> B (T R) H ...")
 
 
 PROGRAM = ProgramEngine()

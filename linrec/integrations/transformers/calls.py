@@ -25,7 +25,7 @@ class Modelling:
 
     def __init__(self, said: dict[str, Any], outer: Modelling | None):
         self.outer = outer
-        self.said = said if outer is None else outer.said | said
+        self.said: dict[str, Any] = said if outer is None else outer.said | said
         self._layouts: dict[tuple[int, int], Layout | None] = {}
 
     def layout(self, batch: int, length: int) -> Layout | None:
@@ -79,8 +79,9 @@ class Mixing:
 class _Now(threading.local):
     """The calls that this thread is in."""
 
-    model: Modelling | None = None
-    mixer: Mixing | None = None
+    def __init__(self) -> None:  # for every thread; graphs look for attributes of the instance
+        self.model: Modelling | None = None
+        self.mixer: Mixing | None = None
 
 
 now = _Now()
@@ -151,6 +152,7 @@ class Carried:
         self.checkpoint = checkpoint
 
     def __call__(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """``run`` checkpointed, as in this call of the model when it is run again."""
         model = now.model
 
         def again(*args: Any, **kwargs: Any) -> Any:

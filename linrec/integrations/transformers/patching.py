@@ -34,11 +34,7 @@ def accelerate_modules(model: nn.Module) -> None:
     for part in models_in(model) if mixers else ():
         if any(replaced(type(module)) for module in part.modules()):
             _hook(part, enter_known_model, leave_model)
-            _models[part] = [
-                weakref.ref(m)
-                for m in part.modules()
-                if hasattr(m, "gradient_checkpointing") and m is not part
-            ]
+            _models[part] = [weakref.ref(m) for m in part.modules() if hasattr(m, "gradient_checkpointing")]
 
 
 def restore_modules(model: nn.Module) -> None:
@@ -108,14 +104,14 @@ def _carry(model: nn.Module) -> None:
     for layer in (reference() for reference in _models[model]):
         checkpoint = None if layer is None else getattr(layer, "_gradient_checkpointing_func", None)
         if checkpoint is not None and not isinstance(checkpoint, Carried):
-            layer._gradient_checkpointing_func = Carried(checkpoint)  # type: ignore[union-attr, assignment]
+            layer._gradient_checkpointing_func = Carried(checkpoint)  # type: ignore[union-attr]
 
 
 def _number(mixer: nn.Module, path: str) -> None:
     """Tell a mixer that does not know it which layer of the model it is in: the first number of its name there."""
     number = next((int(part) for part in path.split(".") if part.isdigit()), None)
     if number is not None and not hasattr(mixer, "layer_idx"):
-        mixer.linrec_layer_idx = number
+        mixer.linrec_layer_idx = number  # type: ignore[assignment]
 
 
 def _hook(module: nn.Module, enter: Any, leave: Any) -> None:

@@ -51,7 +51,10 @@ class Place:
     @property
     def problem(self) -> str | None:
         """Why it is left alone, if so."""
-        parameters = parameters_of(getattr(self.holder, self.name))
+        function = getattr(self.holder, self.name, None)
+        if function is None:
+            return f"{self.title} is gone"
+        parameters = parameters_of(function)
         if parameters in self.replacement.signatures:
             return None
         return f"{self.title}({', '.join(parameters)}) is not a signature that linrec knows"
@@ -64,9 +67,13 @@ def replacements() -> tuple[Replacement, ...]:
     return tuple(replacement for file in files for replacement in file.REPLACEMENTS)
 
 
-@cache
-def places(kind: type[nn.Module]) -> tuple[Place, ...]:
+def places(kind: Any) -> tuple[Place, ...]:
     """What linrec could replace in modules of this class."""
+    return _places(kind)
+
+
+@cache
+def _places(kind: Any) -> tuple[Place, ...]:
     found = (*_functions(kind), *_methods(kind))
     return () if all(place.replacement.beside for place in found) else found
 

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from linrec import rules
 from linrec.integrations.transformers.calls import Mixing
-from linrec.integrations.transformers.families.gated_delta import unit
-from linrec.integrations.transformers.layout import apply
+from linrec.integrations.transformers.families.gated_delta import delta_rule
 from linrec.integrations.transformers.replacement import Replacement
 
 
@@ -26,11 +25,16 @@ def chunk_kda(
     use_qk_l2norm_in_kernel: bool = False,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """q, k, g ``[B, T, H, K]``, v ``[B, T, H, V]``, beta ``[B, T, H]``, state ``[B, H, K, V]``."""
-    if use_qk_l2norm_in_kernel:
-        query, key = unit(query.float()), unit(key.float())
+    """query, key, g ``[B, T, H, K]``, value ``[B, T, H, V]``, beta ``[B, T, H]``, initial_state ``[B, H, K, V]``."""
     tensors = {"q": query, "k": key, "v": value, "g": g, "beta": beta}
-    o, state = apply(rules.kimi_delta_attention, tensors, mixing.layout, initial_state)
+    o, state = delta_rule(
+        rules.kimi_delta_attention,
+        mixing,
+        tensors,
+        initial_state,
+        use_qk_l2norm_in_kernel,
+        output_final_state,
+    )
     return o, state if output_final_state else None
 
 
@@ -46,7 +50,8 @@ def recurrent_kda(
     use_qk_l2norm_in_kernel: bool = False,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same; one token by the rule's step."""
+    """The same for one token: query, key, g ``[B, 1, H, K]``, value ``[B, 1, H, V]``, beta ``[B, 1, H]``, initial_state
+    ``[B, H, K, V]``."""
     return chunk_kda(
         mixing, query, key, value, g, beta, 64, initial_state, output_final_state, use_qk_l2norm_in_kernel
     )

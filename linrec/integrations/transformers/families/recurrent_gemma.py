@@ -6,7 +6,7 @@ and forgets the convolution's part of it before every call of several tokens. He
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ def recurrent_block(
 ) -> tuple[Tensor, BlockState]:
     """The block on x ``[B, T, d]``. A token that is ``first`` ``[B, T]`` in its sequence forgets all before it, and
     enters with weight one."""
-    kernel, bias = block.conv_1d.weight[:, 0], block.conv_1d.bias
+    kernel, bias = block.conv_1d.weight.squeeze(1), block.conv_1d.bias
     gate = block.act_fn(project(block.linear_y, x))
     u = project(block.linear_x, x)
     if state is None:
@@ -48,7 +48,7 @@ def recurrent_block(
         )
     u, conv = causal_convolution(u, kernel, bias, state.conv, cu_seqlens)
     g, i = _gates(block.rg_lru, u)
-    g = g.masked_fill(first[..., None], RESET)
+    g = g.masked_fill(first.unsqueeze(-1), RESET)
     h, memory = rules.rg_lru(u, g, i, state=state.memory, cu_seqlens=cu_seqlens)
     return project(block.linear_out, h * gate), BlockState(conv, memory)
 
@@ -57,7 +57,7 @@ def _gates(lru: Any, u: Tensor) -> tuple[Tensor, Tensor]:
     """Log-decay and input gate ``[B, T, D]``: block-diagonal maps of the convolved branch, one block a head."""
     heads = u.reshape(-1, lru.num_attention_heads, lru.block_width).transpose(0, 1)
     i, r = (
-        torch.baddbmm(bias[:, None], heads, weight).transpose(0, 1).reshape(u.shape).sigmoid()
+        torch.baddbmm(bias.unsqueeze(1), heads, weight).transpose(0, 1).reshape(u.shape).sigmoid()
         for bias, weight in (
             (lru.input_gate_bias, lru.input_gate_weight),
             (lru.recurrent_gate_bias, lru.recurrent_gate_weight),
@@ -75,7 +75,7 @@ def forward(
     use_cache: bool = True,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The block's own forward."""
+    """The block's own forward, of input_states ``[B, T, d_model]``, position_ids ``[B, T]``."""
     layer = _layer(mixing) if use_cache else None
     if layer is None and use_cache:
         return NotImplemented  # called by itself: transformers' state in the module
@@ -86,30 +86,36 @@ def forward(
     first = _first(position_ids.expand(input_states.shape[:2]), layout, before is None)
     y, after = apply(partial(recurrent_block, block), {"x": input_states, "first": first}, layout, before)
     if layer is not None:
-        layer.conv_states[0], layer.recurrent_states[0] = after.conv.mT, after.memory
-        for known in (
-            layer.is_conv_states_initialized,
-            layer.is_recurrent_states_initialized,
-            layer.has_previous_state,
-        ):
-            known[0] = True
-        layer.device, layer.dtype = after.conv.device, after.conv.dtype
+        _keep(layer, after)
     return y, None
 
 
 def _layer(mixing: Mixing) -> Any:
     """The block's part of the cache. A cache that was made without a configuration takes it for softmax attention."""
-    from transformers.cache_utils import LinearAttentionLayer
-
     number = mixing.layer_number
     if mixing.cache is None or number is None:
         return None
     layers = mixing.cache.layers
     while len(layers) <= number:
         layers.append(mixing.cache.layer_class_to_replicate())
-    if not isinstance(layers[number], LinearAttentionLayer):
-        layers[number] = LinearAttentionLayer()
+    if not isinstance(layers[number], _linear_layer()):
+        layers[number] = _linear_layer()()
     return layers[number]
+
+
+@cache
+def _linear_layer() -> type:
+    from transformers.cache_utils import LinearAttentionLayer
+
+    return LinearAttentionLayer
+
+
+def _keep(layer: Any, state: BlockState) -> None:
+    layer.conv_states[0], layer.recurrent_states[0] = state.conv.mT, state.memory
+    if not layer.has_previous_state[0]:
+        layer.device, layer.dtype = state.conv.device, state.conv.dtype
+        layer.is_conv_states_initialized[0] = layer.is_recurrent_states_initialized[0] = True
+        layer.has_previous_state[0] = True
 
 
 def _first(positions: Tensor, layout: Layout | None, empty: bool) -> Tensor:

@@ -60,30 +60,31 @@ def attention_forward(
     state: list[Tensor] | None = None,
     use_cache: bool = False,
 ) -> tuple[Tensor, list[Tensor] | None]:
-    """The forward of the model's attention; ``state`` holds five tensors ``[B, d, layers]``, which are written over."""
+    """The forward of the model's attention on hidden ``[B, T, d]``; ``state`` holds five tensors ``[B, d, layers]``,
+    which are written over."""
     before, number = None, mixer.layer_id
     if state is not None:
-        last, *memory = (x[:, :, number] for x in state[1:])
+        last, *memory = (x.select(2, number) for x in state[1:])
         before = TimeState(last, WKVState(*memory))
     layout = mixing.layout_over(*hidden.shape[:2])
     y, after = apply(partial(time_mixing, mixer), {"x": hidden}, layout, before)
     if state is not None:
         for place, new in zip(state[1:], (after.last, *after.memory), strict=True):
-            place[:, :, number] = new
+            place.select(2, number).copy_(new)
     return y, state
 
 
 def feed_forward(
     mixing: Mixing, mixer: Any, hidden: Tensor, state: list[Tensor] | None = None
 ) -> tuple[Tensor, list[Tensor] | None]:
-    """The forward of the model's feed-forward part."""
+    """The forward of the model's feed-forward part on hidden ``[B, T, d]``."""
     before, number = None, mixer.layer_id
     if state is not None:
-        before = state[0][:, :, number]
+        before = state[0].select(2, number)
     layout = mixing.layout_over(*hidden.shape[:2])
     y, after = apply(partial(channel_mixing, mixer), {"x": hidden}, layout, before)
     if state is not None:
-        state[0][:, :, number] = after
+        state[0].select(2, number).copy_(after)
     return y, state
 
 
