@@ -18,25 +18,28 @@ from linrec.kernels.elementwise import on_device
 from linrec.kernels.matrix.backward_chunk import chunk_gradients
 from linrec.kernels.matrix.backward_scan import entry_states, state_gradients
 from linrec.kernels.matrix.launches import launch_for
-from linrec.kernels.matrix.prepare import GROUP, KEPT, Shapes, find_scores, prepared, run, tile
+from linrec.kernels.matrix.prepare import (
+    DIFFERENTIATED,
+    GROUP,
+    KEPT,
+    Inputs,
+    Shapes,
+    find_scores,
+    prepared,
+    run,
+    tile,
+)
 
 
 def matrix_backward(
-    do: Tensor, dlast: Tensor | None, q: Tensor, k: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None,
-    b: Tensor | None, bonus: Tensor | None, write: Tensor | None, erase: Tensor | None, state: Tensor | None,
-    cu_seqlens: Tensor | None, scale: float, chunk: int | None, predict: str, readout: str,
-    kept: Sequence[Tensor | None] = (None,) * 4,
-) -> tuple[Tensor | None, ...]:  # fmt: skip
-    """Gradients of q, k, v, g, a, b, bonus, write, erase and state from those of the output and the final state.
+    do: Tensor, dlast: Tensor | None, inputs: Inputs, kept: Sequence[Tensor | None] = (None,) * len(KEPT)
+) -> tuple[Tensor | None, ...]:
+    """Gradients of :data:`linrec.kernels.matrix.prepare.DIFFERENTIATED` from those of the output and the final state.
 
-    Tensors as in ``MatrixTerms``; ``cu_seqlens`` ``[segments + 1]`` of a batch of one; ``chunk`` as in the forward;
-    ``kept``: what the forward has kept. None for what is not given.
+    ``inputs`` and ``kept``: what the forward was given, and what it has kept. None for what is not given.
     """
-    x, shapes = prepared(
-        {"do": do, "dlast": dlast, "q": q, "k": k, "v": v, "g": g, "a": a, "b": b, "bonus": bonus, "write": write,
-         "erase": erase, "state": state, "cu_seqlens": cu_seqlens, **dict(zip(KEPT, kept, strict=True))},
-        scale, chunk, predict, readout,
-    )  # fmt: skip
+    x, shapes = prepared(inputs, do=do, dlast=dlast, **dict(zip(KEPT, kept, strict=True)))
+    v, state = x["v"], x["state"]
     x |= _gradients(x, shapes) | {"tokens": v.shape[0] * v.shape[1]}
     with on_device(v):
         if shapes.slots:
@@ -106,7 +109,7 @@ def _parts(x: dict[str, Any], flags: dict[str, Any], blocks: int) -> dict[str, T
 def _summed(x: dict[str, Any], s: Shapes) -> tuple[Tensor | None, ...]:
     """The gradients in their tensors' shapes and dtypes."""
     found = []
-    for name in ("q", "k", "v", "g", "a", "b", "bonus", "write", "erase", "state"):
+    for name in DIFFERENTIATED:
         dx, t = x["d" + name], x[name]
         if dx is not None and name == "bonus":
             dx = dx.sum(0)

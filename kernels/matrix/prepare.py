@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 import triton
@@ -19,6 +19,68 @@ GROUP = 4  # chunks between two states that the backward keeps
 KEPT = ("inverse", "scores_qk", "scores_qb", "scores_ak")
 
 
+class Inputs(NamedTuple):
+    """What every pass is given, in the order of the operators' schemas.
+
+    Tensors as in :class:`linrec.engines.matrix.terms.MatrixTerms`, any of float32, float16 and bfloat16; sums and
+    states are float32. ``state`` ``[B or segments, HV, K, V]``; ``cu_seqlens`` ``[segments + 1]`` of a batch of one;
+    ``chunk`` 16, 32, 64, or None for the table's.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    g: Tensor | None
+    a: Tensor | None
+    b: Tensor | None
+    bonus: Tensor | None
+    write: Tensor | None
+    erase: Tensor | None
+    state: Tensor | None
+    cu_seqlens: Tensor | None
+    scale: float
+    chunk: int | None
+    predict: str
+    readout: str
+
+    @property
+    def differentiated(self) -> tuple[Tensor | None, ...]:
+        """Those that have gradients."""
+        tokens = self.q, self.k, self.v, self.g, self.a, self.b
+        return *tokens, self.bonus, self.write, self.erase, self.state
+
+    @property
+    def settings(self) -> tuple[float, int | None, str, str]:
+        """The fields that are no tensors."""
+        return self.scale, self.chunk, self.predict, self.readout
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether every channel has a decay of its own."""
+        return self.g is not None and self.g.dim() == 4
+
+    @property
+    def predicts(self) -> bool:
+        """Whether something reads the state before it is written."""
+        return self.a is not None or self.erase is not None
+
+    @property
+    def place(self) -> tuple[str, str, int, int]:
+        """Where the table of launches is looked up."""
+        path = path_of(self.by_channel, self.predicts, self.b is not None)
+        return architecture(self.v.device), path, max(self.k.shape[3], self.v.shape[3]), self.v.element_size()
+
+    @property
+    def chunk_length(self) -> int:
+        """Tokens of a chunk."""
+        return self.chunk or chunk_length(*self.place)
+
+
+DIFFERENTIATED = Inputs._fields[: Inputs._fields.index("cu_seqlens")]
+_KINDS = {Tensor: "Tensor", Tensor | None: "Tensor?", float: "float", int | None: "int?", str: "str"}
+SCHEMA = ", ".join(f"{_KINDS[kind]} {name}" for name, kind in get_type_hints(Inputs).items())
+
+
 class Shapes(NamedTuple):
     """The sizes that all launches share."""
 
@@ -30,15 +92,14 @@ class Shapes(NamedTuple):
     at: tuple[str, str, int, int]  # where the table of launches is looked up
 
 
-def prepared(
-    named: dict[str, Tensor | None], scale: float, chunk: int | None, predict: str, readout: str
-) -> tuple[dict[str, Any], Shapes]:
-    """Arguments of every kernel by name, and the sizes."""
-    x: dict[str, Any] = {n: None if t is None else t.contiguous() for n, t in named.items()}
-    q, v, g, a, b, packed = (x[n] for n in ("q", "v", "g", "a", "b", "cu_seqlens"))
+def prepared(inputs: Inputs, **more: Tensor | None) -> tuple[dict[str, Any], Shapes]:
+    """Arguments of every kernel by name, with those of ``more``, and the sizes."""
+    named = {**inputs._asdict(), **more}
+    x: dict[str, Any] = {n: t.contiguous() if isinstance(t, Tensor) else t for n, t in named.items()}
+    q, v, a, b, packed = (x[n] for n in ("q", "v", "a", "b", "cu_seqlens"))
     (batch, length, heads, width_k), (hv, width_v) = q.shape, v.shape[2:]
     sequences = batch if packed is None else packed.shape[0] - 1
-    chunk = chunk or default_chunk(q, v, g, a, b, x["erase"])
+    chunk, at = inputs.chunk_length, inputs.place
     slots, groups = (
         batch * triton.cdiv(length, n) if packed is None else length // n + sequences
         for n in (chunk, GROUP * chunk)
@@ -51,31 +112,17 @@ def prepared(
         "K": width_k,
         "V": width_v,
         "C": chunk,
-        "CHANNEL": g is not None and g.dim() == 4,
-        "DELTA": a is not None or x["erase"] is not None,
+        "CHANNEL": inputs.by_channel,
+        "DELTA": inputs.predicts,
         "GENERAL": b is not None,
-        "PREDICT_NOW": predict == "decayed",
-        "READ_NOW": readout == "post",
+        "PREDICT_NOW": inputs.predict == "decayed",
+        "READ_NOW": inputs.readout == "post",
     }
-    at = _place(q, v, flags["CHANNEL"], flags["DELTA"], flags["GENERAL"])
     exact = "ieee" if at[0].startswith("gfx") else "tf32x3"
-    x |= flags | {"scale": scale, "length": length, "sequences": sequences, "DT": DTYPES[v.dtype]}
+    x |= flags | {"length": length, "sequences": sequences, "DT": DTYPES[v.dtype]}
     x |= {"PRECISION": exact, "LEVELS": chunk.bit_length() - 1}
     x["SEQUENCES"] = 1 if packed is None else triton.next_power_of_2(max(sequences, 1))
     return x, Shapes(sequences, length, slots, groups, flags, at)
-
-
-def _place(q: Tensor, v: Tensor, channel: bool, delta: bool, general: bool) -> tuple[str, str, int, int]:
-    path = path_of(channel, delta, general)
-    return architecture(v.device), path, max(q.shape[3], v.shape[3]), v.element_size()
-
-
-def default_chunk(
-    q: Tensor, v: Tensor, g: Tensor | None, a: Tensor | None, b: Tensor | None, erase: Tensor | None
-) -> int:
-    """The table's chunk length for such tensors."""
-    channel = g is not None and g.dim() == 4
-    return chunk_length(*_place(q, v, channel, a is not None or erase is not None, b is not None))
 
 
 def find_scores(x: dict[str, Any], s: Shapes) -> None:

@@ -12,6 +12,7 @@ triton = pytest.importorskip("triton")
 
 from linrec.engines.matrix import MATRIX  # noqa: E402
 from linrec.kernels.matrix.backward import matrix_backward  # noqa: E402
+from linrec.kernels.matrix.prepare import Inputs  # noqa: E402
 from linrec.rule import Call  # noqa: E402
 from linrec.testing import relative_error  # noqa: E402
 from tests.kernels.matrix_cases import CASES, NAMES, SCALE, bounds_of, draw, terms_of  # noqa: E402
@@ -37,9 +38,9 @@ def backward(case: str, x: dict[str, Tensor], chunk: int = 16) -> dict[str, Tens
     bounds = bounds_of(case)
     packed = None if bounds is None else torch.tensor(bounds, device=x["v"].device, dtype=torch.int32)
     terms = terms_of(case, x)
-    arguments: list[Any] = [x["do"], x["dlast"], *(x.get(n) for n in NAMES), x.get("state"), packed]
-    arguments += [SCALE, chunk, terms.predict, terms.readout]
-    found = matrix_backward(*arguments)
+    given: dict[str, Any] = {n: x.get(n) for n in (*NAMES, "state")} | {"cu_seqlens": packed}
+    inputs = Inputs(**given, scale=SCALE, chunk=chunk, predict=terms.predict, readout=terms.readout)
+    found = matrix_backward(x["do"], x["dlast"], inputs)
     assert [d is None for d in found] == [n not in x for n in (*NAMES, "state")]
     return {n: d for n, d in zip((*NAMES, "state"), found, strict=True) if d is not None}
 

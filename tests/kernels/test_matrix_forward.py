@@ -12,7 +12,7 @@ triton = pytest.importorskip("triton")
 
 from linrec.engines.matrix import MATRIX  # noqa: E402
 from linrec.errors import BackendError  # noqa: E402
-from linrec.kernels.matrix import forward, prepare  # noqa: E402
+from linrec.kernels.matrix import operators, prepare  # noqa: E402
 from linrec.rule import Call, donation  # noqa: E402
 from linrec.rules import RULES  # noqa: E402
 from linrec.testing import budget, example_inputs, example_state, relative_error  # noqa: E402
@@ -78,8 +78,8 @@ def test_segments_of_time(device: str, case: str, monkeypatch: pytest.MonkeyPatc
         launched.append(kernel.__name__)
         plain(kernel, *rest)
 
-    monkeypatch.setattr(forward, "LEAST", 1)
-    monkeypatch.setattr(forward, "run", counted)
+    monkeypatch.setattr(operators, "LEAST", 1)
+    monkeypatch.setattr(operators, "run", counted)
     assert_close(run(case, x, "triton"), exact, BOUND[torch.float32])
     assert launched == ["segment_maps", "entry_of_segments", "forward_scan"]
 

@@ -94,7 +94,24 @@ def test_opcheck_of_the_token_in_place(device: str) -> None:
     q, v, g, state = (
         torch.rand(s, device=device) for s in ((2, 1, 1, 16), (2, 1, 2, 8), (2, 1, 2), (2, 2, 16, 8))
     )
-    arguments = (q, q, v, -g, None, None, None, g, g, state, 0.5, "decayed", "post", torch.float32)
+    arguments = (
+        q,
+        q,
+        v,
+        -g,
+        None,
+        None,
+        None,
+        g,
+        g,
+        state,
+        None,
+        0.5,
+        None,
+        "decayed",
+        "post",
+        torch.float32,
+    )
     torch.library.opcheck(operator("matrix.operators.matrix_step_"), arguments, test_utils=CHECKS[:3])
 
 

@@ -8,7 +8,7 @@ A rule gives its tokens in their small layout and says how one stretch of them e
 selective state spaces have N states a channel, and only one chunk of them exists at a time. ``read`` sees
 h_{t-1} instead of h_t if ``late``. A complex state is stored as pairs of real numbers, ``[..., 2]``.
 
-``terms`` holds the arguments, ``chunks`` walks over the sequence, ``convolved`` serves decays that are constant in
+``terms`` holds the arguments, ``chunks`` goes over the sequence, ``convolved`` serves decays that are constant in
 time, ``engine`` chooses among them, ``gpu`` calls the Triton kernels. ``selective`` is the structure that selective
 state spaces share.
 """

@@ -1,7 +1,7 @@
 """Test-time training: the state is a small network, and every token is a step of its training.
 
 Gradients are taken at the weights with which a mini-batch starts, so that a mini-batch is matrix products.
-``engine`` walks mini-batches and keeps track of unfinished ones; ``dual`` reads with every token's own weights
+``engine`` goes through mini-batches and keeps track of unfinished ones; ``dual`` reads with every token's own weights
 without forming them (TTT, Titans); ``large_chunk`` applies first and updates at the end of a chunk (LaCT), with
 Muon's step from ``muon``.
 """

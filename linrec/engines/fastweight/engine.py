@@ -107,7 +107,7 @@ class FastweightEngine:
 def _run_batch(
     terms: FastTerms, state: FastState, lengths: Tensor | None, call: Call, begins: bool = False
 ) -> tuple[Tensor, FastState]:
-    """Place the tokens on the grid of mini-batches, and walk it. ``begins``: no row has an unfinished one."""
+    """Place the tokens on the grid of mini-batches, and take each in turn. ``begins``: no row has an unfinished one."""
     x = {name: t.transpose(1, 2) for name, t in terms.over_time().items()}
     x["q"] = x["q"] * call.scale
     length = terms.q.shape[1]

@@ -55,21 +55,19 @@ DECODING = Choice("step", "one token on a CPU")
 
 def choose(terms: MatrixTerms, state: Tensor | None, call: Call, who: str) -> Choice:
     """The algorithm for this call; BackendError with the reason where the one that was asked for cannot run."""
-    if call.backend in FORM_OF:
-        reason = why_not(call.backend, terms, state, call)
-        if reason is not None:
-            raise BackendError(f"{who}: backend={call.backend!r} cannot run: {reason}")
-        return Choice(call.backend, "it was asked for")
-    if terms.v.is_cpu and _one_token(terms.v, call):  # before all else, because decoding asks for every token
+    asked = call.backend in FORM_OF
+    if not asked and terms.v.is_cpu and _one_token(terms.v, call):  # first: decoding asks for every token
         return DECODING
     refused: dict[str, list[str]] = {}
-    for algorithm in _candidates(call):
+    for algorithm in [call.backend] if asked else _candidates(call):
         reason = why_not(algorithm, terms, state, call)
         if reason is None:
-            break
+            others = (f"not {', '.join(names)}: {reason}" for reason, names in refused.items())
+            return Choice(
+                algorithm, "it was asked for" if asked else "; ".join([REASONS[algorithm], *others])
+            )
         refused.setdefault(reason, []).append(algorithm)
-    others = (f"not {', '.join(names)}: {reason}" for reason, names in refused.items())
-    return Choice(algorithm, "; ".join([REASONS[algorithm], *others]))
+    raise BackendError(f"{who}: backend={call.backend!r} cannot run: {reason}")
 
 
 def why_not(algorithm: str, terms: MatrixTerms, state: Tensor | None, call: Call) -> str | None:

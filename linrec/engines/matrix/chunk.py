@@ -1,19 +1,39 @@
-"""The chunk algorithm: matrix products inside a chunk, a state between chunks.
+"""The chunk algorithm, in differentiable calls: products inside a chunk, a state between chunks.
 
-With G the inclusive cumulative log-decay of the chunk and S the entry state, every exponent formed is a
-sum of log-decays, hence <= 0: nothing can overflow, and underflow to zero is the right answer.
+In the letters of DeltaNet (arXiv:2406.06484), Gated DeltaNet (arXiv:2412.06464) and RWKV-7 (arXiv:2503.14456):
+
+================  =============  =================================================================================
+paper             here           what it is
+================  =============  =================================================================================
+S, h              ``h``          the state before the chunk, ``[K, V]``; ``h_next`` that after it
+g, log γ          ``g``          log-decays summed up to each row of the chunk, the row included; ``g_q`` and ``g_a``
+                                 as q and a see them: up to the row, or to the one before
+a, b              ``a``, ``b``   the key that reads the prediction, and that which writes it; the delta rule: -β k, k
+A_qk, A_ak, ...   ``A_qk`` ...   what row i of q or a reads of row j of k or b, the decay between them included
+A, T              solve(A_ab)    (I - A_ab)^-1, by forward substitution
+u, w              --             A v and A (a e^g); with keys b: A A_ak v and A (a e^g)
+v_new, u - w h    ``v_new``      what the chunk writes with k: A (v + (a e^g) h) = u + w h, solved for in one, where
+                                 the papers subtract because their w has the other sign; without a it is v
+z, v_2            ``z``          with keys b: what it writes with them, A (A_ak v + (a e^g) h) = u + w h
+================  =============  =================================================================================
+
+.. code-block:: text
+
+    o = (q e^{g_q}) h + A_qk v_new + A_qb z
+    h_next = e^{g_C} h + (k e^{g_C - g})^T v_new + (b e^{g_C - g})^T z
+
+Every exponent that is formed is a sum of log-decays, hence <= 0: nothing can overflow, and underflow to zero is right.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.engines.matrix.plan import CHUNK
-from linrec.engines.matrix.scores import decayed_scores
+from linrec.engines.matrix.scores import chunk_scores
 from linrec.engines.matrix.terms import Heads, MatrixTerms, from_heads, to_heads
-from linrec.engines.numerics.decays import cumulative_decay
+from linrec.engines.numerics.decays import cumulative_decay, exclusive, grown
 from linrec.engines.numerics.triangular import solve_unit_lower
 from linrec.rule import Call
 
@@ -35,35 +55,22 @@ def chunkwise_plain(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tens
     return terms.skipped(from_heads(o)), h.flatten(1, 2)
 
 
-def one_chunk(x: Heads, state: Tensor, predict: str, readout: str) -> tuple[Tensor, Tensor]:
-    """Output and exit state of one chunk (of any length: the parallel form is a chunk of length T)."""
-    total = cumulative_decay(x.g)
-    before = F.pad(total[..., :-1, :], (0, 0, 1, 0))  # exclusive sum by shifting: total - g would lose digits
-    seen_by_q = total if readout == "post" else before
-    reads_now = readout == "post"
-    scores_qk = decayed_scores(x.q, x.k, seen_by_q, total, diagonal=reads_now)
-    o = (x.q * _exp(seen_by_q, x.q)) @ state
+def one_chunk(x: Heads, h: Tensor, predict: str, readout: str) -> tuple[Tensor, Tensor]:
+    """o ``[B, H, R, C, V]`` and ``h_next`` of one chunk; h ``[B, H, R, K, V]``."""
+    g = cumulative_decay(x.g)
+    g_q, g_a = (g if sees_now else exclusive(g) for sees_now in (readout == "post", predict == "decayed"))
+    A = chunk_scores(x, g, g_q, g_a, diagonal=readout == "post")
+    v_new, z = x.v, None
+    if x.a is not None and A.ak is not None and A.ab is not None:
+        a_h = (x.a * grown(g_a, x.a)) @ h
+        z = solve_unit_lower(A.ab, (x.v if x.b is None else A.ak @ x.v) + a_h)
+        v_new = z if x.b is None else x.v
+    o = (x.q * grown(g_q, x.q)) @ h
     if x.bonus is not None:
         o = o + (x.q * x.bonus * x.k).sum(-1, keepdim=True) * x.v
-    to_end = _exp(total[..., -1:, :] - total, x.k)
-    new_state = _exp(total[..., -1:, :], state).mT * state
-    if x.a is None:
-        written = x.v
-    else:
-        seen_by_a = total if predict == "decayed" else before
-        from_entry = (x.a * _exp(seen_by_a, x.a)) @ state
-        if x.b is None:  # delta path: the prediction is written with k itself, so it merges with v
-            system = decayed_scores(x.a, x.k, seen_by_a, total, diagonal=False)
-            written = solve_unit_lower(system, x.v + from_entry)
-        else:
-            within = decayed_scores(x.a, x.k, seen_by_a, total, diagonal=False) @ x.v
-            system = decayed_scores(x.a, x.b, seen_by_a, total, diagonal=False)
-            predicted = solve_unit_lower(system, within + from_entry)
-            o = o + decayed_scores(x.q, x.b, seen_by_q, total, diagonal=reads_now) @ predicted
-            new_state = new_state + (x.b * to_end).mT @ predicted
-            written = x.v
-    return o + scores_qk @ written, new_state + (x.k * to_end).mT @ written
-
-
-def _exp(exponent: Tensor, like: Tensor) -> Tensor:
-    return exponent.to(like.dtype).exp()
+    to_end = grown(g[..., -1:, :] - g, x.k)
+    h_next = grown(g[..., -1:, :], h).mT * h
+    if x.b is not None and A.qb is not None and z is not None:
+        o = o + A.qb @ z
+        h_next = h_next + (x.b * to_end).mT @ z
+    return o + A.qk @ v_new, h_next + (x.k * to_end).mT @ v_new

@@ -16,23 +16,25 @@ CHUNKS = (16, 32, 64)
 def in_triton(terms: MatrixTerms, state: Tensor | None, call: Call) -> tuple[Tensor, Tensor]:
     """Output of a batch or of packed segments, in the dtype of v unless more is computed with it, and final state."""
     from linrec.kernels.matrix.operators import matrix_scan, matrix_step_
+    from linrec.kernels.matrix.prepare import Inputs
 
     one, shared = terms.v.shape[1] == 1, terms.g is not None and terms.g.dim() == 3
     t = terms.floored() if shared and not one else terms  # sums of decays by channel are not subtracted
-    tensors = (t.q, t.k, t.v, t.g, t.a, t.b, t.bonus, t.write, t.erase)
-    keep = differentiated(*(x for x in (state, *tensors) if x is not None))
+    bounds = None if call.bounds is None else torch.tensor(call.bounds, device=t.v.device)
+    x = Inputs(
+        *(t.q, t.k, t.v, t.g, t.a, t.b, t.bonus, t.write, t.erase, state, bounds),
+        *(call.scale, _chunk(call.chunk_size), t.predict, t.readout),
+    )
+    keep = differentiated(*(y for y in x.differentiated if y is not None))
     dtype = t.v.dtype if t.finish is None and t.skip is None else torch.float32
-    if one and call.bounds is None and not keep:
+    if one and bounds is None and not keep:
         if state is None:
             state = t.v.new_zeros(t.state_shape(t.v.shape[0]), dtype=torch.float32)
         elif not taken(state):
             state = state.clone(memory_format=torch.contiguous_format)
-        o = matrix_step_(*tensors, state, call.scale, t.predict, t.readout, dtype)
-        return terms.skipped(o), state
-    bounds = None if call.bounds is None else torch.tensor(call.bounds, device=t.v.device)
-    chunk = _chunk(call.chunk_size)
-    o, last, *_ = matrix_scan(*tensors, state, bounds, call.scale, chunk, t.predict, t.readout, dtype, keep)
-    return terms.skipped(o), last
+        return t.skipped(matrix_step_(*x._replace(state=state), dtype)), state
+    o, last, *_ = matrix_scan(*x, dtype, keep)
+    return t.skipped(o), last
 
 
 def _chunk(wanted: int | None) -> int | None:

@@ -8,14 +8,40 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.matrix.terms import Heads
 from linrec.engines.numerics.decays import LOG2
 
 SUB_CHUNK = 16
+
+
+class Scores(NamedTuple):
+    """A_qk, A_qb, A_ak, A_ab ``[B, H, R, C, C]``: those that there are; without keys b it is k that writes."""
+
+    qk: Tensor
+    qb: Tensor | None = None
+    ak: Tensor | None = None
+    ab: Tensor | None = None
+
+
+def chunk_scores(x: Heads, g: Tensor, g_q: Tensor, g_a: Tensor, diagonal: bool) -> Scores:
+    """Those of a chunk, in differentiable calls; g its cumulative log-decay, g_q and g_a what of it q and a see.
+
+    q reads its own row with the ``diagonal``.
+    """
+    A_qk = decayed_scores(x.q, x.k, g_q, g, diagonal=diagonal)
+    if x.a is None:
+        return Scores(A_qk)
+    A_ak = decayed_scores(x.a, x.k, g_a, g, diagonal=False)
+    if x.b is None:
+        return Scores(A_qk, None, A_ak, A_ak)
+    A_ab = decayed_scores(x.a, x.b, g_a, g, diagonal=False)
+    return Scores(A_qk, decayed_scores(x.q, x.b, g_q, g, diagonal=diagonal), A_ak, A_ab)
 
 
 def keep_mask(length: int, diagonal: bool, device: torch.device) -> Tensor:

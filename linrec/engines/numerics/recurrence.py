@@ -33,10 +33,10 @@ def recurrence_in_place(a: Tensor, x: Tensor, start: Tensor) -> Tensor:
 
     a ``[1 or B, T, ...]``, x ``[B, T, ...]``, start ``[B, ...]``.
     """
-    return walk(a, x, start, False, h=x, product=a)
+    return sequential_scan(a, x, start, False, h=x, product=a)
 
 
-def walk(
+def sequential_scan(
     a: Tensor, x: Tensor, start: Tensor, reverse: bool, h: Tensor | None = None, product: Tensor | None = None
 ) -> Tensor:
     """The recurrence, or with ``reverse`` h_t = a_t * h_{t+1} + x_t from ``start`` behind the last token.
@@ -88,7 +88,7 @@ class _Recurrence(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, x: Tensor, start: Tensor, reverse: bool) -> Tensor:
-        return walk(a, x, start, reverse)
+        return sequential_scan(a, x, start, reverse)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

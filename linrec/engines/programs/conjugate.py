@@ -148,7 +148,7 @@ def conjugate_gradients(product: Product, q: Tensor, iterations: int) -> Tensor:
     return x
 
 
-class Rows(NamedTuple):
+class Chunks(NamedTuple):
     """Chunks of C tokens: keys ``[N, C, K]``, reads ``[N, K, C + K]`` (w of the rows, and H before the chunk), the
     decays between rows ``[N, C, C]`` and since the chunk's entry ``[N, C, 1]``."""
 
@@ -175,8 +175,8 @@ def _in_chunks(system: System, q: Tensor, longest: int, iterations: int) -> Tens
         part = slice(start, start + span)
         x = (system.k[:, part], system.w[:, part], system.g[:, part, :, None], q[:, part])
         k, w, g, wanted = (_chunked(t, size) for t in x)
-        rows, gram = _rows(k, w, g, gram)
-        solution = _by_piece(rows, rearrange(wanted, "B N HV C K -> (B N HV) C K"), iterations)
+        chunks, gram = _chunks(k, w, g, gram)
+        solution = _by_piece(chunks, rearrange(wanted, "B N HV C K -> (B N HV) C K"), iterations)
         sizes = {"B": wanted.shape[0], "HV": wanted.shape[2]}
         found.append(rearrange(solution, "(B N HV) C K -> B (N C) HV K", **sizes))
     return torch.cat(found, dim=1)[:, :length]
@@ -188,7 +188,7 @@ def _chunked(x: Tensor, size: int) -> Tensor:
     return rearrange(padded, "B (N C) HV K -> B N HV C K", C=size)
 
 
-def _rows(k: Tensor, w: Tensor, g: Tensor, gram: Tensor) -> tuple[Rows, Tensor]:
+def _chunks(k: Tensor, w: Tensor, g: Tensor, gram: Tensor) -> tuple[Chunks, Tensor]:
     """From chunks ``[B, N, HV, C, .]`` and H before them; also H after them."""
     total = cumulative_decay(g)
     last = total[..., -1:, :]
@@ -197,11 +197,11 @@ def _rows(k: Tensor, w: Tensor, g: Tensor, gram: Tensor) -> tuple[Rows, Tensor]:
     before = torch.cat([gram[:, None], after[:, :-1]], dim=1)
     within = between(total, total, lower(k.shape[3], k.device), k)
     parts = k, torch.cat([w.mT, before], dim=-1), within, grown(total, k)
-    return Rows(*(rearrange(x, "B N HV ... -> (B N HV) ...") for x in parts)), after[:, -1]
+    return Chunks(*(rearrange(x, "B N HV ... -> (B N HV) ...") for x in parts)), after[:, -1]
 
 
-def _by_piece(rows: Rows, q: Tensor, iterations: int) -> Tensor:
+def _by_piece(chunks: Chunks, q: Tensor, iterations: int) -> Tensor:
     """Solve for q ``[N, C, K]``; with many heads even one chunk of each is more than a piece."""
     most = max(1, PIECE // q[0].numel()) if q.is_cpu else len(q)
-    pieces = zip(q.split(most), *(x.split(most) for x in rows), strict=True)
-    return torch.cat([conjugate_gradients(Rows(*own).product, part, iterations) for part, *own in pieces])
+    pieces = zip(q.split(most), *(x.split(most) for x in chunks), strict=True)
+    return torch.cat([conjugate_gradients(Chunks(*own).product, part, iterations) for part, *own in pieces])

@@ -1,7 +1,7 @@
 """Rules that are more than one engine call.
 
 The terms hold the tensors with a time axis as they are, and a body ``body(run, tensors, state) -> (o, state)``
-that computes one ordinary batch. The body calls the matrix engine through ``run.matrix`` and walks chunks of its
+that computes one ordinary batch. The body calls the matrix engine through ``run.matrix`` and takes chunks of its
 own through ``run.chunks``; both follow the form that was asked for. Packing is handled here, once: segments of
 equal length make a batch, so a body never meets padding.
 """
