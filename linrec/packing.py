@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Mapping
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from linrec.errors import DtypeError, ShapeError
@@ -84,7 +85,8 @@ def by_segment(
             select_rows(state, row_index),
             real,
         )
-        outputs.append(o.flatten(0, 1).index_select(0, keep.flatten().nonzero().flatten()))
+        token = rearrange(keep, "n L -> (n L)").nonzero()[:, 0]
+        outputs.append(rearrange(o, "n L ... -> (n L) ...").index_select(0, token))
         order_tokens.append(source[keep])
         states.append(new_state)
         order_rows += rows
@@ -96,5 +98,6 @@ def by_segment(
 def _gather(x: Tensor, source: Tensor, keep: Tensor) -> Tensor:
     """``[1, T, ...] -> [n, L, ...]``, zero where ``keep`` is false."""
     flat = x[0] if x.shape[1] else x.new_zeros(1, *x.shape[2:])
-    rows = flat.index_select(0, source.flatten()).unflatten(0, source.shape)
+    rows = flat.index_select(0, rearrange(source, "n L -> (n L)"))
+    rows = rearrange(rows, "(n L) ... -> n L ...", n=source.shape[0], L=source.shape[1])
     return rows.masked_fill(~keep.reshape(*keep.shape, *[1] * (rows.dim() - 2)), 0)  # 0 * nan would be nan

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from linrec.engines.numerics import forward_mode
+from linrec.engines.numerics import forward_mode, taps
 from linrec.engines.numerics.backends import auto_on, chosen_backend, prefers_triton
 from linrec.errors import DtypeError, ShapeError
 from linrec.packing import by_segment
@@ -21,16 +21,23 @@ from linrec.rule import Call, Terms
 
 
 def short_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, lengths: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    state: Tensor,
+    lengths: Tensor | None = None,
+    silu: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """x ``[B, T, D]``, weight ``[D, W]``, state ``[B, W - 1, D]`` the last inputs -> (y, next state).
+    """x ``[B, T, D]``, weight ``[D, W]``, state ``[B, W - 1, D]`` the last inputs -> (y or silu(y), next state).
 
     bias ``[D]``, lengths ``[B]``: how many tokens of each row are real, if not all.
     """
     width, length = weight.shape[1], x.shape[1]
-    history = torch.cat((state if state.dtype is x.dtype else state.to(x.dtype), x), 1)
     if length == 0:
         return x, state
+    if length > 1 and taps.suits(x, weight, bias, state):
+        return taps.convolved(x, weight, bias, state, silu), _last_of_rows(x, state, lengths)
+    history = torch.cat((state if state.dtype is x.dtype else state.to(x.dtype), x), 1)
     if length == 1:
         wide = torch.promote_types(x.dtype, torch.float32)  # products rounded to bfloat16 would cost a digit
         y = (history.to(wide) * weight.T.to(wide)).sum(1, keepdim=True)
@@ -43,11 +50,17 @@ def short_convolution(
         y = y if bias is None else y + bias
     else:
         y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
+    y = forward_mode.silu(y) if silu else y
+    return y, (history[:, 1:] if length == 1 and lengths is None else _last_of_rows(x, state, lengths))
+
+
+def _last_of_rows(x: Tensor, state: Tensor, lengths: Tensor | None) -> Tensor:
+    """The last W - 1 inputs of each row, ``lengths`` of which are real, in memory of their own."""
     if lengths is None:
-        kept = history[:, length:]
-        return y, (kept if length == 1 else kept.clone())  # a view would keep the whole call's tokens alive
-    last = lengths[:, None] + torch.arange(width - 1, device=x.device)
-    return y, history.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
+        return _last_inputs(x, state.to(x.dtype), None)
+    last = lengths[:, None] + torch.arange(state.shape[1], device=x.device)
+    history = torch.cat((state.to(x.dtype), x), 1)
+    return history.gather(1, last[..., None].expand(-1, -1, x.shape[2]))
 
 
 def causal_convolution(
@@ -70,18 +83,17 @@ def causal_convolution(
         y = convolution.short_convolution(x, weight, bias, state, cu_seqlens, silu)
         return y, _last_inputs(x, state, cu_seqlens)
     if cu_seqlens is None:
-        y, state = short_convolution(x, weight, bias, state)
-    elif torch.compiler.is_compiling():
+        return short_convolution(x, weight, bias, state, None, silu)
+    if torch.compiler.is_compiling():
         state = state.to(x.dtype)
-        y, state = _packed(x, weight, bias, state, cu_seqlens), _last_inputs(x, state, cu_seqlens)
-    else:
-        y, state = by_segment(
-            lambda tensors, rows, lengths: short_convolution(tensors["x"], weight, bias, rows, lengths),
-            {"x": x},
-            state,
-            cu_seqlens.tolist(),
-        )
-    return (forward_mode.silu(y) if silu else y), state
+        y = _packed(x, weight, bias, state, cu_seqlens)
+        return (forward_mode.silu(y) if silu else y), _last_inputs(x, state, cu_seqlens)
+    return by_segment(
+        lambda tensors, rows, lengths: short_convolution(tensors["x"], weight, bias, rows, lengths, silu),
+        {"x": x},
+        state,
+        cu_seqlens.tolist(),
+    )
 
 
 def _packed(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, cu_seqlens: Tensor) -> Tensor:

@@ -86,8 +86,9 @@ class GateLoop(HeadsLayer):
         self.pairs = self.head_dim // 2
         self.decay_proj = nn.Linear(d_model, 2 * self.num_v_heads * self.pairs)
         with torch.no_grad():
-            spread, angles = (torch.linspace(*ends, self.pairs) for ends in ((0.5, 5.0), (0, math.pi / 2)))
-            both = torch.stack([spread, angles])
+            both = torch.stack(
+                [torch.linspace(0.5, 5.0, self.pairs), torch.linspace(0, math.pi / 2, self.pairs)]
+            )
             self.decay_proj.bias.copy_(repeat(both, "both J -> (both HV J)", HV=self.num_v_heads))
 
     def gates(self, x: Tensor) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Selective scans without derivatives: chunks in memory that is used again, and one token in its own state."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ NAMES = ["mamba", "longhorn"]
 @pytest.mark.parametrize("name", NAMES)
 def test_values_are_those_of_the_loop(name, wide, length, chunk):
     rule = rules.get_rule(name)
-    sizes = {"D": 600, "N": 8} if wide else {}
+    sizes: Any = {"D": 600, "N": 8} if wide else {}
     x = example_inputs(rule, T=length, **sizes)
     state = example_state(rule, x)
     before = state.clone()

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from einops import repeat
 from torch import Tensor
 
 from linrec.engines.attention.cache import empty_cache
@@ -42,18 +43,18 @@ class LatentTerms(Attending):
         latent, k_rope = columns
         w_k, w_v = self.w_k.to(latent.dtype), self.w_v.to(latent.dtype)
         if not one_by_one:
-            k = torch.einsum("blc,hck->blhk", latent, w_k)
-            k_rope = k_rope[:, :, None].expand(*k.shape[:3], -1)
+            k = torch.einsum("BLC,HCK->BLHK", latent, w_k)
+            k_rope = repeat(k_rope, "B L R -> B L H R", H=k.shape[2])
             return Operands(
-                self.q, torch.cat([k, k_rope], dim=-1), torch.einsum("blc,hcv->blhv", latent, w_v)
+                self.q, torch.cat([k, k_rope], dim=-1), torch.einsum("BLC,HCV->BLHV", latent, w_v)
             )
         q, q_rope = self.q.split([w_k.shape[2], k_rope.shape[2]], dim=-1)
-        absorbed = torch.einsum("bthk,hck->bthc", q, w_k)
+        absorbed = torch.einsum("BTHK,HCK->BTHC", q, w_k)
         return Operands(
             torch.cat([absorbed, q_rope], dim=-1),
             torch.cat([latent, k_rope], dim=-1)[:, :, None],
             latent[:, :, None],
-            lambda o: torch.einsum("bthc,hcv->bthv", o, w_v),
+            lambda o: torch.einsum("BTHC,HCV->BTHV", o, w_v),
         )
 
 

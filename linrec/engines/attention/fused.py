@@ -60,14 +60,14 @@ def merge(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, T
 def grouped_scores(q: Tensor, k: Tensor) -> Tensor:
     """q ``[B, n, HQ, K]``, k ``[B, S, H, K]`` -> q . k ``[B, H, HQ // H, n, S]``, at least in float32."""
     wide = torch.promote_types(q.dtype, torch.float32)
-    q = q.to(wide).unflatten(2, (k.shape[2], -1)).permute(0, 2, 3, 1, 4)
-    return q @ k.to(wide).permute(0, 2, 3, 1)[:, :, None]
+    q = q.to(wide).unflatten(2, (k.shape[2], -1)).permute(0, 2, 3, 1, 4)  # B n (H R) K -> B H R n K
+    return q @ k.to(wide).permute(0, 2, 3, 1)[:, :, None]  # B S H K -> B H 1 K S
 
 
 def weighted_values(weights: Tensor, v: Tensor) -> Tensor:
     """weights ``[B, H, R, n, S]``, v ``[B, S, H, V]`` -> ``[B, n, H * R, V]``."""
     o = weights @ v.to(weights.dtype).transpose(1, 2)[:, :, None]
-    return o.permute(0, 3, 1, 2, 4).flatten(2, 3)
+    return o.permute(0, 3, 1, 2, 4).flatten(2, 3)  # B H R n V -> B n (H R) V
 
 
 def masked_softmax(scores: Tensor, keep: Tensor) -> Tensor:

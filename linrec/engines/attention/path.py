@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from linrec.engines.attention.cache import (
@@ -129,7 +130,7 @@ def transported(x: Block, past: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _block(terms: PathTerms, now: slice, scale: float) -> Block:
-    q = terms.q[:, now].unflatten(2, (terms.k.shape[2], -1)).permute(0, 2, 3, 1, 4) * scale
+    q = rearrange(terms.q[:, now], "B n (H R) K -> B H R n K", H=terms.k.shape[2]) * scale
     k, w = (x[:, now].transpose(1, 2) for x in (terms.k, terms.w))
     return Block(q, k, w, terms.beta[:, now].transpose(1, 2)[..., None])
 

@@ -47,7 +47,7 @@ def responses(
         if held:
             o = o + terms.read(terms.given, scale * ladder[1 : count + 1] * h[:, None])
         at_end = (part if real is None else _right_aligned(part, real)).to(response.dtype)
-        written = torch.einsum("...tn,bt...->b...n", backwards[..., -count:, :], at_end)
+        written = torch.einsum("...TN,BT...->B...N", backwards[..., -count:, :], at_end)
         return o, (ladder[count] if real is None else ladder.index_select(0, real)) * h + written
 
     outputs = []

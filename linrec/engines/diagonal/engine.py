@@ -12,7 +12,7 @@ from torch import Tensor
 from linrec.engines.diagonal.chunks import in_chunks, without_padding
 from linrec.engines.diagonal.convolved import convolution, responses
 from linrec.engines.diagonal.terms import DiagonalTerms
-from linrec.engines.diagonal.values import one_token, scan_values
+from linrec.engines.diagonal.values import scan_values, selective_token
 from linrec.engines.numerics import scans
 from linrec.engines.numerics.backends import auto_on, chosen_backend
 from linrec.engines.numerics.checks import checked_state, differentiated, only_values
@@ -48,8 +48,6 @@ class DiagonalEngine:
 
     def run(self, terms: DiagonalTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
         """Output ``[B, T, ...]`` in accumulator precision, and the final state, from ``state [B, ...]``."""
-        if state is not None and _decodes(terms, state, call):
-            return one_token(terms, state, call.scale)
         convolved = call.form == "parallel" and terms.parallel == "convolution"
         if not (convolved and call.backend == "auto"):
             call = call._replace(backend=chosen_backend(call, who, *terms.tokens.values()))
@@ -57,9 +55,8 @@ class DiagonalEngine:
         fresh = state is None
         state = empty if state is None else checked_state(state, empty, who)
         if call.bounds is None and call.backend != "triton" and terms.leading.shape[1] == 1:
-            if terms.selective is not None:
-                return one_token(terms.widened(), state, call.scale)
-            return _one_token(terms, state, call.scale)
+            one = _one_token if terms.selective is None else selective_token
+            return one(terms, state, call.scale)
         terms = replace(terms, fresh=fresh)
         if call.backend == "triton" and (terms.selective is not None or not terms.recompute):
             from linrec.engines.diagonal.gpu import scan_packed
@@ -90,17 +87,6 @@ def _one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tenso
     return o, _pairs(new) if terms.complex else new
 
 
-def _decodes(terms: DiagonalTerms, state: Tensor, call: Call) -> bool:
-    """One token of a selective scan on a CPU, where choosing and checking would take longer than the arithmetic."""
-    if terms.selective is None or call.bounds is not None or call.backend == "triton":
-        return False
-    x = terms.tokens["x"]
-    if not x.is_cpu or x.shape[1] != 1 or not isinstance(state, Tensor) or not state.is_cpu:
-        return False
-    fits = state.shape == (x.shape[0], *terms.channels) and state.dtype is terms.accumulator
-    return fits and all(x.dtype is state.dtype for x in terms.tokens.values())
-
-
 def scan_batch(
     terms: DiagonalTerms, state: Tensor, lengths: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor]:
@@ -114,8 +100,6 @@ def scan_batch(
 
         return scan_rows(terms, state, lengths, call)
     length = next(iter(terms.tokens.values())).shape[1]
-    if terms.selective is not None and length == 1 and lengths is None:
-        return one_token(terms, state, call.scale)
     if terms.selective is not None and call.form == "chunkwise" and only_values(state, *terms.given.values()):
         return scan_values(terms, state, call.scale, call.chunk_size)
     h = torch.complex(*state.unbind(-1)) if terms.complex else state

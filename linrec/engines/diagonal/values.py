@@ -19,9 +19,9 @@ CACHED = 1 << 18  # numbers of a chunk's decays, and of its inputs: what stays i
 LOG2_E = 1 / math.log(2)
 
 
-def one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+def selective_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Of tokens ``[B, 1, ...]`` and a state ``[B, D, N]``, which is written over where it is given away."""
-    s, t = _selective(terms), terms.tokens
+    s, t = _selective(terms), terms.widened_tokens()
     step, x, rate, into = t["step"], t["x"], s.of(t, "rate"), s.of(t, "into")
     exponent = step.mT * rate
     decay, written = exponent.exp() if s.exponential else 1 + exponent, (step * x).mT * into

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from linrec.engines.matrix import MatrixTerms
@@ -175,19 +176,20 @@ def _in_chunks(system: System, q: Tensor, longest: int, iterations: int) -> Tens
         x = (system.k[:, part], system.w[:, part], system.g[:, part, :, None], q[:, part])
         k, w, g, wanted = (_chunked(t, size) for t in x)
         rows, gram = _rows(k, w, g, gram)
-        solution = _by_piece(rows, wanted.flatten(0, 2), iterations)
-        found.append(solution.unflatten(0, wanted.shape[:3]).transpose(2, 3).flatten(1, 2))
+        solution = _by_piece(rows, rearrange(wanted, "B N HV C K -> (B N HV) C K"), iterations)
+        sizes = {"B": wanted.shape[0], "HV": wanted.shape[2]}
+        found.append(rearrange(solution, "(B N HV) C K -> B (N C) HV K", **sizes))
     return torch.cat(found, dim=1)[:, :length]
 
 
 def _chunked(x: Tensor, size: int) -> Tensor:
-    """``[B, T, HV, n] -> [B, T / C, HV, C, n]``; rows of padding are zero, and so is their solution."""
+    """``[B, T, HV, K] -> [B, N, HV, C, K]`` for N chunks; rows of padding are zero, and so is their solution."""
     padded = F.pad(x, (0, 0, 0, 0, 0, -x.shape[1] % size))
-    return padded.unflatten(1, (-1, size)).transpose(2, 3)
+    return rearrange(padded, "B (N C) HV K -> B N HV C K", C=size)
 
 
 def _rows(k: Tensor, w: Tensor, g: Tensor, gram: Tensor) -> tuple[Rows, Tensor]:
-    """From chunks ``[B, T / C, HV, C, .]`` and H before them; also H after them."""
+    """From chunks ``[B, N, HV, C, .]`` and H before them; also H after them."""
     total = cumulative_decay(g)
     last = total[..., -1:, :]
     written = (w * grown(last - total, w)).mT @ k
@@ -195,7 +197,7 @@ def _rows(k: Tensor, w: Tensor, g: Tensor, gram: Tensor) -> tuple[Rows, Tensor]:
     before = torch.cat([gram[:, None], after[:, :-1]], dim=1)
     within = between(total, total, lower(k.shape[3], k.device), k)
     parts = k, torch.cat([w.mT, before], dim=-1), within, grown(total, k)
-    return Rows(*(x.flatten(0, 2) for x in parts)), after[:, -1]
+    return Rows(*(rearrange(x, "B N HV ... -> (B N HV) ...") for x in parts)), after[:, -1]
 
 
 def _by_piece(rows: Rows, q: Tensor, iterations: int) -> Tensor:

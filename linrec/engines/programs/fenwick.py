@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import einsum
 from torch import Tensor
 
 from linrec.engines.matrix import MatrixTerms
@@ -68,7 +69,7 @@ def _entry(state: LevelState, length: int) -> _Entry:
     merge = _as_seen(reader, _token_of(reader - 1, place), place, levels, place, state.memory.dtype)
     merge = merge * (_in_use(reader - 1, place, levels) | (place == 0))[..., None].to(merge.dtype)
     kept = _place(reader, levels)
-    memory = torch.einsum("blm,blhkv->bmhkv", merge[..., kept], state.memory)
+    memory = einsum(merge[..., kept], state.memory, "B L M, B L HV K V -> B M HV K V")
     return _Entry(memory, kept, state.seen, length)
 
 
@@ -85,16 +86,17 @@ def _one_chunk(run: Run, terms: MatrixTerms, weights: Tensor, met: _Entry) -> tu
     now = level(at[:, :, None], at[:, None, :], levels)
     then = level(at[:, :, None], of_level[:, None, :], levels)
     then = torch.where(met.place == levels - 1, levels - 1, then)
-    o = torch.einsum("bihj,bjhv->bihv", maps.read_values * _pick(weights, now), terms.v)
-    o = o + torch.einsum("bihl,bihk,blhkv->bihv", _pick(weights, then), maps.read_state, met.memory)
+    o = einsum(maps.read_values * _pick(weights, now), terms.v, "B I HV J, B J HV V -> B I HV V")
+    read = maps.read_state, _pick(weights, then), met.memory
+    o = o + einsum(*read, "B I HV K, B I HV L, B L HV K V -> B I HV V")
     ends = length == met.left
     reader = at[:, -1:] if ends else at[:, -1:] + 1
     place = torch.arange(levels, device=at.device) if ends else _place(reader, levels)
     own = F.one_hot(level(reader, at, levels), levels).to(o.dtype)[..., place]
     merge = _as_seen(reader, of_level, met.place, levels, place, o.dtype)
-    memory = torch.einsum("bhkj,bjl,bjhv->blhkv", maps.write_values, own, terms.v)
+    memory = einsum(maps.write_values, own, terms.v, "B HV K J, B J L, B J HV V -> B L HV K V")
     carried = maps.write_state[:, None] @ met.memory
-    memory = memory + torch.einsum("blm,blhkv->bmhkv", merge, carried)
+    memory = memory + einsum(merge, carried, "B L M, B L HV K V -> B M HV K V")
     return o, _Entry(memory, place, met.seen + length, met.left - length)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from linrec.engines.matrix import MATRIX, MatrixTerms
@@ -131,7 +132,7 @@ def heads_first(x: Tensor) -> Tensor:
 
 def micro_steps(x: Tensor) -> Tensor:
     """``[B, T, H, R, ...] -> [B, T * R, H, ...]``: the micro steps as tokens of their own."""
-    return x.transpose(2, 3).flatten(1, 2)
+    return rearrange(x, "B T H R ... -> B (T R) H ...")
 
 
 PROGRAM = ProgramEngine()

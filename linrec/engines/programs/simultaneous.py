@@ -11,6 +11,7 @@ is strict in tokens, not in pairs.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from linrec.engines.numerics.decays import between, cumulative_decay, exclusive, grown
@@ -31,7 +32,7 @@ def simultaneous(
 
 def _one_chunk(x: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
     q = heads_first(x["q"])
-    k, v, eta = (heads_first(y).flatten(2, 3) for y in (x["k"], x["v"], x["eta"][..., None]))
+    k, v, eta = (_pairs_of_head(y) for y in (x["k"], x["v"], x["eta"][..., None]))
     total = cumulative_decay(heads_first(x["g"])[..., None])
     pairs = x["k"].shape[3]
     written, seen = (s.repeat_interleave(pairs, dim=-2) for s in (total, exclusive(total)))
@@ -43,3 +44,7 @@ def _one_chunk(x: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
     end = total[..., -1:, :]
     o = grown(total, v) * (q @ state) + scores @ error
     return heads_first(o), grown(end, v) * state + (k * grown(end - written, v)).mT @ error
+
+
+def _pairs_of_head(x: Tensor) -> Tensor:
+    return rearrange(x, "B T HV R ... -> B HV (T R) ...")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from torch import Tensor
 
 from linrec.engines.matrix import MatrixTerms
@@ -50,7 +51,7 @@ def trapezoid(
     decay = F.pad(g[..., None], (0, ranks - 1))  # a token decays once, at its first pair
     q_steps, k_steps, v_steps, g_steps = (micro_steps(x) for x in (q, old_k, written, decay))
     y, memory = run.matrix(MatrixTerms(q_steps, k_steps, v_steps, g_steps), memory)
-    y = y.unflatten(1, (-1, ranks)).transpose(2, 3)
+    y = rearrange(y, "B (T R) HV V -> B T HV R V", R=ranks)
     if ranks == 1:
         y = torch.addcmul(y, now[..., None, None] * (q * k).sum(-1, keepdim=True), v)
     else:  # a pair is read before the later ones of the older token are written

@@ -79,8 +79,9 @@ class Mixing:
 class _Now(threading.local):
     """The calls that this thread is in."""
 
-    model: Modelling | None = None
-    mixer: Mixing | None = None
+    def __init__(self) -> None:  # for every thread; graphs look for attributes of the instance
+        self.model: Modelling | None = None
+        self.mixer: Mixing | None = None
 
 
 now = _Now()

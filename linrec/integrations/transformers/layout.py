@@ -8,7 +8,6 @@ A model's call says so in up to five ways: ``attention_mask`` (padding), ``posit
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -33,26 +32,25 @@ class Packing(NamedTuple):
 class Layout:
     """``real`` ``[B, T]``: which tokens are no padding; ``starts`` ``[B, T]``: at which of them a document begins that
     is not the first of its row (the first one goes on from the state that there is). None: all are real; no such token.
+
+    ``bounds`` ``[S + 1]``: of documents in a batch of one row without padding, where a call gave them.
     """
 
-    def __init__(self, real: Tensor | None, starts: Tensor | None):
-        self.real, self.starts = real, starts
+    def __init__(self, real: Tensor | None, starts: Tensor | None, bounds: Tensor | None = None):
+        self.real, self.starts, self.bounds = real, starts, bounds
+        self._packing: Packing | None = None
 
-    @cached_property
+    @property
     def packing(self) -> Packing:
         """Found once a call of the model, for all of its mixers."""
-        like = self.real if self.real is not None else self.starts
-        assert like is not None
-        real = torch.ones_like(like) if self.real is None else self.real
-        begins = torch.zeros_like(like) if self.starts is None else self.starts.clone()
-        begins[:, 0] = True
-        segment = begins.flatten().cumsum(0) - 1
-        index = real.flatten().nonzero().flatten()
-        count = int(segment[-1]) + 1
-        lengths = torch.bincount(segment[index], minlength=count)
-        cu_seqlens = torch.nn.functional.pad(lengths.cumsum(0), (1, 0))
-        rows = segment.view(like.shape)
-        return Packing(index, cu_seqlens, rows[:, 0], rows[:, -1])
+        if self._packing is None:
+            if not torch.compiler.is_compiling():
+                self._packing = _packed(self.real, self.starts)
+            elif self.bounds is not None:
+                self._packing = _bounded(self.bounds, self.starts)
+            else:
+                self._packing = _sorted(self.real)
+        return self._packing
 
     def gathered(self, x: Tensor) -> Tensor:
         """``[B, T, ...] -> [1, N, ...]``: the real tokens."""
@@ -62,7 +60,10 @@ class Layout:
         """``[1, N, ...] -> [B, T, ...]``, zero where the padding is."""
         batch = self.packing.first.shape[0]
         whole = x.new_zeros(batch * length, *x.shape[2:])
-        return whole.index_copy(0, self.packing.index, x[0]).unflatten(0, (batch, length))
+        whole = whole.index_copy(0, self.packing.index, x[0]).unflatten(0, (batch, length))
+        if self.real is None or not torch.compiler.is_compiling():
+            return whole
+        return whole.masked_fill(~self.real.view(batch, length, *[1] * (whole.dim() - 2)), 0)
 
     def for_segments(self, state: State) -> State:
         """A row of a state for every segment: the first of each row of the batch goes on from it, others from zero."""
@@ -73,6 +74,37 @@ class Layout:
     def for_rows(self, state: State) -> State:
         """Of a state with a row for every segment, that of each row's last segment."""
         return map_tensors(lambda x: x.index_select(0, self.packing.last), state)
+
+
+def _packed(real: Tensor | None, starts: Tensor | None) -> Packing:
+    like = real if real is not None else starts
+    assert like is not None
+    real = torch.ones_like(like) if real is None else real
+    begins = torch.zeros_like(like) if starts is None else starts.clone()
+    begins[:, 0] = True
+    segment = begins.flatten().cumsum(0) - 1
+    index = real.flatten().nonzero().flatten()
+    lengths = torch.bincount(segment[index], minlength=int(segment[-1]) + 1)
+    rows = segment.view(like.shape)
+    return Packing(index, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)), rows[:, 0], rows[:, -1])
+
+
+def _sorted(real: Tensor | None) -> Packing:
+    """For graphs, in which no size may depend on values: all tokens, padding as one more segment behind the rows."""
+    assert real is not None
+    index = (~real).flatten().int().argsort(stable=True)
+    lengths = torch.cat([real.sum(1), (~real).sum()[None]])
+    row = torch.arange(real.shape[0], device=real.device)
+    return Packing(index, torch.nn.functional.pad(lengths.cumsum(0), (1, 0)), row, row)
+
+
+def _bounded(bounds: Tensor, starts: Tensor | None) -> Packing:
+    """For graphs: as many documents as were told, in one row."""
+    assert starts is not None
+    index = torch.arange(starts.shape[1], device=bounds.device)
+    return Packing(
+        index, bounds, torch.zeros_like(index[:1]), torch.full_like(index[:1], bounds.shape[0] - 2)
+    )
 
 
 def apply(
@@ -99,15 +131,22 @@ def apply(
 def layout_of(said: Mapping[str, Any], batch: int, length: int) -> Layout | None:
     """What a model's call says of the ``[batch, length]`` tokens that a mixer gets; None: all real, one document a row.
 
-    What has another shape than these tokens (a mask of four dimensions, say) says nothing of them.
+    What has another shape than these tokens (a mask of four dimensions, say) says nothing of them. While a graph is
+    traced, which no value may change, only a mask and boundaries count, and for one token nothing.
     """
     real = _real(said.get("attention_mask"), batch, length)
     if length == 1:
+        return None if real is None or torch.compiler.is_compiling() else Layout(real, None)
+    bounds = said.get("cu_seq_lens_q")
+    starts = _boundaries(bounds, batch, length)
+    if torch.compiler.is_compiling():
+        if starts is not None and batch == 1 and real is None:
+            return Layout(None, starts, bounds)
         return None if real is None else Layout(real, None)
     starts = _any(
         [
+            starts,
             _new_numbers(said.get("seq_idx"), batch, length),
-            _boundaries(said.get("cu_seq_lens_q"), batch, length),
             _restarts(said.get("position_ids"), real, batch, length),
         ]
     )
