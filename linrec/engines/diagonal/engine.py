@@ -90,8 +90,9 @@ def _one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tenso
 def scan_batch(
     terms: DiagonalTerms, state: Tensor, lengths: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor]:
-    """Output and final state of a batch, from ``state [B, ...]``; row b holds ``lengths[b]`` tokens (None: all of
-    them), then padding.
+    """Output and final state of a batch, from ``state [B, ...]``.
+
+    Row b holds ``lengths[b]`` tokens (None: all of them), then padding.
 
     ``call.backend`` is a decision already: Triton only where it says so.
     """
