@@ -51,7 +51,10 @@ def short_convolution(
     else:
         y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
     y = forward_mode.silu(y) if silu else y
-    return y, (history[:, 1:] if length == 1 and lengths is None else _last_of_rows(x, state, lengths))
+    if lengths is not None:
+        return y, _last_of_rows(x, state, lengths)
+    last = history[:, length:]  # in a graph, of every length alike
+    return y, (last if length == 1 else last.clone())  # a view would keep the whole call's tokens alive
 
 
 def _last_of_rows(x: Tensor, state: Tensor, lengths: Tensor | None) -> Tensor:
