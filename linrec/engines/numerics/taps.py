@@ -1,7 +1,8 @@
 """A short causal depthwise convolution on a CPU as a sum of W products, some tokens at a time, and its adjoint.
 
 The tokens of one stretch stay in cache over all products; libraries' convolutions pass over the whole sequence, which
-they copy into another layout first.
+they copy into another layout first. In all of this file x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]`` or None, and
+state ``[B, W - 1, D]``, the inputs before x.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def suits(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> bool
 
 
 def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
-    """x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]`` or None, state ``[B, W - 1, D]`` the inputs before x."""
+    """y ``[B, T, D]``."""
     tensors = (x, weight, state) if bias is None else (x, weight, state, bias)
     if differentiated(*tensors):
         return _Convolved.apply(silu, x, weight, bias, state)
