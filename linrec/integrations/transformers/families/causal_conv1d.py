@@ -27,7 +27,8 @@ def causal_conv1d_fn(
     next token will meet.
     """
     inputs = hidden_states.mT
-    before = inputs.shape[1] - mixing.given["hidden_states"].shape[1]
+    given = mixing.given.get("hidden_states")
+    before = 0 if given is None else inputs.shape[1] - given.shape[1]
     history = _last(inputs[:, :before], weight.shape[1] - 1)
     y, after = _convolved(inputs[:, before:], history, weight, bias, activation, mixing.layout)
     layer = mixing.cached_layer
