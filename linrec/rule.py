@@ -1,25 +1,5 @@
 """What a rule is: an equation, its forms, its state, the call; and the registry of all rules.
 
-B     batch; with ``cu_seqlens`` a batch of one that holds S segments
-T     time
-H     heads of q and k (for softmax attention: of k and v)
-HV    heads of v, a multiple of H: value head h reads q/k head ``h // (HV // H)``
-HQ    heads of q in softmax attention, a multiple of H, interleaved the same way
-K, V  key width, value width;  P, N: Mamba's names for V and K;  G: Mamba's name for H
-D     channels of the elementwise rules;  N there: states a channel
-C     chunk length
-====  =========================================================================================
-
-Layout is time first: q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, scalar gates ``[B, T, HV]``, channel
-gates ``[B, T, HV, K]``, matrix states ``[B, HV, K, V]``. ``g`` is always a *natural-log decay*, ``g <= 0``, and -inf a
-full reset, through which no derivative runs; ``beta`` a write strength. B and T may be zero, nothing else. What is not
-a number in one token spoils its row from the token's chunk on, but no earlier chunk, no other row and no other packed
-segment. States and accumulators are float32, or float64 for float64 inputs; the
-output has the dtype of v. ``scale`` multiplies q, or the state as it is read where there is no q.
-
-Patterns of einops name axes by these letters as they stand, ``"B T (H K) -> B T H K"``, and by a letter or a word that
-is said beside them where the legend has none.
-=======
 The letters of its shapes are those of the legend (:mod:`linrec.legend`). What is written around a rule can be imported
 from here: the kinds of argument, :class:`~linrec.call.Options`, :func:`~linrec.validation.validation`,
 :func:`~linrec.donation.donation`, and what engines are made of.

@@ -111,7 +111,7 @@ class Session:
         return self._standing().state
 
     def feed(self, tokens: Sequence[int] | Tensor | int) -> Session:
-        """Read tokens (an id, a sequence of ids or a tensor ``[T]``) and return the session."""
+        """Read tokens, an id, a sequence of ids or ``tokens [T]``, and return the session."""
         ids = _as_row(tokens).to(self._device)
         if ids.shape[1] == 0:
             return self
@@ -182,7 +182,8 @@ class Session:
         seed: int | None = None,
         stop: int | Collection[int] = (),
     ) -> Iterator[int]:
-        """Feed ``prompt``, then yield sampled tokens, each already fed: a caller may stop and go on anywhere.
+        """Feed ``prompt`` (a tensor: ``prompt [T]``), then yield sampled tokens, each already fed: a caller may stop
+        and go on anywhere.
 
         Ends after ``max_tokens`` (None: never) or at a token of ``stop``, which is neither yielded nor fed.
         Bad arguments raise at the first token.
@@ -284,7 +285,7 @@ def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) 
 
 
 def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """-inf for every token outside the nucleus; the likeliest token always stays."""
+    """``logits [vocab_size]`` with -inf for every token outside the nucleus; the likeliest token always stays."""
     values, order = logits.sort(descending=True, stable=True)
     keep = torch.ones_like(values, dtype=torch.bool)
     if top_k is not None:

@@ -1,5 +1,7 @@
 """The short convolution as a sum of products: values, gradients and states, whole stretches and parts of one."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,22 +38,23 @@ def stretch(request, monkeypatch):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("length", "width"), [(2, 4), (3, 4), (37, 4), (37, 2), (9, 1), (5, 9)])
 def test_values_and_gradients(stretch, length, width, bias, silu):
-    x = tensors(length, width, bias=bias)
-    leaves = [None if t is None else t.requires_grad_() for t in x]
+    x: Any = tensors(length, width, bias=bias)
+    leaves: Any = [None if t is None else t.requires_grad_() for t in x]
     wanted = [t for t in leaves if t is not None]
     outer = torch.randn_like(x[0])
     found = []
-    for function in (short_convolution, loop):
-        y, state = function(*leaves, silu=silu)
+    functions: Any = (short_convolution, loop)
+    for function in functions:
+        y, state = function(leaves[0], leaves[1], leaves[2], leaves[3], silu=silu)
         found.append([y, state, *torch.autograd.grad((y * outer).sum() + state.sin().sum(), wanted)])
     for got, want in zip(*found, strict=True):
         assert got.shape == want.shape and relative_error(got, want) < 1e-13
 
 
 def test_derivatives_of_gradients():
-    x = [t.requires_grad_() for t in tensors(6, 3, 2)]
-    assert torch.autograd.gradcheck(lambda *t: taps.convolved(*t, True), x)
-    assert torch.autograd.gradgradcheck(lambda *t: taps.convolved(*t, True), x)
+    x: Any = [t.requires_grad_() for t in tensors(6, 3, 2)]
+    assert torch.autograd.gradcheck(lambda a, b, c, d: taps.convolved(a, b, c, d, True), x)
+    assert torch.autograd.gradgradcheck(lambda a, b, c, d: taps.convolved(a, b, c, d, True), x)
 
 
 def test_transforms_take_the_plain_road():
@@ -79,11 +82,11 @@ def test_packed_segments():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_low_precision(dtype):
-    x = tensors(50, dtype=torch.float64)
-    want = loop(*x, True)[0]
-    low = [t.to(dtype) for t in x]
+    x: Any = tensors(50, dtype=torch.float64)
+    want = loop(x[0], x[1], x[2], x[3], True)[0]
+    low: Any = [t.to(dtype) for t in x]
     library = F.silu(F.conv1d(torch.cat([low[3], low[0]], 1).mT, low[1][:, None], low[2], groups=5).mT)
-    got = short_convolution(*low, silu=True)[0]
+    got = short_convolution(low[0], low[1], low[2], low[3], silu=True)[0]
     assert got.dtype == dtype
     assert relative_error(got, want) <= 2 * relative_error(library, want) + torch.finfo(dtype).eps
 

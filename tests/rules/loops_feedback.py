@@ -37,9 +37,11 @@ def alibi(q, k, v, g, scale=None, state=None):
     scale = default(scale, q.shape[-1])
     (k, v), before = joined(state, k, v)
 
+    # g added up n times, which is zero for none also where g is -inf
+    times = [torch.cat([0 * v[0, :1, 0, 0], slope.expand(k.shape[1])]).cumsum(0) for slope in g]
+
     def row(b, i, h, hq, q):
-        faded = [sum([g[hq]] * (i - j), torch.zeros_like(g[hq])) for j in range(i + 1)]
-        s = torch.stack([scale * (q @ k[b, j, h]) + faded[j] for j in range(i + 1)])
+        s = scale * (k[b, : i + 1, h] @ q) + times[hq][: i + 1].flip(0)
         return torch.softmax(s, 0) @ v[b, : i + 1, h]
 
     return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v])
@@ -56,7 +58,7 @@ def fading(held, g):
         last = (c[-1] if c else 0) + torch.where(reset, 0, step)
         c = [torch.where(reset, 1e30, x) for x in c] + [last]
         since = [x + step for x in since] + [torch.zeros_like(step)]
-        rows.append(since)
+        rows.append(torch.stack(since))
     return rows, c
 
 
@@ -67,8 +69,7 @@ def forgetting_attention(q, k, v, g, scale=None, state=None):
     (k, v, _), before = joined(state, k, v, g)
 
     def row(b, i, h, hq, q):
-        bias = faded[i - before]
-        s = torch.stack([scale * (q @ k[b, j, h]) + bias[j][b, hq] for j in range(i + 1)])
+        s = scale * (k[b, : i + 1, h] @ q) + faded[i - before][:, b, hq]
         return torch.softmax(s, 0) @ v[b, : i + 1, h]
 
     return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v, torch.stack(c, 1)])
@@ -79,11 +80,9 @@ def stick_breaking(q, k, v, scale=None, state=None):
     (k, v), before = joined(state, k, v)
 
     def row(b, i, h, hq, q):
-        o, left = 0 * v[b, 0, h] + 0 * q[0], torch.ones_like(q[0])
-        for j in range(i - 1, -1, -1):  # from the nearest token back
-            share = torch.sigmoid(scale * (q @ k[b, j, h]))
-            o, left = o + left * share * v[b, j, h], left * (1 - share)
-        return o
+        share = torch.sigmoid(scale * (k[b, :i, h] @ q)).flip(0)  # from the nearest token back
+        left = torch.cat([torch.ones_like(q[:1]), 1 - share]).cumprod(0)[:-1]
+        return (left * share) @ v[b, :i, h].flip(0)
 
     return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v])
 
@@ -94,15 +93,12 @@ def cope(q, k, v, emb, scale=None, state=None):
     last = emb.shape[0] - 1
 
     def row(b, i, h, hq, q):
-        scores, position = [], torch.zeros_like(q[0])
-        for j in range(i, -1, -1):
-            s = scale * (q @ k[b, j, h])
-            position = position + torch.sigmoid(s)
-            p = torch.clamp(position, max=last)
-            low = int(p)
-            code = emb[low] + (p - low) * (emb[min(low + 1, last)] - emb[low])
-            scores.append(s + scale * (q @ code))
-        return torch.softmax(torch.stack(scores[::-1]), 0) @ v[b, : i + 1, h]
+        s = scale * (k[b, : i + 1, h] @ q)
+        p = torch.sigmoid(s).flip(0).cumsum(0).flip(0).clamp(max=last)  # counted from the query back
+        low = p.detach().long()
+        high = (low + 1).clamp(max=last)
+        codes = emb[low] + (p - low)[:, None] * (emb[high] - emb[low])
+        return torch.softmax(s + scale * (codes @ q), 0) @ v[b, : i + 1, h]
 
     return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v])
 
@@ -145,26 +141,21 @@ def path_attention(q, k, v, w, beta=None, g=None, scale=None, state=None):
     outputs, last = [], []
     for b in range(q.shape[0]):
         for h in range(k.shape[2]):
-            keys = [] if state is None else list(state.k[b, :, h])
-            values = [] if state is None else list(state.v[b, :, h])
+            keys = k[b, :0, h] if state is None else state.k[b, :, h]
+            values = v[b, :, h] if state is None else torch.cat([state.v[b, :, h], v[b, :, h]])
+            before = len(keys)
             heads = range(h * (q.shape[2] // k.shape[2]), (h + 1) * (q.shape[2] // k.shape[2]))
             held = {hq: [] if state is None or g is None else list(state.c[b, :, hq]) for hq in heads}
             gates = {hq: fading(held[hq], [] if g is None else list(g[b, :, hq])) for hq in heads}
             for t in range(q.shape[1]):
-                keys = [x - beta[b, t, h] * w[b, t, h] * (w[b, t, h] @ x) for x in keys] + [k[b, t, h]]
-                values.append(v[b, t, h])
+                keys = keys - beta[b, t, h] * torch.outer(keys @ w[b, t, h], w[b, t, h])
+                keys = torch.cat([keys, k[b, t, h][None]])
                 for hq in heads:
-                    s = scale * (torch.stack(keys) @ q[b, t, hq])
+                    s = scale * (keys @ q[b, t, hq])
                     if g is not None:
-                        s = s + torch.stack(gates[hq][0][t])
-                    outputs.append((b, t, hq, torch.softmax(s, 0) @ torch.stack(values)))
-            last.append(
-                (
-                    torch.stack(keys),
-                    torch.stack(values),
-                    [torch.stack(gates[hq][1]) for hq in heads if g is not None],
-                )
-            )
+                        s = s + gates[hq][0][t]
+                    outputs.append((b, t, hq, torch.softmax(s, 0) @ values[: before + t + 1]))
+            last.append((keys, values, [torch.stack(gates[hq][1]) for hq in heads if g is not None]))
     o = torch.stack([x for *_, x in sorted(outputs, key=lambda row: row[:3])])
     shape = (k.shape[0], k.shape[2])
     pairs = (torch.stack([row[0] for row in last]), torch.stack([row[1] for row in last]))
@@ -180,9 +171,8 @@ def latent_attention(q, q_rope, latent, k_rope, w_k, w_v, scale=None, state=None
     (c, r), before = joined(state, latent, k_rope)
 
     def row(b, i, h, hq, q):
-        keys = torch.stack([torch.cat([c[b, j] @ w_k[hq], r[b, j]]) for j in range(i + 1)])
-        values = torch.stack([c[b, j] @ w_v[hq] for j in range(i + 1)])
-        return torch.softmax(scale * (keys @ q), 0) @ values
+        keys = torch.cat([c[b, : i + 1] @ w_k[hq], r[b, : i + 1]], 1)
+        return torch.softmax(scale * (keys @ q), 0) @ (c[b, : i + 1] @ w_v[hq])
 
     return per_query(torch.cat([q, q_rope], -1), 1, w_v.shape[2], before, row), with_length([c, r])
 
@@ -208,13 +198,12 @@ def tensor_product_attention(q, a_k, b_k, a_v, b_v, scale=None, state=None):
     scale = default(scale, q.shape[-1])
     (a_k, b_k, a_v, b_v), before = joined(state, a_k, b_k, a_v, b_v)
 
-    def mixed(a, b, h, i):
-        return torch.stack(
-            [sum(a[j, r, h] * b[j, r] for r in range(a.shape[1])) / a.shape[1] for j in range(i + 1)]
-        )
+    def mixed(a, b, i):
+        return sum(a[: i + 1, r, None] * b[: i + 1, r] for r in range(a.shape[1])) / a.shape[1]
 
     def row(b, i, h, hq, q):
-        return torch.softmax(scale * (mixed(a_k[b], b_k[b], hq, i) @ q), 0) @ mixed(a_v[b], b_v[b], hq, i)
+        weights = torch.softmax(scale * (mixed(a_k[b, :, :, hq], b_k[b], i) @ q), 0)
+        return weights @ mixed(a_v[b, :, :, hq], b_v[b], i)
 
     return per_query(q, 1, b_v.shape[3], before, row), with_length([a_k, b_k, a_v, b_v])
 
