@@ -198,7 +198,7 @@ def test_the_limit_of_a_step_holds_for_one_token(family: str) -> None:
     with accelerate(model), torch.no_grad():
         for scenario in (one_at_a_time, short_prompt):
             assert scenario(model, reference) < 2e-5
-        assert one_at_a_time(reference, reference) > 1e-3
+        assert one_at_a_time(reference, reference) > 1e-4
 
 
 def test_a_layer_with_several_heads_of_mamba_goes_on_from_its_own_states() -> None:
