@@ -28,7 +28,8 @@ def causal_conv1d_fn(
     next token will meet.
     """
     inputs = hidden_states.mT
-    before = inputs.shape[1] - mixing.given["hidden_states"].shape[1]
+    given = mixing.given.get("hidden_states")
+    before = 0 if given is None else inputs.shape[1] - given.shape[1]
     history = last_inputs(inputs[:, :before], weight.shape[1] - 1)
     y, after = convolved(inputs[:, before:], history, weight, bias, activation, mixing.layout)
     layer = mixing.cached_layer

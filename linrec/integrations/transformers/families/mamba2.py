@@ -70,7 +70,7 @@ def selective_state_update(
     """
     if not (_constant(A, 2) and _constant(dt, 1)):
         return NotImplemented
-    limit = getattr(mixing.module, "time_step_limit", NO_LIMIT)
+    limit = getattr(mixing.module, "time_step_limit", None) or NO_LIMIT
     dt = time_step(dt[..., 0], _first(dt_bias), dt_softplus, limit)
     token = {name: x[:, None] for name, x in {"x": hidden_states, "dt": dt, "B": B, "C": C}.items()}
     a, d = A[:, 0, 0], _first(D)
