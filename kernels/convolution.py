@@ -54,7 +54,7 @@ def backward(
     bounds: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x, weight, bias (of no elements if None) and state."""
+    """Gradients of x, weight, bias (of no elements if None) and state, from dy like x."""
     dy, x, weight, state = dy.contiguous(), x.contiguous(), weight.contiguous(), state.contiguous()
     dx, dstate = torch.empty_like(x), torch.empty_like(state)
     (tokens, _, width), taps = _sizes(x), weight.shape[1]

@@ -51,7 +51,11 @@ def backward(
     dh: Tensor, dlast: Tensor, decay: Tensor, h: Tensor, start: Tensor, bounds: Tensor | None,
     log: bool, late: bool, decay_gradient: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of decay (of no elements if not wanted), x and start, from h and what ``forward`` was given."""
+    """Gradients of decay (of no elements if not wanted), x and start, from h ``[B, T, D]`` and what ``forward`` was
+    given.
+
+    dh like h, dlast like start.
+    """
     dh, dlast, decay, h, start = (t.contiguous() for t in (dh, dlast, decay, h, start))
     rows, in_time = start.shape[0], decay.shape[1] == h.shape[1]
     shape = h.shape if in_time else (rows, 1, *h.shape[2:])

@@ -46,5 +46,5 @@ def one_row(tile, time, which):
 
 
 def on_device(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """Launches go to the current device, which must be the tensors' own."""
+    """Launches go to the current device, which must be the tensors' own: that of x ``[...]``."""
     return torch.cuda.device(x.device) if x.device.type == "cuda" else contextlib.nullcontext()

@@ -4,7 +4,7 @@
 
     y = x rsqrt(mean x^2 + eps) w act(z),   or with ``gate_first``   u = x act(z),  y = u rsqrt(mean u^2 + eps) w
 
-x and the gate z (or None) ``[..., width]``, weight w ``[width]``; act "silu" or "sigmoid"; the mean is over each of
+x and gate ``[..., width]`` (z, or None), weight ``[width]`` (w); act "silu" or "sigmoid"; the mean is over each of
 ``groups`` equal parts of the last dimension. Sums in float32, y in the dtype of x. Gradients are first-order.
 """
 
@@ -106,7 +106,7 @@ def norm_backward_kernel(
 def forward(
     x: Tensor, weight: Tensor, gate: Tensor | None, eps: float, activation: str, gate_first: bool, groups: int
 ) -> Tensor:
-    """y as x."""
+    """y like x."""
     x, weight, gate = x.contiguous(), weight.contiguous(), None if gate is None else gate.contiguous()
     y = torch.empty_like(x)
     rows, width, config = _shape(x, groups)
@@ -122,7 +122,7 @@ def backward(
     dy: Tensor, x: Tensor, weight: Tensor, gate: Tensor | None,
     eps: float, activation: str, gate_first: bool, groups: int,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x, weight and gate (of no elements if None)."""
+    """Gradients of x, weight and gate (of no elements if None), from dy like x."""
     dy, x, weight = dy.contiguous(), x.contiguous(), weight.contiguous()
     gate = None if gate is None else gate.contiguous()
     dx, dgate = torch.empty_like(x), x.new_empty(0) if gate is None else torch.empty_like(gate)

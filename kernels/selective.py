@@ -5,7 +5,7 @@
     h_t[d, n] = a_t[d, n] h_{t-1}[d, n] + step_t[d] u_t[d] into_t[n]      a = e^{step rate} or 1 + step rate
     y_t[d] = sum_n scale out_t[n] h_t[d, n] + skip[d] u_t[d]
 
-step ``[B, T, D]`` or None (one), u ``[B, T, D]``; rate, into, out each ``[D, N]`` or ``[B, T, N]``; skip ``[D]`` or
+step ``[B, T, D]`` or None (one), u ``[B, T, D]``; rate, into, out ``[D, N]`` or ``[B, T, N]`` each; skip ``[D]`` or
 None; start ``[B or segments, D, N]``; ``bounds`` ``[segments + 1]`` for packed sequences in a batch of one. Any of
 float32, float16 and bfloat16 in, sums in float32, y in the dtype of u, states float32. Gradients are first-order.
 No tensor ``[B, T, D, N]`` exists anywhere; the backward pass needs the states at every 16th token (every 8th for more
@@ -54,7 +54,10 @@ def backward(
     dy: Tensor, dlast: Tensor, step: Tensor | None, u: Tensor, rate: Tensor, into: Tensor, out: Tensor,
     skip: Tensor | None, kept: Tensor, bounds: Tensor | None, scale: float, exponential: bool,
 ) -> list[Tensor]:  # fmt: skip
-    """Gradients of step, u, rate, into, out, skip (of no elements where one is None) and start."""
+    """Gradients of step, u, rate, into, out, skip (of no elements where one is None) and start.
+
+    dy like u, dlast ``[B or segments, D, N]``, kept ``[tiles, D, N]``.
+    """
     dy, dlast, *tensors, kept = _contiguous(dy, dlast, step, u, rate, into, out, skip, kept)
     blocks = triton.cdiv(u.shape[2], _channels(BACKWARD, dlast.shape[2]))
 

@@ -39,7 +39,7 @@ class Donation:
             del self._given[address]
 
     def take(self, state: Tensor) -> bool:
-        """Whether this tensor may be written over now; then the block counts as begun."""
+        """Whether ``state [...]`` may be written over now; then the block counts as begun."""
         free = state.is_contiguous() and not (state.is_inference() and not torch.is_inference_mode_enabled())
         if free and (self._everything or state.untyped_storage().data_ptr() in self._given):
             self.begun = True
@@ -51,7 +51,8 @@ _current: ContextVar[Donation | None] = ContextVar("linrec.donation", default=No
 
 
 def taken(state: Tensor) -> bool:
-    """Whether the next state may be written over this one, which the caller then does: it has been given away."""
+    """Whether the next state may be written over ``state [...]``, which the caller then does: it has been given
+    away."""
     if torch.compiler.is_compiling():
         return False
     donation = _current.get()

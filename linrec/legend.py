@@ -13,12 +13,13 @@ D     channels of the elementwise rules;  N there: states a channel
 C     chunk length
 ====  =========================================================================================
 
-Layout is time first: q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, scalar gates ``[B, T, HV]``, channel
-gates ``[B, T, HV, K]``, matrix states ``[B, HV, K, V]``. ``g`` is always a *natural-log decay*, ``g <= 0``, and -inf a
-full reset, through which no derivative runs; ``beta`` a write strength. B and T may be zero, nothing else. What is not
-a number in one token spoils its row from the token's chunk on, but no earlier chunk, no other row and no other packed
-segment. States and accumulators are float32, or float64 for float64 inputs; the
-output has the dtype of v. ``scale`` multiplies q, or the state as it is read where there is no q.
+Layout is time first: q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, scalar gates ``[B, T, HV]``, channel gates
+``[B, T, HV, K]``, matrix states ``[B, HV, K, V]``. ``g`` is always a *natural-log decay*, ``g <= 0``, and -inf a full
+reset, through which no derivative runs; ``beta`` a write strength. ``cu_seqlens [S + 1]`` bounds S segments,
+``attention_mask [B, T]`` is 1 at real tokens. B and T may be zero, nothing else. What is not a number in one token
+spoils its row from the token's chunk on, but no earlier chunk, no other row and no other packed segment. States and
+accumulators are float32, or float64 for float64 inputs; the output has the dtype of v. ``scale`` multiplies q, or the
+state as it is read where there is no q.
 
 Patterns of einops name axes by these letters as they stand, ``"B T (H K) -> B T H K"``, and where the legend has none,
 by those of the shapes beside them.

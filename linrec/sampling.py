@@ -28,7 +28,7 @@ def check_sampling(temperature: float, top_k: int | None, top_p: float | None) -
 
 
 def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Logits ``[vocab_size]`` with -inf for every token outside the nucleus; the likeliest token always stays."""
+    """``logits [vocab_size]`` with -inf for every token outside the nucleus; the likeliest token always stays."""
     values, order = logits.sort(descending=True, stable=True)
     keep = torch.ones_like(values, dtype=torch.bool)
     if top_k is not None:

@@ -36,7 +36,7 @@ class Saved(NamedTuple):
 def write_session(
     path: str | os.PathLike[str], fingerprint: str, state: State, logits: Tensor | None, rng: Tensor
 ) -> None:
-    """Write atomically; ``rng`` is the state of a torch.Generator, uint8."""
+    """Write atomically; ``logits [vocab_size]``, ``rng [n]`` the state of a torch.Generator, uint8."""
     # Views into larger storage are copied: a file must hold the state alone.
     tensors = {f"state.{name}": t.detach().cpu().clone() for name, t in named_tensors(state)}
     tensors["rng"] = rng

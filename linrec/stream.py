@@ -97,7 +97,7 @@ class Session:
         return self._standing().state
 
     def feed(self, tokens: Sequence[int] | Tensor | int) -> Session:
-        """Read tokens (an id, a sequence of ids or a tensor ``[T]``) and return the session.
+        """Read tokens, an id, a sequence of ids or ``tokens [T]``, and return the session.
 
         .. code-block:: pycon
 
@@ -182,7 +182,8 @@ class Session:
         seed: int | None = None,
         stop: int | Collection[int] = (),
     ) -> Iterator[int]:
-        """Feed ``prompt``, then yield sampled tokens, each already fed: a caller may stop and go on anywhere.
+        """Feed ``prompt`` (a tensor: ``prompt [T]``), then yield sampled tokens, each already fed: a caller may stop
+        and go on anywhere.
 
         Ends after ``max_tokens`` (None: never) or at a token of ``stop``, which is neither yielded nor fed.
         Bad arguments raise at the first token.

@@ -77,12 +77,15 @@ def example_state(rule: Rule, inputs: dict[str, Any], *, seed: int = 1, segments
 
 
 def relative_error(value: Tensor, reference: Tensor) -> float:
-    """|value - reference| / |reference| in the Frobenius norm over the whole tensor, in float64."""
+    """|value - reference| / |reference| in the Frobenius norm, in float64; value and reference ``[...]``."""
     value, reference = value.detach().double(), reference.detach().double()
     difference, size = (value - reference).norm(), reference.norm()
     return float(difference / size) if size > 0 else float(difference)
 
 
 def budget(low_precision: Tensor, reference: Tensor, dtype: torch.dtype) -> float:
-    """Allowed relative error: twice that of an independent computation in low precision, plus one rounding."""
+    """Allowed relative error: twice that of an independent computation in low precision, plus one rounding.
+
+    low_precision and reference ``[...]``.
+    """
     return 2 * relative_error(low_precision, reference) + torch.finfo(dtype).eps

@@ -51,7 +51,8 @@ def asks_loss(options: dict[str, Any]) -> bool:
 
 
 def own_columns(mask: Tensor | None, cache: LinrecCache, x: Tensor) -> Tensor | None:
-    """The mask of the new tokens ``[B, T]``; a longer one covers what was read as well, and must agree with it."""
+    """The part of mask ``[B, T or more]`` that is of the new tokens x ``[B, T, d_model]``; a longer one covers what
+    was read as well, and must agree with it."""
     if mask is None:
         return None
     length = x.shape[1]
@@ -76,7 +77,10 @@ def own_columns(mask: Tensor | None, cache: LinrecCache, x: Tensor) -> Tensor | 
 
 
 def kept_logits(logits_to_keep: int | Tensor, with_loss: bool) -> tuple[slice | Tensor, int | None]:
-    """Which columns have logits, and how many of the last columns that needs (None: all)."""
+    """Which columns have logits, and how many of the last columns that needs (None: all).
+
+    So many of the last ones, or logits_to_keep ``[n]``, their numbers.
+    """
     if isinstance(logits_to_keep, Tensor):
         if with_loss:
             raise ArgumentError("logits_to_keep contradicts labels: the loss needs every logit")

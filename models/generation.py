@@ -116,7 +116,8 @@ class CachedGeneration:
         is_first_iteration: bool | None = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """The ids that the cache has not read, and what belongs to them."""
+        """The ids of input_ids ``[B, T]`` that the cache has not read, and what belongs to them; inputs_embeds
+        ``[B, T, d_model]`` stand before the first ids."""
         for name in ("tokenizer", "assistant_tokenizer"):  # of stop strings; transformers hands them round
             kwargs.pop(name, None)
         decoding = next_sequence_length is not None

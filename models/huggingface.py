@@ -147,15 +147,17 @@ class LinrecForCausalLM(Recomputing, ResizableVocabulary, CachedGeneration, PreT
         num_items_in_batch: int | Tensor | None = None,
         **kwargs: Any,
     ) -> LinrecOutput | tuple[Any, ...]:
-        """Logits of tokens, or of ``inputs_embeds [B, T, d_model]`` in their stead.
+        """Logits of tokens, ``input_ids [B, T]``, or of ``inputs_embeds [B, T, d_model]`` in their stead.
 
         ``cache`` (or one of its other names) continues a sequence; ``attention_mask`` may then cover what was read as
-        well. ``position_ids`` that restart, ``seq_idx``, ``cu_seq_lens_q/k`` and ``cu_seqlens`` say where documents of
-        a packed row begin: each is then as if it were alone, and the cache has a row for each.
+        well. Restarting ``position_ids [B, T]``, ``seq_idx [B, T]``, ``cu_seq_lens_q, cu_seq_lens_k [S + 1]`` and
+        ``cu_seqlens`` say where documents of a packed row begin: each is then as if it were alone, and the cache has
+        a row for each.
 
-        ``labels`` are shifted inside and -100 is ignored. The first token of a packed document is no target of the
-        last one before it, whatever its label: transformers' models would learn it unless the collator masks it.
-        The loss is the mean over the labels that count, or their sum over ``num_items_in_batch``.
+        ``labels [B, T]`` are shifted inside and -100 is ignored. The first token of a packed document is no target of
+        the last one before it, whatever its label: transformers' models would learn it unless the collator masks it.
+        The loss is the mean over the labels that count, or their sum over ``num_items_in_batch []``.
+        ``logits_to_keep`` of the last columns are returned (0: all), or those numbered ``logits_to_keep [n]``.
 
         Raises ArgumentError for a keyword that is not known or cannot be honoured, and for contradictions.
         """

@@ -105,7 +105,8 @@ class LanguageModel(Vocabulary):
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, ModelState]:
-        """What the head reads, ``[B, T, d_model]``, and the state: for callers that need few logits."""
+        """What the head reads of tokens ``[B, T]``, ``[B, T, d_model]``, and the state: for callers that need few
+        logits."""
         x = self.embedded(tokens)
         attention_mask = _checked_mask(attention_mask, tokens)
         return self.mixed(x, state, cu_seqlens, attention_mask)
@@ -123,7 +124,7 @@ class LanguageModel(Vocabulary):
         attention_mask: Tensor | None = None,
         call: BlockCall | None = None,
     ) -> tuple[Tensor, ModelState]:
-        """As ``hidden``, of embeddings ``[B, T, d_model]``.
+        """As ``hidden``, of embeddings x ``[B, T, d_model]``.
 
         ``call(block, x, state, cu_seqlens, attention_mask)`` is called in place of each block.
         """
@@ -150,7 +151,8 @@ class LanguageModel(Vocabulary):
         attention_mask: Tensor | None = None,
         chunk: int = 2048,
     ) -> ModelOutput:
-        """Read a prompt ``chunk`` tokens at a time; logits ``[B, 1, vocab_size]`` of each row's last token.
+        """Read a prompt, tokens ``[B, T]``, ``chunk`` at a time; logits ``[B, 1, vocab_size]`` of each row's last
+        token.
 
         Activations take the memory of one chunk whatever T is. Padding may stand on either side, the last
         real token counts. Raises ShapeError for an empty prompt and for a row without a real token.
@@ -169,7 +171,7 @@ class LanguageModel(Vocabulary):
         return ModelOutput(self.logits(last), state)
 
     def step(self, tokens: Tensor, state: ModelState) -> ModelOutput:
-        """One token a row, ``[B, 1]``: logits ``[B, 1, vocab_size]`` and the next state.
+        """One token a row, tokens ``[B, 1]``: logits ``[B, 1, vocab_size]`` and the next state.
 
         Inside :func:`linrec.rule.donation` the next state may be written over the one that is given.
         """

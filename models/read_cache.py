@@ -135,7 +135,8 @@ class LinrecCache:
         return new
 
     def advanced(self, state: ModelState, tokens: Tensor | None, mask: Tensor | None) -> LinrecCache:
-        """The cache after ``tokens [R, T]`` more, which are now in ``state`` with all before them."""
+        """The cache after ``tokens [R, T]`` more, of ``mask [R, T]``, which are now in ``state`` with all before
+        them."""
         new = self.fork()
         new._state = state
         if tokens is None or self.count is None:

@@ -49,7 +49,8 @@ def read_rows(
 ) -> Read:
     """Every row of ``x [B, T, d_model]`` goes on from its row of the cache.
 
-    ``tokens [B, T]`` are the ids, None where there are only embeddings. ``needed`` columns of h are enough.
+    ``tokens [B, T]`` are the ids, None where there are only embeddings; ``mask [B, T]`` is true at real ones.
+    ``needed`` columns of h are enough.
     """
     cache, new = cache.fork(), x.shape[1]
     if tokens is None:

@@ -22,8 +22,8 @@ def recomputed(
     cu_seqlens: Tensor | None,
     attention_mask: Tensor | None,
 ) -> tuple[Tensor, State]:
-    """``block(x, state, cu_seqlens, attention_mask)`` through ``checkpoint`` (``torch.utils.checkpoint.checkpoint``
-    with its options).
+    """``block(x, state, cu_seqlens, attention_mask)``, x ``[B, T, d_model]``, through ``checkpoint``
+    (``torch.utils.checkpoint.checkpoint`` with its options).
 
     Its reentrant kind sees only tensors that are arguments or results themselves, and runs backward only where
     one of them asks for a gradient; so states go in and come out as single tensors, and x always asks.

@@ -141,7 +141,7 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def draw_batch(stream: Tensor, config: TrainConfig, generator: torch.Generator) -> Tensor:
-    """``[batch_size, seq_len + 1]`` windows of the stream at random places, int64."""
+    """``[tokens] -> [batch_size, seq_len + 1]``: windows of the stream at random places, int64."""
     starts = torch.randint(stream.numel() - config.seq_len, (config.batch_size,), generator=generator)
     return stream[starts[:, None] + torch.arange(config.seq_len + 1)].long()
 
@@ -159,7 +159,7 @@ def _train_mode(model: nn.Module, steps: int) -> Iterator[int]:
 def train_step(
     model: LanguageModel, optimizer: torch.optim.Optimizer, batch: Tensor, config: TrainConfig, step: int
 ) -> float:
-    """One step on windows ``[B, T + 1]``; the mean loss in nats. Raises TrainingError if it is not finite."""
+    """One step on windows, batch ``[B, T + 1]``; the mean loss in nats. Raises TrainingError if it is not finite."""
     batch = batch.to(model.device)
     logits = model(batch[:, :-1]).logits
     loss = F.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
@@ -170,7 +170,8 @@ def train_step(
 def descend(
     model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, config: TrainConfig, step: int
 ) -> float:
-    """One step down a loss, gradients clipped to ``config.clip``; its value. Raises TrainingError if not finite."""
+    """One step down a loss ``[]``, gradients clipped to ``config.clip``; its value. Raises TrainingError if not
+    finite."""
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(

@@ -52,7 +52,8 @@ class Scorer:
         self._misses = torch.zeros(len(requests), dtype=torch.long, device=device)
 
     def read(self, nodes: Sequence[Node], offset: int, h: Tensor) -> None:
-        """Score what the spans of these nodes ask for; see :class:`~linrec.evals.harness.prefix_walk.Visitor`."""
+        """Score what the spans of these nodes ask for, from ``h [N, T, D]``; see
+        :class:`~linrec.evals.harness.prefix_walk.Visitor`."""
         places: list[int] = []
         targets: list[int] = []
         owners: list[int] = []
@@ -79,7 +80,7 @@ class Scorer:
             self._misses.index_add_(0, owners[part], (logits.argmax(-1) != targets[part]).long())
 
     def arrived(self, node: Node, h: Tensor, state: State) -> None:
-        """Nothing: every score is made where its tokens are read."""
+        """Nothing: every score is made where its tokens are read, and not from ``h [D]``."""
 
     def scores(self) -> list[tuple[float, bool]]:
         """(log-probability, whether every token was the likeliest) of each request."""

@@ -49,10 +49,10 @@ class PromptStreams:
         self.tokens_processed = 0
 
     def read(self, nodes: Sequence[Node], offset: int, h: Tensor) -> None:
-        """Nothing: a stream needs the prompt's end only."""
+        """Nothing: a stream needs the prompt's end only, and no other ``h [N, T, D]``."""
 
     def arrived(self, node: Node, h: Tensor, state: State) -> None:
-        """See :class:`~linrec.evals.harness.prefix_walk.Visitor`."""
+        """From ``h [D]``, see :class:`~linrec.evals.harness.prefix_walk.Visitor`."""
         h = h.clone()  # a view would keep the whole batch alive
         for i in self.wanted[node]:
             self._waiting.append((i, h, state))

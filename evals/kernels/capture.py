@@ -182,6 +182,6 @@ def _leaves(tree: Any) -> list[Any]:
 
 
 def size(x: Tensor) -> int:
-    """Bytes that reading all of a tensor moves: an expanded dimension counts once."""
+    """Bytes that reading all of x ``[...]`` moves: an expanded dimension counts once."""
     elements = math.prod(n for n, stride in zip(x.shape, x.stride(), strict=True) if stride or n == 0)
     return elements * x.element_size()

@@ -30,7 +30,7 @@ def short_convolution(
 ) -> tuple[Tensor, Tensor]:
     """x ``[B, T, D]``, weight ``[D, W]``, state ``[B, W - 1, D]`` the last inputs -> (y or silu(y), next state).
 
-    ``lengths`` ``[B]``: how many tokens of each row are real, if not all.
+    bias ``[D]``, lengths ``[B]``: how many tokens of each row are real, if not all.
     """
     width, length = weight.shape[1], x.shape[1]
     if length == 0:
@@ -51,7 +51,10 @@ def short_convolution(
     else:
         y = F.conv1d(history.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
     y = forward_mode.silu(y) if silu else y
-    return y, (history[:, 1:] if length == 1 and lengths is None else _last_of_rows(x, state, lengths))
+    if lengths is not None:
+        return y, _last_of_rows(x, state, lengths)
+    last = history[:, length:]  # in a graph, of every length alike
+    return y, (last if length == 1 else last.clone())  # a view would keep the whole call's tokens alive
 
 
 def _last_of_rows(x: Tensor, state: Tensor, lengths: Tensor | None) -> Tensor:
@@ -159,7 +162,7 @@ class ConvolutionEngine:
     def run(
         self, terms: ConvolutionTerms, state: Tensor | None, call: Call, who: str
     ) -> tuple[Tensor, Tensor]:
-        """Every form is the same sum of W products; the recurrent one goes token by token."""
+        """Every form is the same sum of W products; the recurrent one goes token by token. ``state [B, W - 1, D]``."""
         backend = chosen_backend(call, who, terms.x, terms.weight)
         empty = self.init_state(terms, terms.segments(call))
         state = empty if state is None else _checked(state, empty, who)

@@ -118,7 +118,7 @@ class Layer(nn.Module):
 
 
 def real_tokens(mask: Tensor) -> Tensor:
-    """An attention mask as truth values, true at real tokens.
+    """An attention mask, mask ``[...]``, as truth values, true at real tokens.
 
     Raises RangeError for other values than 0 and 1: numbers of documents, or what is added to scores, would be taken
     for something else without a word.
@@ -134,12 +134,13 @@ def real_tokens(mask: Tensor) -> Tensor:
 
 
 def segment_count(x: Tensor, cu_seqlens: Tensor | None) -> int:
-    """Rows of the state that goes with x."""
+    """Rows of the state that goes with x ``[B, T, ...]``."""
     return x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
 
 
 def token_positions(x: Tensor, start: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """Position of each token in its own sequence ``[B, T]``; ``start`` holds the tokens already seen a row."""
+    """Position of each token of x ``[B, T, ...]`` in its own sequence ``[B, T]``; ``start [rows]`` are the tokens
+    seen."""
     index = torch.arange(x.shape[1], device=x.device)
     if cu_seqlens is None:
         return start[:, None] + index
@@ -148,7 +149,7 @@ def token_positions(x: Tensor, start: Tensor, cu_seqlens: Tensor | None) -> Tens
 
 
 def tokens_seen(start: Tensor, x: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-    """``start`` advanced by this call's tokens."""
+    """``start [rows]`` advanced by the tokens of x ``[B, T, ...]``."""
     return start + (x.shape[1] if cu_seqlens is None else cu_seqlens.diff())
 
 

@@ -57,15 +57,18 @@ class ChannelsLayer(Layer):
     def context(
         self, x: Tensor, conv: Tensor | None, cu_seqlens: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
-        """What the projection sees of each token, and the inputs to remember for the next call."""
+        """What the projection sees of each token, x ``[B, T, d_model]``, and the inputs to remember for the next call.
+
+        conv ``[B, w - 1, d_model]`` are those of the last one.
+        """
         return (x, None) if self.conv is None else self.conv(x, conv, cu_seqlens)
 
     def arguments(self, x: Tensor, parts: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        """The rule's arguments from the layer's input and its projections."""
+        """The rule's arguments from the layer's input, x ``[B, T, d_model]``, and its projections ``[B, T, inner]``."""
         raise NotImplementedError
 
     def output(self, o: Tensor, parts: tuple[Tensor, ...]) -> Tensor:
-        """From the rule's output to the layer's."""
+        """From the rule's output, o ``[B, T, inner]``, to the layer's."""
         return project(self.out_proj, o)
 
     def mix(

@@ -82,7 +82,7 @@ class KimiDeltaAttention(DeltaNet):
         return low_rank(self.d_model, self.value_dim, width, bias=True)
 
     def log_decay(self, x: Tensor) -> Tensor:
-        """g ``[B, T, HV, K]``."""
+        """x ``[B, T, d_model]`` -> g ``[B, T, HV, K]``."""
         return self.decay(split_heads(self.f_proj(x), self.num_v_heads))
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:

@@ -41,7 +41,7 @@ class FastWeightLayer(HeadsLayer):
         self.lr_proj = nn.Linear(d_model, num_heads)
 
     def rate(self, x: Tensor) -> Tensor:
-        """The learning rate ``[B, T, H]``."""
+        """``[B, T, d_model] -> [B, T, H]``, the learning rate."""
         return self.base_lr * widened(self.lr_proj(x)).sigmoid()
 
     def first_map(self, rows: int, columns: int) -> nn.Parameter:

@@ -91,11 +91,11 @@ class HeadsLayer(Layer):
         return nn.Linear(self.d_model, width, bias=False)
 
     def gates(self, x: Tensor) -> dict[str, Any]:
-        """The rule's arguments besides q, k and v, from the layer's input."""
+        """The rule's arguments besides q, k and v, from the layer's input x ``[B, T, d_model]``."""
         return {}
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> dict[str, Any]:
-        """All arguments of the rule by name."""
+        """All arguments of the rule by name; q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, x ``[B, T, d_model]``."""
         return {"q": q, "k": k, "v": v, **self.gates(x)}
 
     def mix(

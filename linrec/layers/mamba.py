@@ -73,7 +73,9 @@ class SelectiveLayer(Layer):
         return x if self.inner_norm_eps is None else F.rms_norm(x, x.shape[-1:], eps=self.inner_norm_eps)
 
     def arguments(self, u: Tensor, step: Tensor, into: Tensor, out: Tensor) -> dict[str, Tensor]:
-        """The rule's arguments from the channels, the raw step and the two projections."""
+        """The rule's arguments from the channels, u ``[B, T, inner]``, the raw step, step ``[B, T, rank]``, and the two
+        projections, into and out ``[B, T, N]``.
+        """
         raise NotImplementedError
 
     def mix(

@@ -57,7 +57,7 @@ class ShortConvolution(nn.Module):
     def forward(
         self, x: Tensor, state: Tensor | None = None, cu_seqlens: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """x ``[B, T, channels]`` -> (y of the same shape, next state)."""
+        """x ``[B, T, channels]``, state ``[B, w - 1, channels]`` -> (y like x, next state)."""
         rows = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
         shape = (rows, self.width - 1, self.channels)
         if state is None:
@@ -92,13 +92,13 @@ class GatedRMSNorm(nn.Module):
 
 
 def widened(x: Tensor) -> Tensor:
-    """At least float32: gates and norms lose too much in half precision."""
+    """x ``[...]`` in float32 at least: gates and norms lose too much in half precision."""
     wide = torch.promote_types(x.dtype, torch.float32)
     return x if x.dtype is wide else x.to(wide)  # a call that does nothing takes time too
 
 
 def unit_norm(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / sqrt(|x|^2 + eps), over the last dimension; slightly shorter than one because of eps."""
+    """x / sqrt(|x|^2 + eps), over the last dimension of x ``[..., K]``; slightly shorter than one because of eps."""
     wide = widened(x)
     return (wide * torch.rsqrt(wide.square().sum(-1, keepdim=True) + eps)).to(x.dtype)
 

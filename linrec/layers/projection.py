@@ -21,7 +21,7 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def project(module: nn.Module, x: Tensor) -> Tensor:
-    """``module(x)``; one row of values alone by the fastest product with a weight on this CPU."""
+    """``module(x)`` for x ``[..., width]``; one row of values alone by the fastest product on this CPU."""
     if type(module) is nn.Linear:
         product = special_product(x, module.out_features, module.in_features)
         if product is not None and bare(module) and fits(x, module.weight, module.bias):
@@ -32,8 +32,8 @@ def project(module: nn.Module, x: Tensor) -> Tensor:
 def affine_map(module: nn.Module, width: int, like: Tensor) -> tuple[Tensor, Tensor | None]:
     """(W ``[width, m]``, b ``[m]`` or None) of a module that maps x to x W + b, found by calling it.
 
-    On unit vectors and zero, in the dtype and on the device of ``like``: right for an adapter beside the weight, a
-    quantised weight, a hook.
+    On unit vectors and zero, in the dtype and on the device of ``like [...]``: right for an adapter beside the
+    weight, a quantised weight, a hook.
     """
     if bare(module):
         return module.weight.mT, module.bias

@@ -72,7 +72,7 @@ class RWKVLayer(Layer):
         return split_heads(x, self.num_heads)
 
     def start(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> RWKVState:
-        """The state, or the empty one."""
+        """The state, or the empty one for x ``[B, T, d_model]``."""
         return state or RWKVState(x.new_zeros(segment_count(x, cu_seqlens), self.d_model), None)
 
 
@@ -85,7 +85,10 @@ class BonusLayer(RWKVLayer):
         self.g_proj = nn.Linear(d_model, d_model, bias=False)
 
     def shares(self, x: Tensor, change: Tensor) -> Tensor:
-        """How much of the change since the last token each signal takes: ``[signals, D]`` or ``[B, T, signals, D]``."""
+        """How much of the change since the last token each signal takes: ``[signals, D]`` or ``[B, T, signals, D]``.
+
+        x and change ``[B, T, D]``.
+        """
         return self.mu.to(x.dtype)
 
     def log_decay(self, signals: dict[str, Tensor]) -> Tensor:
@@ -150,7 +153,7 @@ class RWKV6(BonusLayer):
         self.w_bias = nn.Parameter(torch.linspace(-6, -1, d_model))
 
     def shares(self, x: Tensor, change: Tensor) -> Tensor:
-        """``[B, T, signals, D]``: mu, and what the token adds to it."""
+        """``[B, T, signals, D]``: mu, and what the token adds to it; x and change ``[B, T, D]``."""
         down = split_heads(self.mix_down(x + change * self.mu_x).tanh(), len(self.signals))
         return self.mu + torch.einsum("BTMR,MRD->BTMD", down, self.mix_up.to(down.dtype))  # M signals
 

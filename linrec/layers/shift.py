@@ -9,7 +9,7 @@ from torch import Tensor
 def token_shift(x: Tensor, last: Tensor | None, cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(the token before each of x ``[B, T, d]``, the last token ``[B, d]`` of each row or segment).
 
-    ``last`` is the token before the first one; None stands for zeros. A row or segment without tokens keeps it.
+    ``last [B, d]`` is the token before the first one; None stands for zeros. A row or segment without tokens keeps it.
     """
     if cu_seqlens is None:
         last = x.new_zeros(x.shape[0], x.shape[2]) if last is None else last.to(x.dtype)

@@ -84,7 +84,7 @@ class SoftmaxAttention(Layer):
             )
 
     def gates(self, x: Tensor) -> dict[str, Any]:
-        """The rule's arguments besides q, k and v, from the layer's input."""
+        """The rule's arguments besides q, k and v, from the layer's input x ``[B, T, d_model]``."""
         return {} if self.window is None else {"window": self.window}
 
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
@@ -94,7 +94,7 @@ class SoftmaxAttention(Layer):
         return project(self.o_proj, merge_heads(o)), state
 
     def heads(self, x: Tensor, cache: State, cu_seqlens: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q ``[B, T, HQ, K]``, k and v ``[B, T, H, K]``, normed and rotated."""
+        """q ``[B, T, HQ, K]``, k and v ``[B, T, H, K]`` of x ``[B, T, d_model]``, normed and rotated."""
         projected = project(self.qkv_proj, x)
         if self.q_proj is not None:
             projected = torch.cat([project(self.q_proj, x), projected], dim=-1)
@@ -111,7 +111,7 @@ class SoftmaxAttention(Layer):
 
 
 def cache_positions(x: Tensor, cache: State, cu_seqlens: Tensor | None) -> Tensor:
-    """Position of each token ``[B, T]``, behind the tokens that the cache has seen."""
+    """Position of each token of x ``[B, T, ...]``, ``[B, T]``, behind the tokens that the cache has seen."""
     if cache is None:
         start = torch.zeros(segment_count(x, cu_seqlens), dtype=torch.int64, device=x.device)
     else:
@@ -120,7 +120,7 @@ def cache_positions(x: Tensor, cache: State, cu_seqlens: Tensor | None) -> Tenso
 
 
 def rotate_first(x: Tensor, positions: Tensor, base: float, width: int) -> Tensor:
-    """Rotary embedding of the first ``width`` channels of each head."""
+    """x ``[B, T, H, K]`` with the first ``width`` channels of each head turned, by positions ``[B, T]``."""
     if width == x.shape[-1]:
         return rotate(x, positions, base)
     return torch.cat([rotate(x[..., :width], positions, base), x[..., width:]], dim=-1)

@@ -15,7 +15,7 @@ PerChannel = Annotated[Tensor, Arg("D")]
 
 
 def as_residual(weight: Tensor) -> Tensor:
-    """The kernel of x + conv(x): one more at the current token."""
+    """The kernel of x + conv(x), from weight ``[D, W]``: one more at the current token."""
     return torch.cat([weight[:, :-1], weight[:, -1:] + 1], dim=1)
 
 

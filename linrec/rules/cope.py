@@ -15,7 +15,7 @@ Positions = Annotated[Tensor, Arg("E K")]
 
 
 def counted_positions(emb: Tensor) -> Weighing:
-    """The weighing with the embeddings e_0 .. e_{E-1} of counted positions."""
+    """The weighing with the embeddings e_0 .. e_{E-1} of counted positions, emb ``[E, K]``."""
 
     def weigh(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, scale: float) -> Tensor:
         z = grouped_scores(q * scale, k)

@@ -27,14 +27,18 @@ FEATURE_MAPS = (*PLAIN, *RANDOM)
 
 
 def squares(x: Tensor) -> Tensor:
-    """The products x_i x_j with i <= j, so weighted that squares(q) . squares(k) = (q . k)^2; width K (K + 1) / 2."""
+    """``[..., K] -> [..., K (K + 1) / 2]``: x_i x_j with i <= j, so weighted that squares(q) . squares(k) = (q .
+    k)^2."""
     i, j = torch.triu_indices(x.shape[-1], x.shape[-1], device=x.device)
     weight = torch.where(i == j, 1.0, 2.0).to(x.dtype).sqrt()
     return x[..., i] * x[..., j] * weight
 
 
 def taylor2(x: Tensor) -> Tensor:
-    """Based (Arora et al. 2024, arXiv:2402.18668): phi(q) . phi(k) = 1 + s + s^2 / 2 with s = q . k / sqrt(K)."""
+    """Based (Arora et al. 2024, arXiv:2402.18668): phi(q) . phi(k) = 1 + s + s^2 / 2 with s = q . k / sqrt(K).
+
+    ``[..., K] -> [..., 1 + K + K (K + 1) / 2]``.
+    """
     width = x.shape[-1]
     return torch.cat(
         [torch.ones_like(x[..., :1]), x * width**-0.25, squares(x) * (2 * width) ** -0.5], dim=-1
@@ -44,8 +48,8 @@ def taylor2(x: Tensor) -> Tensor:
 def performer(x: Tensor, omega: Tensor, shift: bool) -> Tensor:
     """Positive random features (Choromanski et al. 2020, arXiv:2009.14794): E phi(q) . phi(k) = e^{q . k}.
 
-    The exponent omega . x - |x|^2 / 2 is at most |omega|^2 / 2 whatever x is. ``shift`` subtracts the largest
-    exponent of each token, which a query may do when the output is normalised.
+    x ``[..., K]``, omega ``[M, K]``. The exponent omega . x - |x|^2 / 2 is at most |omega|^2 / 2 whatever x is.
+    ``shift`` subtracts the largest exponent of each token, which a query may do when the output is normalised.
     """
     exponent = x @ omega.T - x.square().sum(-1, keepdim=True) / 2
     if shift:
@@ -54,7 +58,10 @@ def performer(x: Tensor, omega: Tensor, shift: bool) -> Tensor:
 
 
 def rfa(x: Tensor, omega: Tensor) -> Tensor:
-    """Random Fourier features (Peng et al. 2021, arXiv:2103.02143): E phi(q) . phi(k) = e^{-|q - k|^2 / 2}."""
+    """Random Fourier features (Peng et al. 2021, arXiv:2103.02143): E phi(q) . phi(k) = e^{-|q - k|^2 / 2}.
+
+    x ``[..., K]``, omega ``[M, K]``.
+    """
     angle = x @ omega.T
     return torch.cat([angle.sin(), angle.cos()], dim=-1) * omega.shape[0] ** -0.5
 
@@ -62,7 +69,8 @@ def rfa(x: Tensor, omega: Tensor) -> Tensor:
 def features(
     q: Tensor, k: Tensor, name: str, projection: Tensor | None, normalize: bool, who: str
 ) -> tuple[Tensor, Tensor]:
-    """phi(q) and phi(k). Raises UnknownNameError, or ShapeError for a missing or needless projection."""
+    """phi(q) and phi(k); q, k ``[..., K]``, projection ``[M, K]`` of random features. Raises UnknownNameError, or
+    ShapeError for a missing or needless projection."""
     if name in PLAIN:
         if projection is not None:
             raise ShapeError(f"{who}: feature_map {name!r} takes no projection")

@@ -51,7 +51,7 @@ def gated_slot_attention(
 
 
 def empty_slots(k: Tensor, v: Tensor, g: Tensor, rows: int) -> SlotState:
-    """Zero slots for ``rows`` sequences."""
+    """Zero slots for ``rows`` sequences; k ``[B, T, HV, K]``, v ``[B, T, HV, V]``, g ``[B, T, HV, M]``."""
     heads, slots = g.shape[2:]
     return SlotState(v.new_zeros(rows, heads, k.shape[3], slots), v.new_zeros(rows, heads, slots, v.shape[3]))
 
@@ -61,7 +61,8 @@ def attend_slots(
 ) -> tuple[Tensor, SlotState]:
     """The two passes, on value heads: scores of the slots by a value-side decay, then their values by a key-side one.
 
-    write (how much of the token each slot takes) and g ``[B, T, HV, M]``.
+    q, k ``[B, T, HV, K]``, v ``[B, T, HV, V]``, write and g ``[B, T, HV, M]``: how much of the token each slot takes,
+    and its log-decay.
     """
     scores, keys = two_sided(run, q, k, write, None, g, state.keys)
     o, values = run.matrix(MatrixTerms(softmax(scores), write, v, g), state.values)

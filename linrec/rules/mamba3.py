@@ -74,7 +74,7 @@ def mamba3(
 
 
 def check_angles(who: str, theta: Tensor, B: Tensor) -> None:
-    """ShapeError if more pairs would turn than there are."""
+    """ShapeError if more pairs would turn, theta ``[B, T, HV, J]``, than there are, B ``[B, T, G, ..., N]``."""
     if 2 * theta.shape[3] > B.shape[-1]:
         raise ShapeError(f"{who}: J must be at most N / 2, got J={theta.shape[3]}, N={B.shape[-1]}")
 
@@ -84,7 +84,8 @@ def turning_trapezoid(
 ) -> tuple[Tensor, Mamba3State]:
     """y ``[B, T, HV, R, P]`` without the skip, and the last state; B, C in ``t`` and k in ``state`` have a rank axis.
 
-    v ``[B, T, HV, R, P]`` are the values of the tokens, v_before ``[B, HV, R, P]`` those of the token before.
+    v ``[B, T, HV, R, P]`` are the values of the tokens, v_before ``[B, HV, R, P]`` those of the token before; A
+    ``[HV]``.
     """
     angle = cumulative_angle(t["theta"])
     q, k = (turn(on_value_heads(t[n], t["x"]), angle[..., None, :]) for n in ("C", "B"))

@@ -23,5 +23,5 @@ def min_gru(x: Channels, z: Channels, **options: Unpack[Options]) -> DiagonalTer
 
 
 def positive(x: Tensor) -> Tensor:
-    """x + 1/2 for x >= 0, sigmoid(x) below: continuous, increasing, > 0."""
+    """x + 1/2 for x >= 0, sigmoid(x) below, of x ``[...]``: continuous, increasing, > 0."""
     return torch.where(x >= 0, x + 0.5, x.sigmoid())

@@ -30,5 +30,5 @@ def qrnn(
 
 
 def gate(tokens: Tokens, h: Tensor) -> Tensor:
-    """The output gate."""
+    """The output gate, on h ``[B, T, D]``."""
     return tokens["o"] * h

@@ -26,7 +26,7 @@ def rg_lru(x: Channels, g: ChannelLogDecay, i: ChannelGate, **options: Unpack[Op
 
 
 def bounded_root(y: Tensor) -> Tensor:
-    """sqrt(y) for y >= 0 with a derivative of at most 1000."""
+    """sqrt(y) for ``y [...]`` >= 0 with a derivative of at most 1000."""
     if not differentiated(y):
         return y.sqrt()
     floor = (0.5 / STEEPEST) ** 2

@@ -49,7 +49,7 @@ def s5(
 
 def dense_terms(x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, D: Tensor | None) -> DiagonalTerms:
     """h_t = e^{log_decay} h_{t-1} + B x_t, y_t = Re(C h_t) + D x_t, with complex log_decay ``[N]``, B ``[N, D]``,
-    C ``[D, N]``."""
+    C ``[D, N]``, x ``[B, T, D]``, D ``[D]``."""
     skip = None if D is None else lambda y: y + D * x
 
     def expand(t: Tokens) -> tuple[Tensor, Tensor]:

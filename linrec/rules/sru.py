@@ -24,5 +24,5 @@ def sru(
 
 
 def highway(tokens: Tokens, c: Tensor) -> Tensor:
-    """Reset gate between the cell and the input."""
+    """Reset gate between the cell, c ``[B, T, D]``, and the input."""
     return tokens["r"] * c + (1 - tokens["r"]) * tokens["y"]

@@ -10,7 +10,10 @@ from linrec.rules.softmax_attention import GroupedQuery, Key, Value
 
 
 def break_stick(q: Tensor, k: Tensor, v: Tensor, distance: Tensor, scale: float) -> Tensor:
-    """The weighing, in logarithms: log A_ij = logsigmoid(z_ij) - sum_{j < l < i} softplus(z_il)."""
+    """The weighing, in logarithms: log A_ij = logsigmoid(z_ij) - sum_{j < l < i} softplus(z_il).
+
+    q ``[B, n, HQ, K]``, k ``[B, S, H, K]``, v ``[B, S, H, V]``, distance ``[B or 1, n, S]`` i - j.
+    """
     z = grouped_scores(q * scale, k)
     keep = (distance > 0)[:, None, None]
     taken = F.softplus(z).masked_fill(~keep, 0.0)

@@ -22,11 +22,11 @@ SEQUENTIAL = "a mini-batch's gradients are taken at weights that all earlier min
 
 
 def ttt_terms(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    lr: Tensor,
-    token: Tensor,
+    q: Query,
+    k: Key,
+    v: Target,
+    lr: LearningRate,
+    token: TokenFactor,
     norm: tuple[Tensor, Tensor],
     maps: list[tuple[Tensor, Tensor]],
 ) -> RowTerms:

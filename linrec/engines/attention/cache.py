@@ -1,7 +1,8 @@
 """Caches of tokens: named columns ``[B, L, ...]`` and how many tokens each row has seen.
 
 Row b holds its tokens from slot 0 on; the rest is padding. A cache with a window of W keeps the last W - 1
-tokens, all that the next query can see besides itself, while ``length`` goes on counting.
+tokens, all that the next query can see besides itself, while ``length`` goes on counting. ``length``, ``held`` and
+``lengths`` are numbers of tokens, ``[B]``.
 """
 
 from __future__ import annotations
@@ -46,12 +47,13 @@ def empty_cache(kind: Callable[..., AnyCache], fresh: Sequence[Tensor], segments
 
 
 def held_tokens(length: Tensor, window: int | None) -> Tensor:
-    """How many tokens each row holds."""
+    """How many tokens each row holds, from length ``[B]``, those that it has seen."""
     return length if window is None else length.clamp(max=window - 1)
 
 
 def is_even(held: Tensor, size: int) -> bool:
-    """Whether every row holds ``size`` tokens: then slots are positions and nothing needs moving or masking."""
+    """Whether every row holds ``size`` tokens, held ``[B]``: then slots are positions and nothing needs moving or
+    masking."""
     return size == 0 or bool((held == size).all())
 
 
@@ -60,7 +62,7 @@ def join(
 ) -> tuple[list[Tensor], Tensor]:
     """Columns with the fresh tokens directly behind each row's own, and how many tokens the rows now hold.
 
-    All T fresh tokens are real unless ``lengths`` says how many.
+    held ``[B]``; all T fresh tokens are real unless ``lengths [B]`` says how many.
     """
     size, new = old[0].shape[1], fresh[0].shape[1]
     after = held + (new if lengths is None else lengths)
@@ -77,7 +79,7 @@ def join(
 
 
 def keep_last(columns: Sequence[Tensor], have: Tensor, window: int | None) -> list[Tensor]:
-    """The columns cut to what a window still needs of each row."""
+    """The columns cut to what a window still needs of each row, which has ``have [B]`` tokens."""
     if window is None or columns[0].shape[1] < window:
         return list(columns)
     if is_even(have, columns[0].shape[1]):
@@ -88,7 +90,7 @@ def keep_last(columns: Sequence[Tensor], have: Tensor, window: int | None) -> li
 
 
 def last_of_row(column: Tensor, held: Tensor) -> Tensor:
-    """``[B, L, ...] -> [B, 1, ...]``: each row's last token, zero where it has none."""
+    """``[B, L, ...], [B] -> [B, 1, ...]``: each row's last token of as many as it holds, zero where it has none."""
     if column.shape[1] == 0:
         return column.new_zeros(column.shape[0], 1, *column.shape[2:])
     last = _take(column, (held - 1).clamp(min=0)[:, None])
@@ -96,7 +98,8 @@ def last_of_row(column: Tensor, held: Tensor) -> Tensor:
 
 
 def cumulative(g: Tensor, column: Tensor, held: Tensor) -> Tensor:
-    """The cumulative log-decay of fresh tokens, going on from the cache, in the cache's dtype."""
+    """``[B, T, HQ], [B, L, HQ], [B] -> [B, T, HQ]``: the cumulative log-decay of fresh tokens, going on from a
+    cache."""
     return last_of_row(column, held) + g.to(column.dtype).cumsum(1)
 
 
@@ -104,7 +107,7 @@ def without_resets(g: Tensor, start: Tensor | int) -> tuple[Tensor, Tensor | Non
     """Log-decays without full resets (-inf, or no more than ``FORGOTTEN``): sums over these have no difference, or
     lose all digits. And the slot ``[B, T, HQ]`` of the last reset up to each fresh token, 0 before the first, or None.
 
-    ``start`` is the slot of the first fresh token, of all rows or of each.
+    g ``[B, T, HQ]``. ``start`` is the slot of the first fresh token, of all rows or, ``start [B]``, of each.
     """
     if readable(g) and not transformed(g) and (not g.numel() or float(g.detach().amin()) > FORGOTTEN):
         return g, None
@@ -115,7 +118,8 @@ def without_resets(g: Tensor, start: Tensor | int) -> tuple[Tensor, Tensor | Non
 
 
 def forget(c: Tensor, first: Tensor | None) -> Tensor:
-    """The column c once the last of the tokens has been; ``first`` as :func:`without_resets` gives it."""
+    """The column c ``[B, L, HQ]`` once the last of the tokens has been; ``first [B, T, HQ]`` of
+    :func:`without_resets`."""
     if first is None or not first.shape[1]:
         return c
     return c.masked_fill(torch.arange(c.shape[1], device=c.device)[:, None] < first[:, -1:], FAR)
@@ -127,7 +131,8 @@ def unseen(first: Tensor, size: int, offset: int = 0) -> Tensor:
 
 
 def gate_dtype(g: Tensor) -> torch.dtype:
-    """float64 where the device has it: only differences of long sums are used, and float32 would lose them."""
+    """float64 where g's device has it, g ``[...]``: only differences of long sums are used, and float32 would lose
+    them."""
     return g.dtype if g.device.type == "mps" else torch.float64
 
 

@@ -49,7 +49,7 @@ class DeltaFormerTerms(Terms):
         return empty_cache(KVCache, (self.k, self.v), segments)
 
     def weights(self, scores: Tensor, keep: Tensor) -> Tensor:
-        """kappa of the kept scores, zero elsewhere."""
+        """kappa of the kept scores, zero elsewhere; scores and keep ``[..., n, S]``."""
         if self.kernel == "dot":
             return scores.masked_fill(~keep, 0.0)
         return masked_softmax(scores, keep) if self.normalize else scores.masked_fill(~keep, -torch.inf).exp()

@@ -69,7 +69,7 @@ class Attending(Terms):
         raise NotImplementedError
 
     def fresh(self, cache: Any, held: Tensor) -> tuple[Tensor, ...]:
-        """The cache's columns for the tokens of this call."""
+        """The cache's columns for the tokens of this call; rows hold ``held [B]`` tokens."""
         return tuple(self.columns().values())
 
     def operands(self, columns: list[Tensor], one_by_one: bool) -> Operands:
@@ -142,7 +142,7 @@ class CacheEngine:
         )
 
     def run_batch(self, terms: Any, cache: Any, lengths: Tensor | None, call: Call) -> tuple[Tensor, Any]:
-        """One batch; ``lengths`` says how many tokens of each row are real."""
+        """One batch; ``lengths [B]`` says how many tokens of each row are real, None that all are."""
         raise NotImplementedError
 
 

@@ -18,7 +18,7 @@ def sdpa(
 ) -> Tensor:
     """q ``[B, n, HQ, K]``, k ``[B, S, H, K]``, v ``[B, S, H, V]`` -> ``[B, n, HQ, V]``, with grouped heads.
 
-    ``mask`` is boolean (true: attend) or an additive float bias, broadcastable to ``[B, HQ, n, S]``. The fused
+    ``mask [B, HQ, n, S]``, or what broadcasts to it, is boolean (true: attend) or an additive float bias. The fused
     kernels have first derivatives in reverse mode only; all others are those of :func:`_in_products`.
     """
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
@@ -50,7 +50,7 @@ def _in_products(
 def merge(o1: Tensor, lse1: Tensor, o2: Tensor, lse2: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over two disjoint key sets from the attention over each: outputs and log-sum-exps of the scores.
 
-    o ``[..., V]``, lse ``[...]``; a set without keys has lse = -inf and any finite output.
+    o1, o2 ``[..., V]``, lse1, lse2 ``[...]``; a set without keys has lse = -inf and any finite output.
     """
     lse = torch.logaddexp(lse1, lse2)
     base = lse.masked_fill(lse == -torch.inf, 0.0)
@@ -71,7 +71,7 @@ def weighted_values(weights: Tensor, v: Tensor) -> Tensor:
 
 
 def masked_softmax(scores: Tensor, keep: Tensor) -> Tensor:
-    """Softmax over the kept entries of each row; a row without any is zero."""
+    """Softmax of scores ``[..., S]`` over the kept entries of each row, keep like scores; a row without any is zero."""
     scores = scores.masked_fill(~keep, -torch.inf)
     top = scores.detach().amax(-1, keepdim=True) if scores.shape[-1] else scores.new_zeros(1)
     weights = (scores - top.masked_fill(top == -torch.inf, 0.0)).exp()

@@ -17,7 +17,10 @@ OneChunk = Callable[[DiagonalTerms, Tensor, Tensor | None], tuple[Tensor, Tensor
 def in_chunks(
     terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, chunk: int, one_chunk: OneChunk
 ) -> tuple[Tensor, Tensor]:
-    """Chunk after chunk of ``chunk`` tokens; token by token is a chunk of one."""
+    """Chunk after chunk of ``chunk`` tokens, from the state ``h [B, ...]``; token by token is a chunk of one.
+
+    Row b has ``lengths [B]`` tokens, then padding.
+    """
     outputs, constants = [], tuple(terms.constants.values())
     # split, because the gradients of its parts are joined once; those of slices are each padded to full length
     parts = zip(*(x.split(chunk, dim=1) for x in terms.tokens.values()), strict=True)
@@ -36,7 +39,10 @@ def in_chunks(
 def without_padding(
     terms: DiagonalTerms, decay: Tensor, x: Tensor, real: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Expanded decays and inputs; where ``real`` ``[B, L]`` is false they leave the state as it is."""
+    """Expanded decays and inputs; where ``real`` ``[B, L]`` is false they leave the state as it is.
+
+    decay ``[1 or B, 1 or L, ...]``, x ``[B, L, ...]``.
+    """
     if real is None:
         return decay, x
     real = real.reshape(*real.shape, *[1] * (x.dim() - 2))

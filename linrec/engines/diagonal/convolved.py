@@ -15,7 +15,10 @@ from linrec.engines.numerics import scans
 def convolution(
     terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Constant decay: the response to an input is a power of it, and the whole sequence one FFT product."""
+    """Constant decay: the response to an input is a power of it, and the whole sequence one FFT product.
+
+    h ``[B, ...]``, lengths ``[B]``.
+    """
     decay, x = terms.expand(terms.given)
     ladder = scans.ladder(decay[0, 0], x.shape[1] + 1)
     entry = ladder[-1] if lengths is None else ladder.index_select(0, lengths)
@@ -28,7 +31,8 @@ def responses(
     terms: DiagonalTerms, h: Tensor, lengths: Tensor | None, scale: float, chunk: int
 ) -> tuple[Tensor, Tensor]:
     """Constant decay and gain: a chunk's output is one FFT product with the output's response, beside what its entry
-    state becomes; no state within a chunk is formed. Powers and response are those of every chunk."""
+    state, h ``[B, ...]``, becomes; no state within a chunk is formed. lengths ``[B]``. Powers and response are those
+    of every chunk."""
     x = terms.tokens["x"]
     assert terms.gain is not None
     decay, _ = terms.expand({**terms.given, "x": x[:, :1]})

@@ -47,7 +47,7 @@ class DiagonalEngine:
         return auto_on(device)
 
     def run(self, terms: DiagonalTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
-        """Output ``[B, T, ...]`` in accumulator precision, and the final state."""
+        """Output ``[B, T, ...]`` in accumulator precision, and the final state, from ``state [B, ...]``."""
         convolved = call.form == "parallel" and terms.parallel == "convolution"
         if not (convolved and call.backend == "auto"):
             call = call._replace(backend=chosen_backend(call, who, *terms.tokens.values()))
@@ -90,7 +90,9 @@ def _one_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[Tenso
 def scan_batch(
     terms: DiagonalTerms, state: Tensor, lengths: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor]:
-    """Output and final state of a batch; row b holds ``lengths[b]`` tokens (None: all of them), then padding.
+    """Output and final state of a batch, from ``state [B, ...]``.
+
+    Row b holds ``lengths[b]`` tokens (None: all of them), then padding.
 
     ``call.backend`` is a decision already: Triton only where it says so.
     """

@@ -18,7 +18,7 @@ CHUNK = 1024  # tokens that are expanded at a time
 
 
 def scan_packed(terms: DiagonalTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
-    """Output and final state of a batch, or of packed segments."""
+    """Output and final state of a batch, or of packed segments, from ``state [B or segments, ...]``."""
     first = next(iter(terms.tokens.values()))
     bounds = None if call.bounds is None else torch.tensor(call.bounds, device=first.device)
     if terms.selective is not None:
@@ -29,7 +29,7 @@ def scan_packed(terms: DiagonalTerms, state: Tensor, call: Call) -> tuple[Tensor
 def scan_rows(
     terms: DiagonalTerms, state: Tensor, lengths: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor]:
-    """As the engine's ``scan_batch``: row b holds ``lengths[b]`` tokens, then padding."""
+    """As the engine's ``scan_batch``: ``state [B, ...]``, row b holds ``lengths[b]`` tokens, then padding."""
     length = next(iter(terms.tokens.values())).shape[1]
     chunk = (call.chunk_size or CHUNK) if terms.recompute else max(length, 1)
 

@@ -27,7 +27,7 @@ def selective_terms(
     skip: Tensor | None = None,
     exponential: bool = True,
 ) -> DiagonalTerms:
-    """See this module: step, x ``[B, T, D]``; rate, into, out ``[D, N]`` or ``[B, T, N]``."""
+    """See this module: step, x ``[B, T, D]``; rate, into, out ``[D, N]`` or ``[B, T, N]``, skip ``[D]``."""
     factors = {"rate": rate, "into": into, "out": out}
     constants = {name: y for name, y in factors.items() if y.dim() == 2}
     rows = {name: y.mT for name, y in constants.items()}

@@ -36,7 +36,7 @@ def selective_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[
 def scan_values(
     terms: DiagonalTerms, state: Tensor, scale: float, chunk: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Of any number of tokens; where a row is padded with zeros the state stays as it is."""
+    """Of any number of tokens, from ``state [B, D, N]``; where a row is padded with zeros the state stays as it is."""
     s, (x, step) = _selective(terms), (terms.tokens["x"], terms.tokens["step"])
     t = {"written": step * x, **terms.tokens}
     rows = {name: y.mT.contiguous() for name, y in s.constants.items()}

@@ -48,9 +48,9 @@ class DualTerms(FastTerms):
         """The block's coefficients."""
         raise NotImplementedError
 
-    def output(self, q: Tensor, y: Tensor) -> Tensor:
+    def output(self, q: Tensor, read: Tensor) -> Tensor:
         """See FastTerms."""
-        return self.read(q, y)
+        return self.read(q, read)
 
     def block(self, x: dict[str, Tensor], first: int, memory: FastState) -> tuple[Tensor, FastState]:
         """See FastTerms."""
@@ -159,10 +159,10 @@ class MomentumTerms(DualTerms):
 
 
 def gelu(x: Tensor) -> Tensor:
-    """The tanh approximation, as in TTT."""
+    """The tanh approximation of x ``[...]``, as in TTT."""
     return F.gelu(x, approximate="tanh")
 
 
 def through_gelu(back: Tensor, z: Tensor) -> Tensor:
-    """The gradient of z from that of gelu(z)."""
+    """The gradient of z ``[...]`` from that of gelu(z), back like z."""
     return torch.ops.aten.gelu_backward(back, z, approximate="tanh")

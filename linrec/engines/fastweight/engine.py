@@ -61,7 +61,7 @@ class FastTerms(Terms):
         raise NotImplementedError
 
     def output(self, q: Tensor, read: Tensor) -> Tensor:
-        """The output, pointwise in time, from what the blocks read."""
+        """The output, pointwise in time, from what the blocks read; q ``[B, T, H, K]``, read ``[B, T, H, V]``."""
         return read
 
     def finished(self, memory: FastState) -> FastState:

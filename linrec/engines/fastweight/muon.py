@@ -8,7 +8,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
 def orthogonalised(gradient: Tensor, steps: int = 5) -> Tensor:
-    """Newton-Schulz iterations X <- a X + (b X X^T + c (X X^T)^2) X from X = G / |G|, over the last two dimensions.
+    """Newton-Schulz iterations X <- a X + (b X X^T + c (X X^T)^2) X from X = G / |G|, of every gradient
+    ``[..., K, V]``.
 
     Five steps bring the singular values into about [0.5, 1.5]; a zero gradient stays zero.
     """

@@ -27,12 +27,12 @@ EPS = 1e-6
 
 
 def normed(z: Tensor) -> Tensor:
-    """z without mean at unit variance."""
+    """z ``[..., K]`` without mean at unit variance."""
     return layer_norm(z, EPS)
 
 
 def norm_loss_gradient(z: Tensor, target: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """d/dz of |LN(z) - target|^2 / 2; z, target ``[..., n, K]``, weight and bias broadcast to them."""
+    """d/dz of |LN(z) - target|^2 / 2; z, target ``[..., n, K]``, weight, bias ``[..., 1, K]``."""
     if transformed(z, target, weight, bias):
         return _in_calls(z, target, weight, bias)
     return _Gradient.apply(z, target, weight, bias)

@@ -42,7 +42,7 @@ def only_values(*tensors: Tensor) -> bool:
 
 
 def readable(x: Tensor) -> bool:
-    """Whether values of ``x`` can decide what is computed: not on "meta", nor while a graph is traced."""
+    """Whether values of ``x [...]`` can decide what is computed: not on "meta", nor while a graph is traced."""
     return not (x.is_meta or torch.compiler.is_compiling() or isinstance(x, FakeTensor))
 
 

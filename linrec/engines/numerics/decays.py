@@ -15,7 +15,8 @@ REACH = 40.0  # e^40 squared is within single precision, and e^-40 squared above
 
 
 def cumulative_decay(g: Tensor, dim: int = -2) -> Tensor:
-    """Cumulative sum of log-decays over the chunk, in float64 where the device has it; g as :func:`floored`.
+    """Cumulative sum of log-decays g ``[...]`` over the chunk, in float64 where the device has it; g as
+    :func:`floored`.
 
     Only differences of these sums are used; in float32 one strong reset (g = -400) would cost the decays
     after it three digits.
@@ -24,17 +25,21 @@ def cumulative_decay(g: Tensor, dim: int = -2) -> Tensor:
 
 
 def grown(exponent: Tensor, like: Tensor) -> Tensor:
-    """e^exponent in the dtype of ``like``."""
+    """e^exponent, exponent ``[...]``, in the dtype of ``like [...]``."""
     return exponent.to(like.dtype).exp()
 
 
 def exclusive(total: Tensor) -> Tensor:
-    """The exclusive sums that belong to inclusive ones ``[..., T, 1]``, by a shift: a difference would lose digits."""
+    """The exclusive sums that belong to inclusive ones, ``total [..., T, 1]``, by a shift: a difference would lose
+    digits."""
     return F.pad(total[..., :-1, :], (0, 0, 1, 0))
 
 
 def between(at_row: Tensor, at_column: Tensor, keep: Tensor, like: Tensor) -> Tensor:
-    """e^{at_row_i - at_column_j} where ``keep``, else 0; the sums are ``[..., I, 1]`` and ``[..., J, 1]``."""
+    """e^{at_row_i - at_column_j} where ``keep [..., I, J]``, else 0, in the dtype of ``like [...]``.
+
+    at_row ``[..., I, 1]``, at_column ``[..., J, 1]``.
+    """
     return grown((at_row - at_column.mT).masked_fill(~keep, -torch.inf), like)
 
 

@@ -29,7 +29,8 @@ def differentiated_again(*outer: Tensor) -> bool:
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """Engines choose their own dtypes, in a backward pass as well: that may run within autocast."""
+    """Around work on the device of ``x [...]``: engines choose their own dtypes, in a backward pass as well: that may
+    run within autocast."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
@@ -64,7 +65,7 @@ def adjoint(
 
 
 def differentiable_again(result: Tensor, plain: Plain, *values: Tensor | None) -> Tensor:
-    """``result``, which is ``plain(*values)[0]`` computed by calls whose derivatives have no derivative.
+    """``result [...]``, which is ``plain(*values)[0]`` computed by calls whose derivatives have no derivative.
 
     Its gradient goes through those calls, as it would; where a graph of the gradient is asked for, through ``plain``.
     """

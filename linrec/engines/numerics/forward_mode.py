@@ -26,12 +26,12 @@ def forward_mode() -> bool:
 
 
 def silu(x: Tensor) -> Tensor:
-    """x sigmoid(x)."""
+    """x sigmoid(x) of x ``[...]``."""
     return x * x.sigmoid() if forward_mode() else F.silu(x)
 
 
 def glu(x: Tensor) -> Tensor:
-    """``[..., 2 n]``: the first half times the sigmoid of the second."""
+    """``[..., 2 n] -> [..., n]``: the first half times the sigmoid of the second."""
     if not forward_mode():
         return F.glu(x, dim=-1)
     value, gate = x.chunk(2, dim=-1)
@@ -39,7 +39,7 @@ def glu(x: Tensor) -> Tensor:
 
 
 def softmax(x: Tensor) -> Tensor:
-    """Over the last dimension."""
+    """Over the last dimension of x ``[..., n]``."""
     if not forward_mode() or not x.shape[-1]:
         return x.softmax(-1)
     weights = (x - x.detach().amax(-1, keepdim=True)).exp()
@@ -47,7 +47,7 @@ def softmax(x: Tensor) -> Tensor:
 
 
 def logcumsumexp(x: Tensor) -> Tensor:
-    """The logarithm of the sums of e^x over all earlier rows and the row itself, ``[B, T, ...]``."""
+    """The logarithm of the sums of e^x, x ``[B, T, ...]``, over all earlier tokens and the token itself."""
     if not forward_mode():
         return x.logcumsumexp(1)
     reach = 1
@@ -58,7 +58,7 @@ def logcumsumexp(x: Tensor) -> Tensor:
 
 
 def layer_norm(x: Tensor, eps: float) -> Tensor:
-    """x without its mean, at unit variance (but for eps), over the last dimension.
+    """x ``[..., n]`` without its mean, at unit variance (but for eps), over the last dimension.
 
     torch's own holds mean and deviation fixed in third derivatives, too, in whatever mode.
     """
@@ -74,5 +74,5 @@ def _normed(x: Tensor, eps: float) -> tuple[Tensor]:
 
 
 def solve(system: Tensor, right: Tensor) -> Tensor:
-    """X with system X = right, ``[..., n, n]`` and ``[..., n, m]``."""
+    """X with system X = right, system ``[..., n, n]``, right ``[..., n, m]``."""
     return torch.linalg.inv(system) @ right if forward_mode() else torch.linalg.solve(system, right)

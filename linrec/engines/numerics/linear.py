@@ -25,7 +25,8 @@ Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def special_product(x: Tensor, rows: int, width: int) -> Product | None:
-    """The fastest call for one row x of values and a weight ``[rows, width]``; None where it is ``F.linear``.
+    """The fastest call for one row of values, x ``[..., width]``, and a weight ``[rows, width]``; None for
+    ``F.linear``.
 
     It looks at little, because most calls come here for nothing.
     """
@@ -43,7 +44,10 @@ def best_product(rows: int, width: int, dtype: torch.dtype) -> str | None:
 
 
 def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether nothing but values is asked for, of tensors that every product takes."""
+    """Whether nothing but values is asked for, of tensors that every product takes.
+
+    x ``[..., width]``, weight ``[rows, width]``, bias ``[rows]``.
+    """
     values = only_values(x, weight) if bias is None else only_values(x, weight, bias)
     return (
         values
@@ -55,14 +59,18 @@ def fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
 
 
 def by_vector(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As the product of a matrix and a vector."""
+    """As the product of a matrix and a vector; x ``[..., width]`` of one row, weight ``[rows, width]``, bias
+    ``[rows]``."""
     row = x.reshape(-1)
     y = torch.mv(weight, row) if bias is None else torch.addmv(bias, weight, row)
     return y.view(*x.shape[:-1], -1)
 
 
 def by_parts(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """As a batched product of equal parts of the weight."""
+    """As a batched product of equal parts of the weight; arguments like those of :func:`by_vector`.
+
+    x ``[..., width]``, weight ``[rows, width]``, bias ``[rows]``.
+    """
     rows, width = weight.shape
     parts = math.gcd(rows, PARTS)
     pieces = weight.view(parts, -1, width)

@@ -14,7 +14,7 @@ STRONG = -1e3  # log-decays below would cost cumulative sums their digits
 def stabiliser(f: Tensor, i: Tensor, m0: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """m_t = max(f_t + m_{t-1}, i_t); returns (m, g, weight), g_t = f_t + m_{t-1} - m_t and weight_t = e^{i_t - m_t}.
 
-    f (log-decay) and i (log input gate) ``[B, T, ...]``, m0 ``[B, ...]``; g and weight define an ordinary linear
+    Log-decay and log input gate f, i ``[B, T, ...]``, m0 ``[B, ...]``; g and weight define an ordinary linear
     recurrence whose state is e^{-m_t} times the true one. m is a gauge, so no derivative runs through it, except
     through m0: the entry state is stored in m0's units. Either gate may be -inf, a full reset and a token not written.
     """

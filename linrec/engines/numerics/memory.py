@@ -68,7 +68,7 @@ _BLOCKS = Blocks(WAITING)
 
 
 def fresh(like: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """An empty contiguous tensor on the device of ``like``. A large one on a Linux CPU cannot be resized."""
+    """An empty contiguous tensor on the device of ``like [...]``. A large one on a Linux CPU cannot be resized."""
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE or like.device.type != "cpu" or not _SUPPORTED or not readable(like):
         return like.new_empty(shape, dtype=dtype)

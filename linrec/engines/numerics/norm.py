@@ -37,7 +37,10 @@ def gated_rms_norm(
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, groups: int = 1) -> Tensor:
-    """w x / sqrt(mean of x^2 + eps), the mean over each of ``groups`` equal parts of a row."""
+    """w x / sqrt(mean of x^2 + eps), the mean over each of ``groups`` equal parts of a row.
+
+    x ``[..., width]``, weight ``[width]``.
+    """
     if groups == 1:
         width = weight.numel()
         if x.numel() == width and _only_values(x, weight):

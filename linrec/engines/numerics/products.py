@@ -53,7 +53,7 @@ def small_products() -> Iterator[None]:
 def fitting_products(
     state: Tensor, what: str, sizes: tuple[object, ...], work: Work | None = None
 ) -> AbstractContextManager[None]:
-    """For chunks that read and write this state of all heads: wide where ``work`` is clearly faster so.
+    """For chunks that read and write ``state [N, K, V]`` of all heads: wide where ``work`` is clearly faster so.
 
     ``work`` is timed both ways the first time that these sizes meet; None: only what is known already counts.
     """

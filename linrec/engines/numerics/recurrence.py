@@ -29,14 +29,20 @@ def recurrence(a: Tensor, x: Tensor, start: Tensor) -> Tensor:
 
 
 def recurrence_in_place(a: Tensor, x: Tensor, start: Tensor) -> Tensor:
-    """The same, written over x; a is overwritten too. Outside of all derivatives and transforms."""
+    """The same, written over x; a is overwritten too. Outside of all derivatives and transforms.
+
+    a ``[1 or B, T, ...]``, x ``[B, T, ...]``, start ``[B, ...]``.
+    """
     return walk(a, x, start, False, h=x, product=a)
 
 
 def walk(
     a: Tensor, x: Tensor, start: Tensor, reverse: bool, h: Tensor | None = None, product: Tensor | None = None
 ) -> Tensor:
-    """The recurrence, or with ``reverse`` h_t = a_t * h_{t+1} + x_t from ``start`` behind the last token."""
+    """The recurrence, or with ``reverse`` h_t = a_t * h_{t+1} + x_t from ``start`` behind the last token.
+
+    a ``[1 or B, T, ...]``, x ``[B, T, ...]``, start ``[B, ...]``; memory for h like x, and for product like a.
+    """
     h = torch.empty_like(x, memory_format=torch.contiguous_format) if h is None else h
     if start.numel() >= WIDE:
         _positions(a, x, h, start, reverse)

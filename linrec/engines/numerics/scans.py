@@ -21,7 +21,8 @@ SMALL = 1 << 12  # numbers that are written sooner than looked at
 
 
 def associative(a: Tensor, x: Tensor, start: Tensor) -> Tensor:
-    """Every h_t, for any a: negative, zero or complex. ``start`` is h_0, ``[B, ...]``. Work T, depth log T."""
+    """Every h_t, for any a ``[1 or B, T, ...]``: negative, zero or complex. x ``[B, T, ...]``, start ``[B, ...]`` is
+    h_0. Work T, depth log T."""
     first = x[:, :1] + a[:, :1] * start[:, None]
     return _scan(a, torch.cat([first, x[:, 1:]], dim=1))
 
@@ -42,7 +43,8 @@ def _scan(a: Tensor, x: Tensor) -> Tensor:
 
 def quadratic(g: Tensor, x: Tensor, start: Tensor) -> Tensor:
     """Every h_t as one masked product, h_t = e^{G_t} h_0 + sum_{j <= t} e^{G_t - G_j} x_j; a = e^g, g real or
-    complex with a real part <= 0. Memory grows with T squared."""
+    complex with a real part <= 0. g ``[1 or B, T, ...]``, x ``[B, T, ...]``, start ``[B, ...]``. Memory grows with T
+    squared."""
     length = x.shape[1]
     total = exact(floored(g)).cumsum(1)
     keep = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
@@ -54,7 +56,7 @@ def quadratic(g: Tensor, x: Tensor, start: Tensor) -> Tensor:
 
 
 def ladder(log_a: Tensor, count: int) -> Tensor:
-    """a^0, a^1, ..., a^(count - 1) of each a = e^{log_a} ``[*S]``: ``[count, *S]``, in log_a's dtype.
+    """a^0, a^1, ..., a^(count - 1) of each a = e^{log_a}, ``log_a [*S]``: ``[count, *S]``, in log_a's dtype.
 
     Products of two powers of few, so that few exponentials are taken. All in double precision: in single precision the
     phase n * angle would be lost after some thousand steps.
@@ -82,9 +84,9 @@ def convolve(kernel: Tensor, x: Tensor) -> Tensor:
 
 
 def floored(g: Tensor) -> Tensor:
-    """Log-decays of at least ``NOTHING``, where e^g is zero already: a reset, -inf as well, stays exact, and sums over
-    it stay finite and keep the digits of their other terms. The derivative through a reset is zero. Of complex ones
-    that holds of the real part.
+    """Log-decays g ``[...]`` of at least ``NOTHING``, where e^g is zero already: a reset, -inf as well, stays exact,
+    and sums over it stay finite and keep the digits of their other terms. The derivative through a reset is zero. Of
+    complex ones that holds of the real part.
     """
     if g.is_complex():
         return torch.complex(floored(g.real), g.imag)
@@ -97,7 +99,7 @@ def floored(g: Tensor) -> Tensor:
 
 
 def exact(x: Tensor) -> Tensor:
-    """In double precision where the device has it: sums of log-decays are only used in differences."""
+    """x ``[...]`` in double precision where the device has it: sums of log-decays are only used in differences."""
     if x.device.type == "mps":
         return x
     return x.to(torch.complex128 if x.is_complex() else torch.float64)

@@ -23,7 +23,10 @@ WIDE = (torch.float32, torch.float64)
 
 
 def suits(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor) -> bool:
-    """Whether :func:`convolved` takes these tensors: on a CPU, of one wide dtype, without transforms or traces."""
+    """Whether :func:`convolved` takes x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]``, state ``[B, W - 1, D]``.
+
+    On a CPU, of one wide dtype, without transforms or traces.
+    """
     tensors = [x, weight, state] if bias is None else [x, weight, state, bias]
     return (
         all(type(t) in PLAIN and t.is_cpu and t.dtype is x.dtype for t in tensors)
@@ -44,7 +47,10 @@ def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, sil
 
 
 def plainly(x: Tensor, weight: Tensor, bias: Tensor | None, state: Tensor, silu: bool) -> Tensor:
-    """The same in calls that can be differentiated any number of times."""
+    """As :func:`convolved`, in calls that can be differentiated any number of times.
+
+    x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]``, state ``[B, W - 1, D]``.
+    """
     inputs = torch.cat((state.to(x.dtype), x), 1)
     y = F.conv1d(inputs.transpose(1, 2), weight[:, None], bias, groups=weight.shape[0]).transpose(1, 2)
     return plain_silu(y) if silu else y

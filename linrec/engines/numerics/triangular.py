@@ -14,9 +14,9 @@ BLOCK = 32  # rows inverted as one, for the same reason; fewer would be more cal
 def solve_unit_lower(system: Tensor, rhs: Tensor) -> Tensor:
     """X with (I - system) X = rhs for a strictly lower triangular system, in differentiable calls.
 
-    Only the part below the diagonal is read. Forward substitution of halves, down to blocks of a few rows: a library's
-    solver of all rows at once may lose digits where keys are alike. Never Neumann doubling, whose powers of the system
-    grow combinatorially there.
+    system ``[..., C, C]``, rhs ``[..., C, V]``. Only the part below the diagonal is read. Forward substitution of
+    halves, down to blocks of a few rows: a library's solver of all rows at once may lose digits where keys are alike.
+    Never Neumann doubling, whose powers of the system grow combinatorially there.
     """
     size = system.shape[-1]
     if size > LEAF:
@@ -34,7 +34,10 @@ def solve_unit_lower(system: Tensor, rhs: Tensor) -> Tensor:
 
 
 def solve_unit_lower_transposed(system: Tensor, rhs: Tensor) -> Tensor:
-    """X with (I - system)^T X = rhs; only the part of ``system`` below the diagonal is read."""
+    """X with (I - system)^T X = rhs; only the part of ``system`` below the diagonal is read.
+
+    system ``[..., C, C]``, rhs ``[..., C, V]``.
+    """
     return torch.linalg.solve_triangular(-system.mT, rhs, upper=True, unitriangular=True)
 
 
@@ -87,7 +90,7 @@ class BlockSystems:
 
     @small_products()
     def solve(self, right: Tensor, out: Tensor) -> Tensor:
-        """X of (I - L) X = R ``[N, C, V]``, after :meth:`invert`; ``out`` may be R."""
+        """X of (I - L) X = R, after :meth:`invert`; right and out ``[N, C, V]``, which may be one tensor."""
         for inverse, (start, stop) in zip(self.inverses, self.bounds, strict=True):
             factor = self.matrices[:, start:stop, :start]
             self._substitute(inverse, right[:, start:stop], factor, out[:, :start], out[:, start:stop])
@@ -95,7 +98,7 @@ class BlockSystems:
 
     @small_products()
     def solve_transposed(self, right: Tensor, out: Tensor) -> Tensor:
-        """X of (I - L)^T X = R."""
+        """X of (I - L)^T X = R; right and out ``[N, C, V]``."""
         for inverse, (start, stop) in reversed(list(zip(self.inverses, self.bounds, strict=True))):
             factor = self.matrices[:, stop:, start:stop].mT
             self._substitute(inverse.mT, right[:, start:stop], factor, out[:, stop:], out[:, start:stop])

@@ -49,7 +49,8 @@ class System(NamedTuple):
 
 
 def solve(run: Run, system: System, q: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """x_t with (H_t + Diag(lam)) x_t = q_t, and the last H; differentiable in q and in the system."""
+    """x_t with (H_t + Diag(lam)) x_t = q_t, q ``[B, T, HV, K]``, and the last H; differentiable in q and in the
+    system."""
     fixed = System(*(t.detach() for t in system))
     with torch.no_grad():
         x = _solved(run, fixed, q.detach(), iterations)
@@ -126,7 +127,7 @@ def _solved(run: Run, system: System, q: Tensor, iterations: int) -> Tensor:
 
 
 def conjugate_gradients(product: Product, q: Tensor, iterations: int) -> Tensor:
-    """x with product(x) = q, for all rows side by side.
+    """x with product(x) = q, for all rows of q ``[..., K]`` side by side.
 
     A row whose residual has reached zero stays where it is: its step is 0 / tiny. Where values can be looked at
     without waiting for a device, no more steps are taken once every residual is below rounding.
@@ -157,7 +158,7 @@ class Rows(NamedTuple):
     entry: Tensor
 
     def product(self, x: Tensor) -> Tensor:
-        """x + H x, ``[N, C, K]``."""
+        """x + H x, x ``[N, C, K]``."""
         rows = x.shape[1]
         read = torch.bmm(x, self.reads)
         past = torch.addcmul(x, read[..., rows:], self.entry)

@@ -51,13 +51,13 @@ def fenwick(run: Run, terms: MatrixTerms, weights: Tensor, state: LevelState) ->
 
 
 def empty_levels(v: Tensor, levels: int, width: int, rows: int) -> LevelState:
-    """No tokens yet."""
+    """No tokens yet; values like v ``[B, T, HV, V]``."""
     memory = v.new_zeros(rows, levels, v.shape[2], width, v.shape[3])
     return LevelState(memory, torch.zeros(rows, dtype=torch.int64, device=v.device))
 
 
 def level(t: Tensor, j: Tensor, levels: int) -> Tensor:
-    """bit_length(t xor j), at most the last level."""
+    """bit_length(t xor j), at most the last level; t and j ``[...]``, broadcast."""
     wide = torch.float32 if t.device.type == "mps" else torch.float64
     return torch.frexp((t ^ j).to(wide)).exponent.long().clamp(max=levels - 1)
 

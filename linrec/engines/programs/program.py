@@ -41,7 +41,7 @@ class Run(NamedTuple):
         return self.call.scale
 
     def matrix(self, terms: MatrixTerms, state: Tensor) -> tuple[Tensor, Tensor]:
-        """One call of the matrix engine: o ``[B, T, HV, V]`` and the final state."""
+        """One call of the matrix engine from ``state [B, HV, K, V]``: o ``[B, T, HV, V]`` and the final state."""
         call = self.call._replace(scale=1.0, bounds=None)
         if self.noted is not None:
             self.noted.append(MATRIX.explain(terms, state, call, self.who))

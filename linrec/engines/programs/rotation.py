@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def cumulative_angle(theta: Tensor) -> Tensor:
-    """Inclusive sum of the angles ``[B, T, HV, J]`` over time, in float64 where the device has it."""
+    """Inclusive sum of the angles theta ``[B, T, HV, J]`` over time, in float64 where the device has it."""
     return theta.to(theta.dtype if theta.device.type == "mps" else torch.float64).cumsum(1)
 
 

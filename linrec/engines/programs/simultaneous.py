@@ -24,7 +24,8 @@ PAIRS = 64
 def simultaneous(
     run: Run, q: Tensor, k: Tensor, v: Tensor, g: Tensor, eta: Tensor, state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """q ``[B, T, HV, K]``, k ``[B, T, HV, R, K]``, v ``[B, T, HV, R, V]``, g ``[B, T, HV]``, eta ``[B, T, HV, R]``."""
+    """q ``[B, T, HV, K]``, k ``[B, T, HV, R, K]``, v ``[B, T, HV, R, V]``, g ``[B, T, HV]``, eta ``[B, T, HV, R]``,
+    state ``[B, HV, K, V]``."""
     tensors = {"q": q, "k": k, "v": v, "g": g, "eta": eta}
     return run.chunks(_one_chunk, tensors, state, default=max(PAIRS // k.shape[3], 1))
 

@@ -37,9 +37,10 @@ def _one_chunk(x: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def value_decayed(scores: Tensor, v: Tensor, total: Tensor) -> Tensor:
-    """sum_{j <= i} scores_ij e^{total_id - total_jd} v_jd for lower triangular scores ``[..., T, T]``.
+    """sum_{j <= i} scores_ij e^{total_id - total_jd} v_jd for lower triangular scores ``[..., T, T]``, v
+    ``[..., T, V]``.
 
-    ``total`` is the inclusive cumulative log-decay ``[..., T, V]``. Blocks of rows: to the left of the diagonal
+    ``total [..., T, V]`` is the inclusive cumulative log-decay. Blocks of rows: to the left of the diagonal
     block both factors are taken relative to its start and are at most one; on it the exponents are formed.
     """
     length, rows = v.shape[-2], []

@@ -34,11 +34,7 @@ def accelerate_modules(model: nn.Module) -> None:
     for part in models_in(model) if mixers else ():
         if any(replaced(type(module)) for module in part.modules()):
             _hook(part, enter_known_model, leave_model)
-            _models[part] = [
-                weakref.ref(m)
-                for m in part.modules()
-                if hasattr(m, "gradient_checkpointing") and m is not part
-            ]
+            _models[part] = [weakref.ref(m) for m in part.modules() if hasattr(m, "gradient_checkpointing")]
 
 
 def restore_modules(model: nn.Module) -> None:

@@ -51,7 +51,10 @@ class Place:
     @property
     def problem(self) -> str | None:
         """Why it is left alone, if so."""
-        parameters = parameters_of(getattr(self.holder, self.name))
+        function = getattr(self.holder, self.name, None)
+        if function is None:
+            return f"{self.title} is gone"
+        parameters = parameters_of(function)
         if parameters in self.replacement.signatures:
             return None
         return f"{self.title}({', '.join(parameters)}) is not a signature that linrec knows"

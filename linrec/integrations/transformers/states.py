@@ -11,7 +11,8 @@ from linrec.donation import donation
 
 
 def moved_on(state: Tensor, step: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """The output of ``step(state) -> (output, next state)`` of one token; the next state is written over the state.
+    """The output of ``step(state) -> (output, next state)`` of one token from ``state [B, ...]``; the next state is
+    written over the state.
 
     The step may do that itself. A state that lies in memory otherwise than linrec's is copied back.
     """

@@ -21,7 +21,8 @@ def causal_conv1d_fn(
     activation: str | None = None,
     **others: Any,
 ) -> Tensor:
-    """``[B, D, P + T]`` -> ``[B, D, T]``, weight ``[D, W]``: the P inputs before the call's T tokens come from a cache.
+    """hidden_states ``[B, D, P + T]`` -> ``[B, D, T]``, weight ``[D, W]``, bias ``[D]``: the P inputs before the
+    call's T tokens come from a cache.
 
     A cache holds by then the last inputs of each row, padding or not; with padding or packing it gets those that the
     next token will meet.
@@ -44,7 +45,11 @@ def causal_conv1d_update(
     bias: Tensor | None = None,
     activation: str | None = None,
 ) -> Tensor:
-    """One token ``[B, D, 1]``; conv_state ``[B, D, W or more]``, the inputs before it, is moved on in place."""
+    """One token, hidden_states ``[B, D, 1]``; conv_state ``[B, D, W or more]``, the inputs before it, is moved on in
+    place.
+
+    weight ``[D, W]``, bias ``[D]``.
+    """
     history = _last(conv_state.mT, weight.shape[1] - 1)
     y, after = _convolved(hidden_states.mT, history, weight, bias, activation, mixing.layout)
     _keep(conv_state, after)

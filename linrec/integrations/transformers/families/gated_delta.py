@@ -16,7 +16,7 @@ from linrec.integrations.transformers.states import moved_on
 
 
 def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / √(|x|² + eps), of the last axis."""
+    """x / √(|x|² + eps), of the last axis of x ``[..., K]``."""
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
 
 
@@ -33,7 +33,8 @@ def chunk_gated_delta_rule(
     use_qk_l2norm_in_kernel: bool = False,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """q, k ``[B, T, H, K]``, v ``[B, T, HV, V]``, g and beta ``[B, T, HV]``, state ``[B, HV, K, V]``."""
+    """query, key ``[B, T, H, K]``, value ``[B, T, HV, V]``, g and beta ``[B, T, HV]``, initial_state
+    ``[B, HV, K, V]``."""
     tensors = {"q": query, "k": key, "v": value, "g": g, "beta": beta}
     o, state = delta_rule(
         rules.gated_delta_net, mixing, tensors, initial_state, use_qk_l2norm_in_kernel, output_final_state
@@ -53,7 +54,8 @@ def recurrent_gated_delta_rule(
     use_qk_l2norm_in_kernel: bool = False,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same; for one token."""
+    """The same for one token: query, key ``[B, 1, H, K]``, value ``[B, 1, HV, V]``, g and beta ``[B, 1, HV]``,
+    initial_state ``[B, HV, K, V]``."""
     return chunk_gated_delta_rule(
         mixing, query, key, value, g, beta, 64, initial_state, output_final_state, use_qk_l2norm_in_kernel
     )
@@ -67,7 +69,8 @@ def delta_rule(
     unit_norm: bool,
     kept: bool,
 ) -> tuple[Tensor, Tensor]:
-    """A delta rule on q, k, v, g and beta, under the call's layout; the output has the dtype of q.
+    """A delta rule on q, k, v, g and beta, from ``state [B, HV, K, V]``, under the call's layout; the output has the
+    dtype of q.
 
     One token moves the state of a cache, which the mixer would only copy back, on in place.
     """

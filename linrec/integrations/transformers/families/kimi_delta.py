@@ -25,7 +25,7 @@ def chunk_kda(
     use_qk_l2norm_in_kernel: bool = False,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """q, k, g ``[B, T, H, K]``, v ``[B, T, H, V]``, beta ``[B, T, H]``, state ``[B, H, K, V]``."""
+    """query, key, g ``[B, T, H, K]``, value ``[B, T, H, V]``, beta ``[B, T, H]``, initial_state ``[B, H, K, V]``."""
     tensors = {"q": query, "k": key, "v": value, "g": g, "beta": beta}
     o, state = delta_rule(
         rules.kimi_delta_attention,
@@ -50,7 +50,8 @@ def recurrent_kda(
     use_qk_l2norm_in_kernel: bool = False,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same; for one token."""
+    """The same for one token: query, key, g ``[B, 1, H, K]``, value ``[B, 1, H, V]``, beta ``[B, 1, H]``, initial_state
+    ``[B, H, K, V]``."""
     return chunk_kda(
         mixing, query, key, value, g, beta, 64, initial_state, output_final_state, use_qk_l2norm_in_kernel
     )

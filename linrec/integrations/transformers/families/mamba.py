@@ -29,7 +29,8 @@ def selective_scan_fn(
     return_last_state: bool = False,
     **others: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """x, dt, z ``[B, D, T]``, A ``[D, N]``, B and C ``[B, N, T]``, D and delta_bias ``[D]``; state ``[B, D, N]``.
+    """hidden_states, dt, z ``[B, D, T]``, A ``[D, N]``, B and C ``[B, N, T]``, D and delta_bias ``[D]``; state
+    ``[B, D, N]``.
 
     The state that a cache holds does not come; it is fetched there.
     """
@@ -56,7 +57,8 @@ def selective_state_update(
     z: Tensor | None = None,
     **others: Any,
 ) -> Tensor:
-    """One token: x, dt, z ``[B, D]``, B and C ``[B, N]``; state ``[B, D, N]`` is moved on in place."""
+    """One token: hidden_states, dt, z ``[B, D]``, A ``[D, N]``, B and C ``[B, N]``, D and dt_bias ``[D]``; state
+    ``[B, D, N]`` is moved on in place."""
     dt = time_step(dt, dt_bias, dt_softplus)
     token = {name: x[:, None] for name, x in {"x": hidden_states, "dt": dt, "B": B, "C": C}.items()}
     y = moved_on(state, lambda before: apply(rules.mamba, token, mixing.layout, before, A=A, D=D))[:, 0]
@@ -69,7 +71,7 @@ def mamba_inner_fn(mixing: Mixing, *args: Any, **kwargs: Any) -> None:
 
 
 def time_step(dt: Tensor, bias: Tensor | None, softplus: bool) -> Tensor:
-    """dt ``[..., D]`` as projected -> the step."""
+    """dt ``[..., D]`` as projected, bias ``[D]`` -> the step."""
     dt = widened(dt) if bias is None else widened(dt) + bias
     return F.softplus(dt) if softplus else dt
 

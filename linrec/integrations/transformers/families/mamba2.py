@@ -36,7 +36,8 @@ def mamba_chunk_scan_combined(
     z: Tensor | None = None,
     **others: Any,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """x ``[B, T, H, P]``, dt ``[B, T, H]``, A and D ``[H]``, B and C ``[B, T, G, N]``, state ``[B, H, P, N]``.
+    """hidden_states, z ``[B, T, H, P]``, dt ``[B, T, H]``, A, D and dt_bias ``[H]``, B and C ``[B, T, G, N]``,
+    initial_states ``[B, H, P, N]``.
 
     The final state lies in memory as linrec's do, ``[B, H, N, P]``; caches keep such strides.
     """
@@ -62,7 +63,7 @@ def selective_state_update(
     z: Tensor | None = None,
     **others: Any,
 ) -> Tensor:
-    """One token: x ``[B, H, P]``, B and C ``[B, G, N]``; state ``[B, H, P, N]`` is moved on in place.
+    """One token: hidden_states, z ``[B, H, P]``, B and C ``[B, G, N]``; state ``[B, H, P, N]`` is moved on in place.
 
     What has one number a head comes expanded: dt ``[B, H, P]``, A ``[H, P, N]``, D and dt_bias ``[H, P]``. The limit of
     the time step, which does not come, is that of the mixer.
@@ -83,7 +84,7 @@ def mamba_split_conv1d_scan_combined(mixing: Mixing, *args: Any, **kwargs: Any) 
 
 
 def time_step(dt: Tensor, bias: Tensor | None, softplus: bool, limit: Limit) -> Tensor:
-    """dt ``[..., H]`` as projected -> the step, in its limits."""
+    """dt ``[..., H]`` as projected, bias ``[H]`` -> the step, in its limits."""
     dt = widened(dt) if bias is None else widened(dt) + bias
     dt = F.softplus(dt) if softplus else dt
     return dt if softplus and tuple(limit) == NO_LIMIT else dt.clamp(*limit)

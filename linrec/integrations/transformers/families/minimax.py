@@ -38,7 +38,7 @@ def forward(
     attention_mask: Tensor | None,
     **others: Any,
 ) -> tuple[Tensor, Tensor]:
-    """The mixer's own forward."""
+    """The mixer's own forward, of hidden_states ``[B, T, d_model]``."""
     kept, number = mixing.cache, mixer.layer_idx
     before = None if kept is None else kept.get_linear_cache(number)
     y, after = apply(partial(lightning_attention, mixer), {"x": hidden_states}, mixing.layout, before)

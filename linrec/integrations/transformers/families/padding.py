@@ -11,11 +11,14 @@ from linrec.integrations.transformers.replacement import Replacement
 def apply_mask_to_padding_states(
     mixing: Mixing, hidden_states: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
-    """``[B, T, D]`` as it is: padding is left out where tokens meet.
+    """hidden_states ``[B, T, D]``, zero at the call's padding.
 
-    Some models hand on a mask that is longer than what is new after a cache, so that multiplying with it is wrong.
+    Some models hand on a mask that is longer than what is new after a cache.
     """
-    return hidden_states
+    layout = mixing.layout_over(*hidden_states.shape[:2])
+    if layout is None or layout.real is None:
+        return hidden_states
+    return hidden_states.masked_fill(~layout.real[..., None], 0)
 
 
 REPLACEMENTS = (

@@ -75,7 +75,7 @@ def forward(
     use_cache: bool = True,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """The block's own forward."""
+    """The block's own forward, of input_states ``[B, T, d_model]``, position_ids ``[B, T]``."""
     layer = _layer(mixing) if use_cache else None
     if layer is None and use_cache:
         return NotImplemented  # called by itself: transformers' state in the module

@@ -60,7 +60,8 @@ def attention_forward(
     state: list[Tensor] | None = None,
     use_cache: bool = False,
 ) -> tuple[Tensor, list[Tensor] | None]:
-    """The forward of the model's attention; ``state`` holds five tensors ``[B, d, layers]``, which are written over."""
+    """The forward of the model's attention on hidden ``[B, T, d]``; ``state`` holds five tensors ``[B, d, layers]``,
+    which are written over."""
     before, number = None, mixer.layer_id
     if state is not None:
         last, *memory = (x.select(2, number) for x in state[1:])
@@ -76,7 +77,7 @@ def attention_forward(
 def feed_forward(
     mixing: Mixing, mixer: Any, hidden: Tensor, state: list[Tensor] | None = None
 ) -> tuple[Tensor, list[Tensor] | None]:
-    """The forward of the model's feed-forward part."""
+    """The forward of the model's feed-forward part on hidden ``[B, T, d]``."""
     before, number = None, mixer.layer_id
     if state is not None:
         before = state[0].select(2, number)

@@ -32,7 +32,8 @@ def forward(
     return_last_states: bool | None = None,
     mode: str | None = None,
 ) -> Tensor | tuple[Tensor, State]:
-    """q, k ``[B, H, T, K]``, v ``[B, H, T, V]``, gates before activation ``[B, H, T]``; h as v, and the state."""
+    """query, key ``[B, H, T, K]``, value ``[B, H, T, V]``, before activation igate, fgate ``[B, H, T]``; h like
+    value, and the state: c_initial ``[B, H, K, V]``, n_initial ``[B, H, K]``, m_initial ``[B, H, 1]``."""
     before = None
     if c_initial is not None and n_initial is not None and m_initial is not None:
         before = MLSTMState(torch.cat([c_initial, n_initial[..., None]], dim=-1), m_initial[..., 0])
