@@ -28,7 +28,10 @@ class StreamModel(Protocol):
 
 
 def token_row(tokens: Sequence[int] | Tensor | int) -> Tensor:
-    """Ids as a row ``[1, T]`` of int64; the model checks that they exist. Raises DtypeError or ShapeError."""
+    """An id, several, or ``tokens [T]`` as a row ``[1, T]`` of int64; the model checks that they exist.
+
+    Raises DtypeError for what are no ids and ShapeError for more than one sequence.
+    """
     if isinstance(tokens, int):
         tokens = [tokens]
     try:
