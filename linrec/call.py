@@ -21,6 +21,44 @@ class Options(TypedDict, total=False):
     ``state`` continues a sequence (None: the empty state), ``scale`` replaces the default factor on q, ``cu_seqlens``
     ``[S + 1]`` bounds S packed sequences, ``chunk_size`` are the tokens of a chunk, ``backend`` is ``auto``, ``torch``
     or ``triton``, or the name of an algorithm of the rule's engine.
+
+    .. code-block:: pycon
+
+        >>> import torch
+        >>> from einops import rearrange
+        >>> from linrec import rules
+        >>> from linrec.testing import example_inputs
+        >>> inputs = example_inputs(rules.gla, T=8)  # q, k, v and g
+        >>> {name: tuple(x.shape) for name, x in inputs.items()}
+        {'q': (2, 8, 2, 8), 'k': (2, 8, 2, 8), 'v': (2, 8, 4, 6), 'g': (2, 8, 4, 8)}
+        >>> o, last = rules.gla(**inputs)
+        >>> o.shape, last.shape
+        (torch.Size([2, 8, 4, 6]), torch.Size([2, 4, 8, 6]))
+
+        # state: five tokens, and then the rest from where they ended
+        >>> first, rest = ({n: x[:, part] for n, x in inputs.items()} for part in (slice(5), slice(5, None)))
+        >>> half = rules.gla(**first)
+        >>> torch.allclose(rules.gla(**rest, state=half.state).o, o[:, 5:])
+        True
+
+        # scale: gla's own is K^-1/2
+        >>> torch.allclose(rules.gla(**inputs, scale=8**-0.5).o, o)
+        True
+
+        # cu_seqlens: the two sequences one behind the other, with a row of the state for each
+        >>> packed = {n: rearrange(x, "B T ... -> 1 (B T) ...") for n, x in inputs.items()}
+        >>> both = rules.gla(**packed, cu_seqlens=torch.tensor([0, 8, 16]))
+        >>> torch.allclose(rearrange(both.o, "1 (B T) ... -> B T ...", B=2), o), both.state.shape
+        (True, torch.Size([2, 4, 8, 6]))
+
+        # chunk_size: how it is computed, not what
+        >>> torch.allclose(rules.gla(**inputs, chunk_size=3).o, o)
+        True
+
+        # backend: what is asked for by name runs, or says why it cannot
+        >>> rules.gla(**inputs, backend="tritn")
+        Traceback (most recent call last):
+        linrec.errors.UnknownNameError: gla: unknown backend 'tritn'; one of auto, torch, triton, ...
     """
 
     state: State

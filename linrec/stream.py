@@ -11,35 +11,21 @@ A session works with any model that has ``prefill``, ``step``, ``init_state`` an
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from linrec.donation import Donation, donation
-from linrec.errors import DtypeError, RangeError, SessionError, ShapeError
+from linrec.errors import RangeError, SessionError, ShapeError
+from linrec.sampling import check_sampling, reseed, restrict
 from linrec.session_file import read_session, write_session
 from linrec.state import State, map_tensors, named_tensors, state_bytes
-
-
-class StreamModel(Protocol):
-    """What a session asks of a model; ``linrec.models.LanguageModel`` has it."""
-
-    def prefill(self, tokens: Tensor, state: Any = None) -> Any:
-        """tokens ``[B, T]``: ``logits`` of the last one ``[B, 1, vocab_size]`` and the ``state`` after it."""
-
-    def step(self, tokens: Tensor, state: Any) -> Any:
-        """The same for one more token, tokens ``[B, 1]``."""
-
-    def init_state(self, batch_size: int = 1) -> Any:
-        """The empty state."""
-
-    def fingerprint(self) -> str:
-        """Equal exactly for models with the same weights."""
+from linrec.stream_model import StreamModel as StreamModel
+from linrec.stream_model import token_row
 
 
 class _Place(NamedTuple):
@@ -75,7 +61,7 @@ class Session:
         if seed is None:
             self._generator.seed()
         else:
-            _seed(self._generator, seed)
+            reseed(self._generator, seed)
 
     @property
     def state(self) -> State:
@@ -111,8 +97,22 @@ class Session:
         return self._standing().state
 
     def feed(self, tokens: Sequence[int] | Tensor | int) -> Session:
-        """Read tokens, an id, a sequence of ids or ``tokens [T]``, and return the session."""
-        ids = _as_row(tokens).to(self._device)
+        """Read tokens, an id, a sequence of ids or ``tokens [T]``, and return the session.
+
+        .. code-block:: pycon
+
+            >>> from linrec.models import Config, LanguageModel
+            >>> model = LanguageModel(Config(d_model=16)).eval()  # reads bytes
+            >>> session = Session(model).feed(b"for i in ")
+            >>> session.next_logits.shape
+            torch.Size([257])
+
+            # the same in pieces of any size: ids, one id, a tensor
+            >>> pieces = Session(model).feed([102, 111, 114]).feed(32).feed(torch.tensor([105, 32, 105, 110, 32]))
+            >>> torch.allclose(pieces.next_logits, session.next_logits, atol=1e-5)
+            True
+        """
+        ids = token_row(tokens).to(self._device)
         if ids.shape[1] == 0:
             return self
         read = self.model.step if ids.shape[1] == 1 else self.model.prefill
@@ -162,10 +162,10 @@ class Session:
         probability. ``seed`` restarts the session's random numbers first. Raises RangeError for values
         outside their range.
         """
-        _check_sampling(temperature, top_k, top_p)
+        check_sampling(temperature, top_k, top_p)
         logits = self.next_logits.float().cpu()
         if seed is not None:
-            _seed(self._generator, seed)
+            reseed(self._generator, seed)
         if temperature == 0:
             return int(logits.argmax())
         probabilities = restrict(logits / temperature, top_k, top_p).softmax(-1)
@@ -191,11 +191,11 @@ class Session:
         stops = {stop} if isinstance(stop, int) else set(stop)
         if max_tokens is not None and max_tokens < 0:
             raise RangeError(f"stream: expected max_tokens >= 0 or None, got {max_tokens}")
-        _check_sampling(temperature, top_k, top_p)
+        check_sampling(temperature, top_k, top_p)
         if prompt is not None:
             self.feed(prompt)
         if seed is not None:
-            _seed(self._generator, seed)
+            reseed(self._generator, seed)
         produced = 0
         while max_tokens is None or produced < max_tokens:
             drawn_from = self._generator.get_state()
@@ -211,7 +211,26 @@ class Session:
             yield token
 
     def fork(self) -> Session:
-        """An independent session at the same place, random numbers included, in constant time."""
+        """An independent session at the same place, random numbers included, in constant time.
+
+        .. code-block:: pycon
+
+            >>> from linrec.models import Config, LanguageModel
+            >>> prompt = Session(LanguageModel(Config(d_model=16)).eval(), seed=0).feed(b"for i in ")
+
+            # several continuations of one prompt, which was read once
+            >>> texts = [bytes(prompt.fork().stream(max_tokens=4, seed=n, stop=256)) for n in range(3)]
+
+            # a text scored behind it; where it stands, nothing has happened
+            >>> before = prompt.next_logits
+            >>> scored = prompt.fork().feed(b"range(3):").next_logits
+            >>> torch.equal(prompt.next_logits, before), torch.equal(scored, before)
+            (True, False)
+
+            # a fork draws what the session would have drawn
+            >>> list(prompt.fork().stream(max_tokens=4)) == list(prompt.stream(max_tokens=4))
+            True
+        """
         other = object.__new__(type(self))
         with self._lock:
             other._place = self._shared()
@@ -221,7 +240,29 @@ class Session:
         return other
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the session to one safetensors file, under a temporary name that is then renamed."""
+        """Write the session to one safetensors file, under a temporary name that is then renamed.
+
+        .. code-block:: pycon
+
+            >>> import tempfile
+            >>> from linrec.models import Config, LanguageModel
+            >>> folder = tempfile.TemporaryDirectory()
+            >>> path = os.path.join(folder.name, "chat.safetensors")
+            >>> model = LanguageModel(Config(d_model=16)).eval()
+            >>> session = Session(model).feed(b"for i in ")
+            >>> session.save(path)
+
+            # state, next logits and random numbers: it goes on as if it had never stopped
+            >>> later = Session(model).restore(path)
+            >>> list(later.stream(max_tokens=5)) == list(session.stream(max_tokens=5))
+            True
+
+            # with another model it does not
+            >>> Session(LanguageModel(Config(d_model=16))).restore(path)
+            Traceback (most recent call last):
+            linrec.errors.SessionError: ...
+            >>> folder.cleanup()
+        """
         with self._lock:
             place, rng = self._shared(), self._generator.get_state()
         write_session(path, self.model.fingerprint(), place.state, place.logits, rng)
@@ -250,47 +291,3 @@ def _device_of(state: State) -> torch.device:
     for _, tensor in named_tensors(state):
         return tensor.device
     return torch.device("cpu")
-
-
-def _as_row(tokens: Sequence[int] | Tensor | int) -> Tensor:
-    """``[1, T]`` int64; the model checks that the ids exist."""
-    if isinstance(tokens, int):
-        tokens = [tokens]
-    try:
-        ids = tokens if isinstance(tokens, Tensor) else torch.tensor(list(tokens))
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise DtypeError(f"feed: expected token ids, got {type(tokens).__name__} ({error})") from error
-    if ids.numel() and (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool):
-        raise DtypeError(f"feed: expected integer token ids, got {ids.dtype}")
-    if ids.dim() == 2 and ids.shape[0] == 1:
-        ids = ids[0]
-    if ids.dim() != 1:
-        raise ShapeError(f"feed: expected one sequence of ids, [T] or [1, T], got {list(ids.shape)}")
-    return ids.long()[None]
-
-
-def _seed(generator: torch.Generator, seed: int) -> None:
-    if not -(2**63) <= seed < 2**64:
-        raise RangeError(f"seed: expected an integer of 64 bits, got {seed}")
-    generator.manual_seed(seed)
-
-
-def _check_sampling(temperature: float, top_k: int | None, top_p: float | None) -> None:
-    if not 0 <= temperature < math.inf:
-        raise RangeError(f"temperature: expected a finite number >= 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise RangeError(f"top_k: expected an integer >= 1 or None, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise RangeError(f"top_p: expected 0 < top_p <= 1 or None, got {top_p}")
-
-
-def restrict(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """``logits [vocab_size]`` with -inf for every token outside the nucleus; the likeliest token always stays."""
-    values, order = logits.sort(descending=True, stable=True)
-    keep = torch.ones_like(values, dtype=torch.bool)
-    if top_k is not None:
-        keep[top_k:] = False
-    if top_p is not None:
-        p = values.masked_fill(~keep, -math.inf).softmax(-1)
-        keep &= p.cumsum(-1) - p < top_p
-    return torch.full_like(logits, -math.inf).scatter(0, order, values.masked_fill(~keep, -math.inf))

@@ -72,6 +72,28 @@ class LanguageModel(Vocabulary):
 
         With ``cu_seqlens [S + 1]`` the batch is one packed row and the state has S rows. Raises ShapeError,
         DtypeError, DeviceError or RangeError for tokens that are not ids of the vocabulary.
+
+        .. code-block:: pycon
+
+            >>> model = LanguageModel(Config(d_model=16)).eval()  # reads bytes
+            >>> tokens = torch.tensor([list(b"for i in "), list(b"import os")])
+            >>> output = model(tokens)
+            >>> output.logits.shape
+            torch.Size([2, 9, 257])
+
+            # in pieces, with the state of the piece before
+            >>> first = model(tokens[:, :4])
+            >>> torch.allclose(model(tokens[:, 4:], first.state).logits, output.logits[:, 4:], atol=1e-5)
+            True
+
+            # sequences of different lengths: padding on either side, or one behind the other
+            >>> mask = torch.ones(2, 9)
+            >>> mask[1, 7:] = 0
+            >>> padded = model(tokens, attention_mask=mask).logits
+            >>> packed = torch.tensor([list(b"for i in import ")])
+            >>> together = model(packed, cu_seqlens=torch.tensor([0, 9, 16])).logits
+            >>> torch.allclose(padded[1, :7], together[0, 9:], atol=1e-5)
+            True
         """
         h, state = self.hidden(tokens, state, cu_seqlens, attention_mask)
         return ModelOutput(self.logits(h), state)

@@ -15,6 +15,8 @@ RANK = {
     "state": 1,
     "reading": 1,
     "terminal": 1,
+    "sampling": 1,
+    "stream_model": 1,
     "files": 1.5,
     "packing": 2,
     "donation": 2,

@@ -12,8 +12,8 @@ from linrec.evals.harness.generation_options import GenerationOptions
 from linrec.evals.harness.prefix_trie import Node, PrefixTrie
 from linrec.models.language_model import LanguageModel
 from linrec.models.tokenizer import Tokenizer
+from linrec.sampling import restrict
 from linrec.state import State, select_rows, stack_rows
-from linrec.stream import restrict
 
 
 class PromptStreams:

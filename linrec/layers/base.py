@@ -40,7 +40,38 @@ class Layer(nn.Module):
         cu_seqlens: Tensor | None = None,
         attention_mask: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        """See the class."""
+        """See the class.
+
+        .. code-block:: pycon
+
+            >>> from einops import rearrange
+            >>> from linrec.layers import GatedDeltaNet
+            >>> layer = GatedDeltaNet(d_model=32, num_heads=2).eval()
+            >>> x = torch.randn(2, 10, 32)
+            >>> y, state = layer(x)
+            >>> y.shape
+            torch.Size([2, 10, 32])
+
+            # in pieces: the state continues the sequence, down to single tokens
+            >>> _, state = layer(x[:, :9])
+            >>> now, state = layer(x[:, 9:], state)
+            >>> torch.allclose(now, y[:, 9:], atol=1e-5)
+            True
+
+            # padding on either side: real tokens do not see it, and it gets zero
+            >>> mask = torch.ones(2, 10)
+            >>> mask[1, :4] = 0
+            >>> padded, _ = layer(x, attention_mask=mask)
+            >>> alone, _ = layer(x[1:, 4:])
+            >>> torch.allclose(padded[1:, 4:], alone, atol=1e-5), bool(padded[1, :4].any())
+            (True, False)
+
+            # no padding: the sequences one behind the other, with a row of the state for each
+            >>> packed = rearrange(x, "B T D -> 1 (B T) D")
+            >>> together, state = layer(packed, cu_seqlens=torch.tensor([0, 10, 20]))
+            >>> torch.allclose(rearrange(together, "1 (B T) D -> B T D", B=2), y, atol=1e-5)
+            True
+        """
         who = type(self).__name__
         if x.dim() != 3 or x.shape[2] != self.d_model:
             raise ShapeError(f"{who}: x must be [B, T, d_model={self.d_model}], got {list(x.shape)}")

@@ -24,7 +24,8 @@ def counted_positions(emb: Tensor) -> Weighing:
         position = gates.flip(-1).cumsum(-1).flip(-1).clamp(max=emb.shape[0] - 1)
         below = position.detach().floor()
         part = position - below
-        table = grouped_scores(q * scale, emb[None, :, None].expand(q.shape[0], -1, k.shape[2], -1))
+        codes = emb[None, :, None].expand(q.shape[0], -1, k.shape[2], -1)  # E K -> B E H K
+        table = grouped_scores(q * scale, codes)
         place = below.long().clamp(min=0)  # what is not a number has no place, and remains none by ``part``
         low = table.gather(-1, place)
         high = table.gather(-1, (place + 1).clamp(max=emb.shape[0] - 1))

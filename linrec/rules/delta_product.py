@@ -35,7 +35,7 @@ def delta_product(
 
     def body(run: Run, x: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         k, v, beta = (micro_steps(x[n]) for n in ("k", "v", "beta"))
-        q = (x["q"] * run.scale).repeat_interleave(steps, dim=1)
+        q = (x["q"] * run.scale).repeat_interleave(steps, dim=1)  # B T H K -> B (T R) H K
         later = x["g"].new_zeros(*x["g"].shape, steps - 1)
         decay = micro_steps(torch.cat([x["g"][..., None], later], dim=-1))
         terms = delta_terms(q, k, v, decay, write=beta)

@@ -36,7 +36,7 @@ def gateloop(
     def body(run: Run, x: dict[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         angle = cumulative_angle(x["theta"])
         q, k = (turn(on_value_heads(x[n], x["v"]), angle) for n in ("q", "k"))
-        decay = x["g"].repeat_interleave(2, dim=-1)
+        decay = x["g"].repeat_interleave(2, dim=-1)  # B T HV J -> B T HV (J 2)
         o, state = run.matrix(MatrixTerms(q * run.scale, k, x["v"], decay), state)
         return o, turn_rows(state, -angle[:, -1])
 

@@ -8,6 +8,7 @@ A rule without a loop here fails the tests.
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from tests.rules.loops_composite import LOOPS as COMPOSITE
@@ -30,12 +31,10 @@ def per_head(step, q, k, v, gates, scale, state):
                 S = step(S, k[b, t, h // group], v[b, t, h], *(g[b, t, h] for g in gates))
                 outputs.append(S.T @ (scale * q[b, t, h // group]))
             states.append(S)
+    state = rearrange(states, "(B HV) K V -> B HV K V", B=batch)
     if length == 0:
-        return v.new_zeros(batch, 0, value_heads, value_width), torch.stack(states).view(
-            batch, value_heads, width, value_width
-        )
-    o = torch.stack(outputs).view(batch, value_heads, length, value_width).transpose(1, 2)
-    return o, torch.stack(states).view(batch, value_heads, width, value_width)
+        return v.new_zeros(batch, 0, value_heads, value_width), state
+    return rearrange(outputs, "(B HV T) V -> B T HV V", B=batch, HV=value_heads), state
 
 
 def decay_rows(S: Tensor, g: Tensor) -> Tensor:
@@ -95,8 +94,9 @@ def mamba2(x, dt, A, B, C, D=None, scale=None, state=None):
                 y = S.T @ (scale * C[b, t, h // group])
                 rows.append(y if D is None else y + D[h] * x[b, t, h])
             states.append(S)
-    y = torch.stack(rows).view(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2)
-    return y, torch.stack(states).view(x.shape[0], x.shape[2], B.shape[3], x.shape[3])
+    sizes = {"B": x.shape[0], "HV": x.shape[2]}
+    y = rearrange(rows, "(B HV T) P -> B T HV P", **sizes)
+    return y, rearrange(states, "(B HV) N P -> B HV N P", **sizes)
 
 
 def linear_attention(q, k, v, scale=None, state=None):
@@ -126,7 +126,7 @@ def softmax_attention(q, k, v, scale=None, state=None):
                 weights = torch.softmax(scale * (k[b, seen, h // group] @ q[b, t, h]), dim=0)
                 rows.append(weights @ v[b, seen, h // group])
     length = torch.full((q.shape[0],), k.shape[1])
-    return torch.stack(rows).view(*q.shape[:3], v.shape[3]), (k, v, length)
+    return rearrange(rows, "(B T HQ) V -> B T HQ V", B=q.shape[0], T=q.shape[1]), (k, v, length)
 
 
 LOOPS = (

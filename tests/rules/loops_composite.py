@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 
 from tests.rules.loops_walk import default, matrix_walk, outer, walk, zeros_or
 
@@ -93,7 +94,7 @@ def turned(S, angle):
     """Rows 2i, 2i + 1 of S turned by ``angle[i]``, through complex numbers."""
     n = 2 * angle.shape[0]
     pairs = torch.complex(S[0:n:2], S[1:n:2]) * torch.polar(torch.ones_like(angle), angle)[:, None]
-    return torch.cat([torch.stack([pairs.real, pairs.imag], 1).flatten(0, 1), S[n:]])
+    return torch.cat([rearrange([pairs.real, pairs.imag], "two J V -> (J two) V"), S[n:]])
 
 
 def gateloop(q, k, v, g, theta, scale=None, state=None):
@@ -104,7 +105,7 @@ def gateloop(q, k, v, g, theta, scale=None, state=None):
         gate = torch.polar(torch.exp(g[b, t, h]), theta[b, t, h])
         s = gate[:, None] * s + torch.complex(k[0::2], -k[1::2])[:, None] * v[None]
         o = (s.T @ torch.complex(q[0::2], q[1::2])).real
-        return o, torch.stack([s.real, -s.imag], 1).flatten(0, 1)
+        return o, rearrange([s.real, -s.imag], "two J V -> (J two) V")
 
     return matrix_walk(step, q, k, v, 1.0 if scale is None else scale, state)
 
@@ -172,7 +173,7 @@ def log_linear(transition, write, q, k, v, lam, scale, state):
 
     o, (last,) = walk(token, v.shape[0], v.shape[2], v.shape[1], starts)
     seen = torch.full((v.shape[0],), v.shape[1]) + (0 if state is None else state.seen)
-    return o, (last.transpose(1, 2), seen)
+    return o, (rearrange(last, "B HV L K V -> B L HV K V"), seen)
 
 
 def log_linear_attention(q, k, v, g, lam, scale=None, state=None):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 
 from tests.rules.loops_walk import default, matrix_walk, outer, walk, zeros_or
 
@@ -121,7 +122,8 @@ def omega(q, k, v, g, eta, scale=None, state=None):
     keys, values = torch.cat([old_k, k], 1), torch.cat([old_v, v], 1)
 
     def gathered(x):
-        return torch.stack([x[:, t : t + window].flip(1).transpose(1, 2) for t in range(v.shape[1])], 1)
+        windows = [x[:, t : t + window].flip(1) for t in range(v.shape[1])]
+        return rearrange(windows, "T B R H K -> B T H R K")
 
     memory = None if state is None else state.memory
     o, last = block_delta(q, gathered(keys), gathered(values), g, eta, default(scale, k), memory)

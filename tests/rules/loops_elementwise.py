@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
+from einops import einsum
 
 
 def walk(step, like, state, *tokens):
@@ -64,11 +65,9 @@ def mamba(x, dt, A, B, C, D=None, scale=None, state=None):
     h = x.new_zeros(x.shape[0], *A.shape) if state is None else state
 
     def step(h, x, dt, B, C):
-        rows = []
-        for d in range(A.shape[0]):
-            rows.append(torch.exp(dt[:, d, None] * A[d]) * h[:, d] + dt[:, d, None] * B * x[:, d, None])
-        h = torch.stack(rows, 1)
-        y = torch.stack([(row * C).sum(-1) for row in rows], 1) * (1.0 if scale is None else scale)
+        decay = torch.exp(einsum(dt, A, "B D, D N -> B D N"))
+        h = decay * h + einsum(dt, B, x, "B D, B N, B D -> B D N")
+        y = einsum(h, C, "B D N, B N -> B D") * (1.0 if scale is None else scale)
         return (y if D is None else y + D * x), h
 
     return walk(step, x, h, x, dt, B, C)
@@ -78,12 +77,12 @@ def longhorn(q, k, v, beta, D=None, scale=None, state=None):
     h = v.new_zeros(v.shape[0], v.shape[2], k.shape[2]) if state is None else state
 
     def step(h, q, k, v, beta):
-        rows = []
-        for d in range(v.shape[1]):
-            eps = (beta[:, d] / (1 + beta[:, d] * (k * k).sum(-1)))[:, None]
-            rows.append((1 - eps * k * k) * h[:, d] + eps * v[:, d, None] * k)
-        o = torch.stack([(row * q).sum(-1) for row in rows], 1) * (1.0 if scale is None else scale)
-        return (o if D is None else o + D * v), torch.stack(rows, 1)
+        eps = beta / (1 + einsum(beta, k, k, "B D, B N, B N -> B D"))
+        h = (1 - einsum(eps, k, k, "B D, B N, B N -> B D N")) * h + einsum(
+            eps, v, k, "B D, B D, B N -> B D N"
+        )
+        o = einsum(h, q, "B D N, B N -> B D") * (1.0 if scale is None else scale)
+        return (o if D is None else o + D * v), h
 
     return walk(step, v, h, q, k, v, beta)
 
@@ -107,7 +106,7 @@ def s4d(x, dt, A_re, A_im, C_re, C_im, D=None, scale=None, state=None):
 
     def step(h, u):
         h = decay * h + gain * u[..., None]
-        y = 2 * scale * (C * h).sum(-1).real
+        y = 2 * scale * einsum(C, h, "D N, B D N -> B D").real
         return (y if D is None else y + D * u), h
 
     return pairs(walk(step, x, complex_state(x, A.shape, state), x))
@@ -115,8 +114,8 @@ def s4d(x, dt, A_re, A_im, C_re, C_im, D=None, scale=None, state=None):
 
 def dense(x, decay, B, C, D, scale, state):
     def step(h, u):
-        h = decay * h + (B * u[:, None]).sum(-1)
-        y = (1.0 if scale is None else scale) * (C * h[:, None]).sum(-1).real
+        h = decay * h + einsum(B, u.to(B.dtype), "N D, B D -> B N")
+        y = (1.0 if scale is None else scale) * einsum(C, h, "D N, B N -> B D").real
         return (y if D is None else y + D * u), h
 
     return pairs(walk(step, x, complex_state(x, decay.shape, state), x))
@@ -169,8 +168,7 @@ def slstm(z, i, f, o, Rz, Ri, Rf, Ro, scale=None, state=None):
 
     def step(s, z, i, f, o):
         z, i, f, o = (
-            x + torch.stack([(R[h] @ s.h[:, h].mT).mT for h in range(R.shape[0])], 1)
-            for x, R in ((z, Rz), (i, Ri), (f, Rf), (o, Ro))
+            x + einsum(R, s.h, "HV J V, B HV V -> B HV J") for x, R in ((z, Rz), (i, Ri), (f, Rf), (o, Ro))
         )
         f = -torch.log1p(torch.exp(-f))
         m = torch.maximum(f + s.m, i)

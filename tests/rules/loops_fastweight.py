@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 
 
 def gradients(loss, weights):
@@ -29,7 +30,7 @@ def walk(q, k, v, first, parts, state, size, step, done, scale):
                 ]
             for t in range(q.shape[1]):
                 o, memory = step(memory, count, scale * q[b, t, h], k[b, t, h], v[b, t, h], (b, t, h))
-                outputs.append((b, t, h, o))
+                outputs.append(o)
                 count += 1
                 if count == size:
                     memory, count = done(memory), 0
@@ -37,13 +38,13 @@ def walk(q, k, v, first, parts, state, size, step, done, scale):
                 ms[:] = [m - w[h] for m, w in zip(ms, first, strict=True)]
             last.append(memory)
             counts.append(count)
-    shape = (q.shape[0], q.shape[2])
-    o = torch.stack([x for *_, x in sorted(outputs, key=lambda row: row[:3])])
+    sizes = {"B": q.shape[0], "H": q.shape[2]}
+    o = rearrange(outputs, "(B H T) V -> B T H V", **sizes)
     kept = [
-        tuple(torch.stack([m[p][i] for m in last]).unflatten(0, shape) for i in range(len(first)))
+        tuple(rearrange([m[p][i] for m in last], "(B H) ... -> B H ...", **sizes) for i in range(len(first)))
         for p in range(parts)
     ]
-    return o.view(*q.shape[:3], -1), (*kept, torch.tensor(counts).view(shape)[:, 0])
+    return o, (*kept, rearrange(torch.tensor(counts), "(B H) -> B H", **sizes)[:, 0])
 
 
 def with_ones(x):

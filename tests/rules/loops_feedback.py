@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from einops import einsum, rearrange
 from torch import Tensor
 
 
@@ -17,7 +18,7 @@ def with_length(columns):
     return (*columns, torch.full((columns[0].shape[0],), columns[0].shape[1]))
 
 
-def per_query(q, heads, width, before, row):
+def per_query(q, heads, before, row):
     """``row(b, i, h, q_i)`` -> o for every batch row, token number i and query head; h is the key head's number."""
     group = q.shape[2] // heads
     rows = [
@@ -26,7 +27,7 @@ def per_query(q, heads, width, before, row):
         for t in range(q.shape[1])
         for h in range(q.shape[2])
     ]
-    return torch.stack(rows).view(*q.shape[:3], width)
+    return rearrange(rows, "(B T HQ) V -> B T HQ V", B=q.shape[0], T=q.shape[1])
 
 
 def default(scale, width):
@@ -44,7 +45,7 @@ def alibi(q, k, v, g, scale=None, state=None):
         s = scale * (k[b, : i + 1, h] @ q) + times[hq][: i + 1].flip(0)
         return torch.softmax(s, 0) @ v[b, : i + 1, h]
 
-    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v])
+    return per_query(q, k.shape[2], before, row), with_length([k, v])
 
 
 def fading(held, g):
@@ -72,7 +73,7 @@ def forgetting_attention(q, k, v, g, scale=None, state=None):
         s = scale * (k[b, : i + 1, h] @ q) + faded[i - before][:, b, hq]
         return torch.softmax(s, 0) @ v[b, : i + 1, h]
 
-    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v, torch.stack(c, 1)])
+    return per_query(q, k.shape[2], before, row), with_length([k, v, torch.stack(c, 1)])
 
 
 def stick_breaking(q, k, v, scale=None, state=None):
@@ -84,7 +85,7 @@ def stick_breaking(q, k, v, scale=None, state=None):
         left = torch.cat([torch.ones_like(q[:1]), 1 - share]).cumprod(0)[:-1]
         return (left * share) @ v[b, :i, h].flip(0)
 
-    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v])
+    return per_query(q, k.shape[2], before, row), with_length([k, v])
 
 
 def cope(q, k, v, emb, scale=None, state=None):
@@ -100,7 +101,7 @@ def cope(q, k, v, emb, scale=None, state=None):
         codes = emb[low] + (p - low)[:, None] * (emb[high] - emb[low])
         return torch.softmax(s + scale * (codes @ q), 0) @ v[b, : i + 1, h]
 
-    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([k, v])
+    return per_query(q, k.shape[2], before, row), with_length([k, v])
 
 
 def kappa(scores, kernel, normalize):
@@ -132,7 +133,7 @@ def delta_former(q, k, v, beta=None, w=None, kernel="exp", normalize=True, scale
     def row(b, i, h, hq, q):
         return kappa(scale * (keys[b, : i + 1, h] @ q), kernel, normalize) @ written[b, : i + 1, h]
 
-    return per_query(q, k.shape[2], v.shape[3], before, row), with_length([keys, written])
+    return per_query(q, k.shape[2], before, row), with_length([keys, written])
 
 
 def path_attention(q, k, v, w, beta=None, g=None, scale=None, state=None):
@@ -156,14 +157,11 @@ def path_attention(q, k, v, w, beta=None, g=None, scale=None, state=None):
                         s = s + gates[hq][0][t]
                     outputs.append((b, t, hq, torch.softmax(s, 0) @ values[: before + t + 1]))
             last.append((keys, values, [torch.stack(gates[hq][1]) for hq in heads if g is not None]))
-    o = torch.stack([x for *_, x in sorted(outputs, key=lambda row: row[:3])])
-    shape = (k.shape[0], k.shape[2])
-    pairs = (torch.stack([row[0] for row in last]), torch.stack([row[1] for row in last]))
-    columns = [x.unflatten(0, shape).transpose(1, 2) for x in pairs]
+    o, batch = [x for *_, x in sorted(outputs, key=lambda row: row[:3])], q.shape[0]
+    columns = [rearrange([row[n] for row in last], "(B H) L K -> B L H K", B=batch) for n in (0, 1)]
     if g is not None:
-        gates = torch.stack([c for row in last for c in row[2]]).unflatten(0, (q.shape[0], q.shape[2]))
-        columns.append(gates.transpose(1, 2))
-    return o.view(*q.shape[:3], v.shape[3]), with_length(columns)
+        columns.append(rearrange([c for row in last for c in row[2]], "(B HQ) L -> B L HQ", B=batch))
+    return rearrange(o, "(B T HQ) V -> B T HQ V", B=batch, T=q.shape[1]), with_length(columns)
 
 
 def latent_attention(q, q_rope, latent, k_rope, w_k, w_v, scale=None, state=None):
@@ -174,7 +172,7 @@ def latent_attention(q, q_rope, latent, k_rope, w_k, w_v, scale=None, state=None
         keys = torch.cat([c[b, : i + 1] @ w_k[hq], r[b, : i + 1]], 1)
         return torch.softmax(scale * (keys @ q), 0) @ (c[b, : i + 1] @ w_v[hq])
 
-    return per_query(torch.cat([q, q_rope], -1), 1, w_v.shape[2], before, row), with_length([c, r])
+    return per_query(torch.cat([q, q_rope], -1), 1, before, row), with_length([c, r])
 
 
 def shared_kv_attention(q, shared, q_rope=None, k_rope=None, v_own=None, scale=None, state=None):
@@ -190,8 +188,7 @@ def shared_kv_attention(q, shared, q_rope=None, k_rope=None, v_own=None, scale=N
             [shared[b, : i + 1, h], v_own[b, : i + 1, h]], -1
         )
 
-    width = shared.shape[3] + v_own.shape[3]
-    return per_query(q, shared.shape[2], width, before, row), with_length([shared, k_rope, v_own])
+    return per_query(q, shared.shape[2], before, row), with_length([shared, k_rope, v_own])
 
 
 def tensor_product_attention(q, a_k, b_k, a_v, b_v, scale=None, state=None):
@@ -199,13 +196,13 @@ def tensor_product_attention(q, a_k, b_k, a_v, b_v, scale=None, state=None):
     (a_k, b_k, a_v, b_v), before = joined(state, a_k, b_k, a_v, b_v)
 
     def mixed(a, b, i):
-        return sum(a[: i + 1, r, None] * b[: i + 1, r] for r in range(a.shape[1])) / a.shape[1]
+        return einsum(a[: i + 1], b[: i + 1], "L R, L R K -> L K") / a.shape[1]
 
     def row(b, i, h, hq, q):
         weights = torch.softmax(scale * (mixed(a_k[b, :, :, hq], b_k[b], i) @ q), 0)
         return weights @ mixed(a_v[b, :, :, hq], b_v[b], i)
 
-    return per_query(q, 1, b_v.shape[3], before, row), with_length([a_k, b_k, a_v, b_v])
+    return per_query(q, 1, before, row), with_length([a_k, b_k, a_v, b_v])
 
 
 def convolve(x, weight, bias, scale, state):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import torch
+from einops import rearrange
 from torch import Tensor
 
 
@@ -19,9 +19,9 @@ def walk(token, batch, heads, length, starts):
                 o, state = token(b, h, t, state)
                 rows.append(o)
             last.append(state)
-    states = tuple(torch.stack(parts).unflatten(0, (batch, heads)) for parts in zip(*last, strict=True))
-    o = torch.stack(rows).unflatten(0, (batch, heads, length)).transpose(1, 2) if rows else None
-    return o, states
+    states = (rearrange(list(parts), "(B HV) ... -> B HV ...", B=batch) for parts in zip(*last, strict=True))
+    o = rearrange(rows, "(B HV T) ... -> B T HV ...", B=batch, HV=heads) if rows else None
+    return o, tuple(states)
 
 
 def matrix_walk(step, q, k, v, scale, state):
