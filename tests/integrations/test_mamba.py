@@ -35,7 +35,7 @@ def close(got: Tensor, want: Tensor) -> None:
     assert got.shape == want.shape and (got - want).abs().max() < LIMIT
 
 
-def ssd_arguments() -> dict[str, Tensor]:
+def ssd_arguments() -> dict[str, Any]:
     torch.manual_seed(0)
     return {
         "hidden_states": torch.randn(BATCH, LENGTH, HEADS, WIDTH),
@@ -67,13 +67,19 @@ def ssd_loop(limit: tuple[float, float], **x: Tensor) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("limit", [(0.0, float("inf")), DT_LIMIT])
 def test_the_scan_of_mamba2(limit: tuple[float, float]) -> None:
     x = ssd_arguments()
-    options = {"chunk_size": 8, "dt_softplus": True, "dt_limit": limit, "return_final_states": True}
+    options: dict[str, Any] = {
+        "chunk_size": 8,
+        "dt_softplus": True,
+        "dt_limit": limit,
+        "return_final_states": True,
+    }
     y, state = mamba2.mamba_chunk_scan_combined(mixing(), **x, **options)
     for want, last in (ssd_loop(limit, **x), modeling_mamba2.mamba2_chunk_scan(**x, **options)):
         close(y, want)
         close(state, last)
     del options["return_final_states"]
-    assert torch.equal(mamba2.mamba_chunk_scan_combined(mixing(), **x, **options), y)
+    alone: Any = mamba2.mamba_chunk_scan_combined(mixing(), **x, **options)
+    assert torch.equal(alone, y)
 
 
 @pytest.mark.parametrize("transposed", [False, True], ids=["as in transformers", "as in linrec"])
@@ -107,12 +113,16 @@ def test_one_token_of_mamba2(gated: bool, transposed: bool) -> None:
 
 def test_what_is_not_one_number_a_head_is_left_to_transformers() -> None:
     x = ssd_arguments()
-    token = (x["hidden_states"][:, 0], x["dt"][:, 0, :, None].expand(-1, -1, WIDTH), torch.rand(HEADS, WIDTH, STATES))
+    token = (
+        x["hidden_states"][:, 0],
+        x["dt"][:, 0, :, None].expand(-1, -1, WIDTH),
+        torch.rand(HEADS, WIDTH, STATES),
+    )
     result = mamba2.selective_state_update(mixing(1), x["initial_states"], *token, x["B"][:, 0], x["C"][:, 0])
     assert result is NotImplemented
 
 
-def scan_arguments() -> dict[str, Tensor]:
+def scan_arguments() -> dict[str, Any]:
     torch.manual_seed(0)
     channels = HEADS * WIDTH
     return {
@@ -139,7 +149,7 @@ def scan_loop(bias: Tensor, state: Tensor, **x: Tensor) -> tuple[Tensor, Tensor]
 
 def test_the_scan_of_mamba() -> None:
     x, bias = scan_arguments(), torch.randn(HEADS * WIDTH)
-    options = {"delta_bias": bias, "delta_softplus": True, "return_last_state": True}
+    options: dict[str, Any] = {"delta_bias": bias, "delta_softplus": True, "return_last_state": True}
     y, state = mamba.selective_scan_fn(mixing(), **x, **options)
     empty = torch.zeros(BATCH, HEADS * WIDTH, STATES)
     for want, last in (scan_loop(bias, empty, **x), modeling_mamba.mamba_selective_scan(**x, **options)):
@@ -155,7 +165,7 @@ def test_one_token_of_mamba() -> None:
     for t in range(LENGTH):
         now = {name: v[..., t] for name, v in x.items() if name not in ("A", "D")}
         theirs = state.clone()
-        others = {"A": x["A"], "D": x["D"], "dt_bias": bias, "dt_softplus": True}
+        others: dict[str, Any] = {"A": x["A"], "D": x["D"], "dt_bias": bias, "dt_softplus": True}
         got = mamba.selective_state_update(mixing(1), state, **now, **others)
         close(got, want[..., t])
         close(got, modeling_mamba.mamba_selective_state_update(theirs, **now, **others))

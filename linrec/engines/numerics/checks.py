@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
@@ -46,7 +48,9 @@ def readable(x: Tensor) -> bool:
     return not (x.is_meta or torch.compiler.is_compiling() or isinstance(x, FakeTensor))
 
 
-def is_tensor_of(x: State, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> bool:
+def is_tensor_of(
+    x: State, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> TypeGuard[Tensor]:
     """Whether a state is this one tensor."""
     return isinstance(x, Tensor) and x.dtype is dtype and x.shape == shape and x.device == device
 

@@ -55,7 +55,7 @@ def _begin_backward(gradient: Tensor) -> None:
         section = wide_products()
         section.__enter__()
         _open.backward = section
-        torch.autograd.Variable._execution_engine.queue_callback(end_backward)  # type: ignore[attr-defined]
+        torch.autograd.Variable._execution_engine.queue_callback(end_backward)
 
 
 def end_backward() -> None:

@@ -65,7 +65,7 @@ def convolved(
     activation: str | None,
     layout: Layout | None,
 ) -> tuple[Tensor, Tensor]:
-    """x ``[B, T, D]`` -> (the same, the last W - 1 inputs ``[B, W - 1, D]``)."""
+    """x ``[B, T, D]``, weight ``[D, W]``, bias ``[D]``, history ``[B, W - 1, D]`` -> y like x, and the last inputs."""
     silu = activation in ("silu", "swish")
     y, after = apply(
         causal_convolution, {"x": x.to(weight.dtype)}, layout, history, weight=weight, bias=bias, silu=silu
@@ -84,7 +84,7 @@ def last_inputs(inputs: Tensor, count: int) -> Tensor:
 
 
 def keep(conv_state: Tensor, inputs: Tensor) -> None:
-    """A cache's ``[B, D, W or more]`` from the last inputs ``[B, W - 1, D]``; older ones meet no token any more."""
+    """conv_state ``[B, D, W or more]`` of a cache from the last inputs ``[B, W - 1, D]``; older ones meet no token."""
     kept = inputs.shape[1]
     conv_state[..., : conv_state.shape[-1] - kept].zero_()
     conv_state[..., conv_state.shape[-1] - kept :].copy_(inputs.mT)

@@ -17,7 +17,7 @@ from linrec.integrations.transformers.replacement import Replacement
 
 
 def short_convolution(mixing: Mixing, layer: Any, hidden_states: Tensor, cache: Any) -> Tensor:
-    """``[B, T, D]`` -> the same; its taps are ``dilation`` tokens apart."""
+    """hidden_states ``[B, T, D]`` -> the same; its taps are ``dilation`` tokens apart."""
     layout = mixing.layout
     if layout is None:
         return NotImplemented
@@ -37,7 +37,7 @@ def short_convolution(mixing: Mixing, layer: Any, hidden_states: Tensor, cache: 
 
 
 def embedding(mixing: Mixing, layer: Any, input_ids: Tensor, cache: Any) -> Tensor:
-    """``[B, T]`` -> ``[B, T, D]``: each document by itself, its first one behind the tokens of a cache."""
+    """input_ids ``[B, T]`` -> ``[B, T, D]``: each document by itself, its first one behind the tokens of a cache."""
     batch, length = input_ids.shape
     layout = mixing.layout_over(batch, length)
     if layout is None or torch.compiler.is_compiling():

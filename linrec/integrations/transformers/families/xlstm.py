@@ -68,7 +68,7 @@ def _movable(query: Tensor, state: State) -> bool:
     )
 
 
-def _moved_on(tensors: dict[str, Tensor], state: State) -> tuple[Tensor, State]:
+def _moved_on(tensors: dict[str, Any], state: State) -> tuple[Tensor, State]:
     """One token, by which the cache's own tensors are moved on: C and n become parts of one memory, linrec's."""
     c, n, m = state
     rows, heads, keys, values = c.shape
