@@ -130,7 +130,7 @@ def load_checkpoint(
     Raises CheckpointError when a file is missing, damaged, or of something else, or the two do not fit each other.
     """
     folder = Path(folder)
-    text = _config_text(folder)
+    text = config_text(folder)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_tensors(path, CheckpointError)) for path in weight_files(folder)]
         config = _config(folder, text, files[0].metadata)
@@ -147,7 +147,7 @@ def load_checkpoint(
 def read_config(folder: str | os.PathLike[str]) -> Config:
     """The model configuration of a checkpoint folder; CheckpointError if there is none."""
     folder = Path(folder)
-    text = _config_text(folder)
+    text = config_text(folder)
     return _config(folder, text, _metadata(folder))
 
 
@@ -157,7 +157,7 @@ def unfinished_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises CheckpointError for a folder that is no checkpoint.
     """
     folder = Path(folder)
-    return _own_values(folder, _config_text(folder), _metadata(folder))
+    return _own_values(folder, config_text(folder), _metadata(folder))
 
 
 def check_sizes(folder: str | os.PathLike[str], config: Config | None = None) -> None:
@@ -168,11 +168,12 @@ def check_sizes(folder: str | os.PathLike[str], config: Config | None = None) ->
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_tensors(path, CheckpointError)) for path in weight_files(folder)]
-        config = config or _config(folder, _config_text(folder), files[0].metadata)
+        config = config or _config(folder, config_text(folder), files[0].metadata)
         _check_sizes(folder, config, _merged(folder, [file.header() for file in files]))
 
 
-def _config_text(folder: Path) -> bytes:
+def config_text(folder: Path) -> bytes:
+    """The bytes of ``config.json``; CheckpointError where the folder has none."""
     if not os.path.isfile(folder / CONFIG_FILE):
         raise CheckpointError(
             f"{folder}: expected a checkpoint folder with {CONFIG_FILE}, found no such file"

@@ -17,6 +17,7 @@ from linrec.models.checkpoint import (
     MODEL_TYPE,
     WEIGHTS_FILE,
     Saved,
+    config_text,
     load_checkpoint,
     read_config,
     save_checkpoint,
@@ -24,7 +25,7 @@ from linrec.models.checkpoint import (
 from linrec.models.config import Config, shown
 from linrec.models.formats.folder import PICKLED, load_from, save_as
 from linrec.models.formats.registry import all_formats, format_of, named_format
-from linrec.reading import read_bytes, read_json
+from linrec.reading import parse_json, read_bytes
 
 READ_FROM = "linrec_read_from"  # in our config.json: the options of the project that a model comes from
 
@@ -87,11 +88,7 @@ def convert(
 
 
 def _values(folder: Path) -> dict[str, Any]:
-    if not os.path.isfile(folder / CONFIG_FILE):
-        raise CheckpointError(
-            f"{folder}: expected a checkpoint folder with {CONFIG_FILE}, found no such file"
-        )
-    values = read_json(folder / CONFIG_FILE, CheckpointError)
+    values = parse_json(config_text(folder), str(folder / CONFIG_FILE), CheckpointError)
     if not isinstance(values, dict):
         raise CheckpointError(f"{folder / CONFIG_FILE}: expected a JSON object, got {type(values).__name__}")
     return values

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from linrec.errors import CheckpointError
 from linrec.models.config import Config
-from linrec.models.formats.options import Options
-from linrec.models.formats.weights import Weight, same
+from linrec.models.formats.options import Names, Options
+from linrec.models.formats.weights import Weight, reshaped, same
+
+TRANSFORMERS: Names = {
+    "expand": ("expand", 2.0),
+    "state_size": ("state_size", 16),
+    "conv_size": ("conv_kernel", 4),
+    "bias": ("use_bias", False),
+    "conv_bias": ("use_conv_bias", True),
+}
+AUTHORS: Names = {
+    "expand": ("expand", 2.0),
+    "state_size": ("d_state", 16),
+    "conv_size": ("d_conv", 4),
+    "bias": ("bias", False),
+    "conv_bias": ("conv_bias", True),
+}
 
 Mixer = Callable[[str, str, Mapping[str, Any]], list[Weight]]  # their prefix, ours, the layer's options
 
@@ -103,3 +118,12 @@ def backbone_weights(config: Config, mixer: Mixer, sizes: Mapping[str, Any], emb
         found.append(same(f"{theirs}.norm.weight", f"{ours}.mixer_norm.weight"))
         found += mixer(f"{theirs}.mixer.", f"{ours}.mixer.", sizes)
     return found if config.tie_embeddings else [*found, same("lm_head.weight", "head.weight")]
+
+
+def mixer_weights(theirs: str, ours: str, sizes: Mapping[str, Any], names: Sequence[str]) -> list[Weight]:
+    """Those of a mixer that have the same name and shape in both, ``names`` and biases, and of its convolution."""
+    width = sizes["conv_size"]
+    biases = ["in_proj.bias", "out_proj.bias"] if sizes["bias"] else []
+    found = [same(theirs + name, ours + name) for name in (*names, *biases)]
+    found += [same(theirs + "conv1d.bias", ours + "conv.bias")] if sizes["conv_bias"] else []
+    return [*found, reshaped(theirs + "conv1d.weight", ours + "conv.weight", (-1, 1, width), (-1, width))]

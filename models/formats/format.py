@@ -52,5 +52,5 @@ def only_layer(config: Config, layer: str) -> None:
 
 
 def layer_values(config: Config, layer: str) -> dict[str, Any]:
-    """Every option of a layer, those that the configuration leaves out with their defaults."""
-    return {**argument_defaults(layer), **config.layer_options.get(layer, {})}
+    """Every option of a layer: those of the configuration, and what it leaves out as the model or the layer has it."""
+    return {**argument_defaults(layer), "num_heads": config.num_heads, **config.layer_options.get(layer, {})}

@@ -10,16 +10,19 @@ from typing import Any
 from linrec.errors import CheckpointError
 from linrec.models.config import Config
 from linrec.models.formats.backbone import (
+    AUTHORS,
+    TRANSFORMERS,
     authors_config,
     authors_options,
     backbone_weights,
     is_authors,
+    mixer_weights,
     transformers_config,
     transformers_options,
 )
 from linrec.models.formats.format import Format, layer_values, of_type, only_layer
-from linrec.models.formats.options import Options
-from linrec.models.formats.weights import Weight, reshaped, same
+from linrec.models.formats.options import Options, said
+from linrec.models.formats.weights import Weight, same
 
 TRAINING = (
     *("time_step_scale", "time_step_min", "time_step_max", "time_step_init_scheme", "time_step_floor"),
@@ -32,14 +35,8 @@ def _rank(value: Any, width: int) -> int:
 
 
 def _config(options: Options, falcon: bool = False) -> Config:
-    sizes = {
-        "expand": options.take("expand", 2),
-        "state_size": options.whole("state_size", 16),
-        "conv_size": options.whole("conv_kernel", 4),
-        "step_rank": _rank(options.take("time_step_rank", "auto"), options.whole("hidden_size")),
-        "bias": options.take("use_bias", False),
-        "conv_bias": options.take("use_conv_bias", True),
-    }
+    sizes = options.sizes(TRANSFORMERS)
+    sizes["step_rank"] = _rank(options.take("time_step_rank", "auto"), options.whole("hidden_size"))
     if falcon:
         sizes["inner_norm_eps"] = options.take("mixer_rms_eps", 1e-6)
     options.without_effect(*TRAINING)
@@ -51,12 +48,8 @@ def _options(config: Config, falcon: bool = False) -> dict[str, Any]:
     more = {"mixer_rms_eps": sizes["inner_norm_eps"]} if falcon else {}
     return {
         **transformers_options(config, "falcon_mamba" if falcon else "mamba"),
-        "expand": sizes["expand"],
-        "state_size": sizes["state_size"],
-        "conv_kernel": sizes["conv_size"],
+        **said(sizes, TRANSFORMERS),
         "time_step_rank": _rank(sizes["step_rank"], config.d_model),
-        "use_bias": sizes["bias"],
-        "use_conv_bias": sizes["conv_bias"],
         **more,
     }
 
@@ -64,14 +57,8 @@ def _options(config: Config, falcon: bool = False) -> dict[str, Any]:
 def _authors(options: Options) -> Config:
     own = Options(options.take("ssm_cfg"), f"{options.where}: ssm_cfg")
     own.only("layer", ("Mamba1",), "Mamba1")
-    sizes = {
-        "expand": own.take("expand", 2),
-        "state_size": own.whole("d_state", 16),
-        "conv_size": own.whole("d_conv", 4),
-        "step_rank": _rank(own.take("dt_rank", "auto"), options.whole("d_model")),
-        "bias": own.take("bias", False),
-        "conv_bias": own.take("conv_bias", True),
-    }
+    sizes = own.sizes(AUTHORS)
+    sizes["step_rank"] = _rank(own.take("dt_rank", "auto"), options.whole("d_model"))
     own.without_effect("dt_min", "dt_max", "dt_init", "dt_scale", "dt_init_floor", "use_fast_path")
     own.finish()
     return authors_config(options, "mamba", sizes)
@@ -79,15 +66,8 @@ def _authors(options: Options) -> Config:
 
 def _authors_options(config: Config) -> dict[str, Any]:
     sizes = _sizes(config, False)
-    own = {
-        "layer": "Mamba1",
-        "d_state": sizes["state_size"],
-        "d_conv": sizes["conv_size"],
-        "expand": sizes["expand"],
-        "dt_rank": _rank(sizes["step_rank"], config.d_model),
-        "bias": sizes["bias"],
-        "conv_bias": sizes["conv_bias"],
-    }
+    rank = _rank(sizes["step_rank"], config.d_model)
+    own = {"layer": "Mamba1", "dt_rank": rank, **said(sizes, AUTHORS)}
     return {**authors_options(config), "ssm_cfg": own}
 
 
@@ -100,13 +80,9 @@ def _sizes(config: Config, falcon: bool) -> dict[str, Any]:
 
 
 def _mixer(theirs: str, ours: str, sizes: Mapping[str, Any]) -> list[Weight]:
-    width = sizes["conv_size"]
-    names = ["in_proj.weight", "x_proj.weight", "A_log", "D", "out_proj.weight"]
-    names += ["in_proj.bias", "out_proj.bias"] if sizes["bias"] else []
-    found = [same(theirs + name, ours + name) for name in names]
-    found += [same(theirs + f"dt_proj.{part}", ours + f"step_proj.{part}") for part in ("weight", "bias")]
-    found += [same(theirs + "conv1d.bias", ours + "conv.bias")] if sizes["conv_bias"] else []
-    return [*found, reshaped(theirs + "conv1d.weight", ours + "conv.weight", (-1, 1, width), (-1, width))]
+    names = ("in_proj.weight", "x_proj.weight", "A_log", "D", "out_proj.weight")
+    step = [same(f"{theirs}dt_proj.{part}", f"{ours}step_proj.{part}") for part in ("weight", "bias")]
+    return [*mixer_weights(theirs, ours, sizes, names), *step]
 
 
 def _weights(config: Config, embedding: str) -> list[Weight]:

@@ -9,18 +9,23 @@ from typing import Any
 from linrec.errors import CheckpointError
 from linrec.models.config import Config
 from linrec.models.formats.backbone import (
+    AUTHORS,
+    TRANSFORMERS,
     authors_config,
     authors_options,
     backbone_weights,
     is_authors,
+    mixer_weights,
     transformers_config,
     transformers_options,
 )
 from linrec.models.formats.format import Format, layer_values, of_type, only_layer
-from linrec.models.formats.options import Options
-from linrec.models.formats.weights import Weight, reshaped, same
+from linrec.models.formats.options import Names, Options, said
+from linrec.models.formats.weights import Weight, reshaped
 
 UNLIMITED = [0.0, float("inf")]
+HERE: Names = {**TRANSFORMERS, "state_size": ("state_size", 128), "num_groups": ("n_groups", 8)}
+THERE: Names = {**AUTHORS, "state_size": ("d_state", 128), "num_groups": ("ngroups", 1)}
 TRAINING = ("time_step_rank", "time_step_min", "time_step_max", "time_step_floor", "chunk_size")
 
 
@@ -31,16 +36,9 @@ def _limit(value: Any) -> list[float] | None:
 def _config(options: Options) -> Config:
     heads = options.whole("num_heads", 128)
     options.only("head_dim", (_head_dim(options.values, heads),), 64, " with these num_heads")
-    sizes = {
-        "expand": options.take("expand", 2),
-        "state_size": options.whole("state_size", 128),
-        "num_groups": options.whole("n_groups", 8),
-        "conv_size": options.whole("conv_kernel", 4),
-        "bias": options.take("use_bias", False),
-        "conv_bias": options.take("use_conv_bias", True),
-        "norm_eps": options.take("layer_norm_epsilon", 1e-5),
-        "time_step_limit": _limit(options.take("time_step_limit", UNLIMITED)),
-    }
+    sizes = options.sizes(HERE)
+    sizes["norm_eps"] = options.take("layer_norm_epsilon", 1e-5)
+    sizes["time_step_limit"] = _limit(options.take("time_step_limit", UNLIMITED))
     options.without_effect(*TRAINING)
     return transformers_config(options, "mamba2", sizes, tied=False, heads=heads)
 
@@ -55,14 +53,9 @@ def _options(config: Config) -> dict[str, Any]:
         raise CheckpointError("mamba2: one layer_norm_epsilon stands for all norms, this model has two")
     return {
         **transformers_options(config, "mamba2"),
-        "num_heads": config.num_heads,
-        "head_dim": int(sizes["expand"] * config.d_model) // config.num_heads,
-        "expand": sizes["expand"],
-        "state_size": sizes["state_size"],
-        "n_groups": sizes["num_groups"],
-        "conv_kernel": sizes["conv_size"],
-        "use_bias": sizes["bias"],
-        "use_conv_bias": sizes["conv_bias"],
+        "num_heads": sizes["num_heads"],
+        "head_dim": int(sizes["expand"] * config.d_model) // sizes["num_heads"],
+        **said(sizes, HERE),
         "time_step_limit": sizes["time_step_limit"] or UNLIMITED,
     }
 
@@ -73,18 +66,10 @@ def _authors(options: Options) -> Config:
     own.only("rmsnorm", (True,), True)
     own.only("norm_before_gate", (False,), False)
     own.only("D_has_hdim", (False,), False)
-    expand, head_dim = own.take("expand", 2), own.whole("headdim", 64)
-    channels = int(expand * options.whole("d_model"))
+    sizes, head_dim = own.sizes(THERE), own.whole("headdim", 64)
+    channels = int(sizes["expand"] * options.whole("d_model"))
     own.only("d_ssm", (None, channels), None)
-    sizes = {
-        "expand": expand,
-        "state_size": own.whole("d_state", 128),
-        "num_groups": own.whole("ngroups", 1),
-        "conv_size": own.whole("d_conv", 4),
-        "bias": own.take("bias", False),
-        "conv_bias": own.take("conv_bias", True),
-        "time_step_limit": _limit(own.take("dt_limit", UNLIMITED)),
-    }
+    sizes["time_step_limit"] = _limit(own.take("dt_limit", UNLIMITED))
     own.without_effect("chunk_size", "dt_min", "dt_max", "dt_init_floor", "A_init_range", "use_mem_eff_path")
     own.finish()
     return authors_config(options, "mamba2", sizes, heads=channels // head_dim)
@@ -94,16 +79,8 @@ def _authors_options(config: Config) -> dict[str, Any]:
     sizes = _sizes(config)
     if sizes["norm_eps"] != 1e-5:
         raise CheckpointError("mamba2-authors: expected norms with an eps of 1e-05")
-    own = {
-        "layer": "Mamba2",
-        "d_state": sizes["state_size"],
-        "d_conv": sizes["conv_size"],
-        "expand": sizes["expand"],
-        "headdim": int(sizes["expand"] * config.d_model) // config.num_heads,
-        "ngroups": sizes["num_groups"],
-        "bias": sizes["bias"],
-        "conv_bias": sizes["conv_bias"],
-    }
+    width = int(sizes["expand"] * config.d_model) // sizes["num_heads"]
+    own = {"layer": "Mamba2", "headdim": width, **said(sizes, THERE)}
     if sizes["time_step_limit"] is not None:
         own["dt_limit"] = sizes["time_step_limit"]
     return {**authors_options(config), "ssm_cfg": own}
@@ -115,14 +92,8 @@ def _sizes(config: Config) -> dict[str, Any]:
 
 
 def _mixer(theirs: str, ours: str, sizes: Mapping[str, Any]) -> list[Weight]:
-    width = sizes["conv_size"]
-    names = ["in_proj.weight", "D", "norm.weight", "out_proj.weight"]
-    names += ["in_proj.bias", "out_proj.bias"] if sizes["bias"] else []
-    found = [same(theirs + name, ours + name) for name in names]
-    found += [same(theirs + "conv1d.bias", ours + "conv.bias")] if sizes["conv_bias"] else []
     return [
-        *found,
-        reshaped(theirs + "conv1d.weight", ours + "conv.weight", (-1, 1, width), (-1, width)),
+        *mixer_weights(theirs, ours, sizes, ("in_proj.weight", "D", "norm.weight", "out_proj.weight")),
         reshaped(theirs + "A_log", ours + "decay.A_log", (-1,), (-1, 1)),
         reshaped(theirs + "dt_bias", ours + "decay.bias", (-1,), (-1, 1)),
     ]

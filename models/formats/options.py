@@ -30,6 +30,16 @@ REQUIRED = object()
 FLOAT = "__float__"  # how transformers writes what JSON has no number for
 
 
+# An option of a layer of ours: what it is called there, and what its project assumes where it is not given.
+Names = Mapping[str, tuple[str, Any]]
+
+
+def said(sizes: Mapping[str, Any], names: Names) -> dict[str, Any]:
+    """The inverse of :meth:`Options.sizes`; a number without a fraction is an integer."""
+    found = {theirs: sizes[ours] for ours, (theirs, _) in names.items()}
+    return {n: int(x) if isinstance(x, float) and x.is_integer() else x for n, x in found.items()}
+
+
 def unmarked(value: Any) -> Any:
     """A value of ``config.json`` with infinities as numbers."""
     if isinstance(value, dict):
@@ -69,6 +79,13 @@ class Options:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise CheckpointError(f"{self.where}: {name}: expected an integer >= 1, got {shown(value)}")
         return value
+
+    def sizes(self, names: Names) -> dict[str, Any]:
+        """A layer's options, by our names; those whose default is an integer are integers of at least one."""
+        return {
+            ours: self.whole(theirs, default) if type(default) is int else self.take(theirs, default)
+            for ours, (theirs, default) in names.items()
+        }
 
     def only(self, name: str, allowed: Collection[Any], default: Any, why: str = "") -> Any:
         """An option whose other values cannot be expressed here."""

@@ -128,6 +128,28 @@ def test_weights_of_other_sizes_are_refused(tmp_path: Path) -> None:
             LanguageModel.load(tmp_path)
 
 
+OURS: dict[str, dict[str, Any]] = {
+    "mamba": {"state_size": 8},
+    "falcon_mamba": {"inner_norm_eps": 1e-4},
+    "mamba2": {"num_groups": 2, "state_size": 8, "time_step_limit": [0.001, 0.1]},
+    "mamba2 heads of its own": {"num_heads": 8, "state_size": 8},
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_model_made_here_is_one_of_transformers(name: str, tmp_path: Path) -> None:
+    to = name.split()[0]
+    layer = to.removeprefix("falcon_")
+    sizes: dict[str, Any] = {"d_model": 32, "num_heads": 4, "num_layers": 2, "mlp_ratio": None}
+    ours = LanguageModel(Config(pattern=(layer,), layer_options={layer: OURS[name]}, **sizes)).eval()
+    ours.save(tmp_path / "ours")
+    convert(LanguageModel, tmp_path / "ours", tmp_path / "theirs", to)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "theirs")
+    tokens = torch.randint(257, (2, 19))
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(tokens).logits, ours(tokens).logits, rtol=1e-5, atol=1e-5)
+
+
 def test_a_model_that_a_format_cannot_express_is_refused(tmp_path: Path) -> None:
     LanguageModel(Config(d_model=32, num_heads=2)).save(tmp_path / "ours")
     with pytest.raises(CheckpointError, match="mamba2 layers alone, got gated_delta_net and an MLP"):
