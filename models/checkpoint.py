@@ -37,20 +37,24 @@ from torch import Tensor
 
 from linrec.errors import CheckpointError, ConfigError
 from linrec.files import tensor_writer, text_writer, write_together
-from linrec.models.building import Model, build
+from linrec.models.building import Model
 from linrec.models.byte_tokenizer import has_byte_vocabulary, tokenizer_files
 from linrec.models.config import Config, shown
-from linrec.reading import open_tensors, parse_json, read_bytes, read_json
+from linrec.models.saved_weights import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    PREFIX,
+    WEIGHTS_FILE,
+    Header,
+    built,
+    check_weights,
+    merged,
+    weight_files,
+)
+from linrec.reading import open_tensors, parse_json, read_bytes
 
-CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 MODEL_TYPE = "linrec"
-PREFIX = "model."
 SAVED, REPLACES = "linrec_saved", "replaces"
-FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-Header = dict[str, tuple[str, list[int]]]
 
 
 class Saved(Protocol):
@@ -130,16 +134,16 @@ def load_checkpoint(
     Raises CheckpointError when a file is missing, damaged, or of something else, or the two do not fit each other.
     """
     folder = Path(folder)
-    text = config_text(folder)
+    text = _config_text(folder)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_tensors(path, CheckpointError)) for path in weight_files(folder)]
         config = _config(folder, text, files[0].metadata)
-        header = _merged(folder, [file.header() for file in files])
+        header = merged(folder, [file.header() for file in files])
         _check_sizes(folder, config, header)
         _check_mlp(folder, config, header)
         model = built(kind, folder, config, sum(math.prod(shape) for _, shape in header.values()))
         check_weights(folder, model.state_dict(), header)
-        weights = _merged(folder, [file.tensors() for file in files])
+        weights = merged(folder, [file.tensors() for file in files])
     model.load_state_dict(weights, assign=True)
     return model.to(device=device, dtype=dtype).eval()
 
@@ -147,7 +151,7 @@ def load_checkpoint(
 def read_config(folder: str | os.PathLike[str]) -> Config:
     """The model configuration of a checkpoint folder; CheckpointError if there is none."""
     folder = Path(folder)
-    text = config_text(folder)
+    text = _config_text(folder)
     return _config(folder, text, _metadata(folder))
 
 
@@ -157,7 +161,24 @@ def unfinished_config(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     Raises CheckpointError for a folder that is no checkpoint.
     """
     folder = Path(folder)
-    return _own_values(folder, config_text(folder), _metadata(folder))
+    return _own_values(folder, _config_text(folder), _metadata(folder))
+
+
+def config_values(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the configuration of a folder of any format says: ``config.json``, or what it would hold, had the last save
+    not been cut off before it.
+
+    Raises CheckpointError where there is none or it is damaged.
+    """
+    unfinished, where = unfinished_config(folder), Path(folder) / CONFIG_FILE
+    values = (
+        parse_json(_config_text(Path(folder)), str(where), CheckpointError)
+        if unfinished is None
+        else unfinished
+    )
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{where}: expected a JSON object, got {type(values).__name__}")
+    return values
 
 
 def check_sizes(folder: str | os.PathLike[str], config: Config | None = None) -> None:
@@ -168,11 +189,11 @@ def check_sizes(folder: str | os.PathLike[str], config: Config | None = None) ->
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(open_tensors(path, CheckpointError)) for path in weight_files(folder)]
-        config = config or _config(folder, config_text(folder), files[0].metadata)
-        _check_sizes(folder, config, _merged(folder, [file.header() for file in files]))
+        config = config or _config(folder, _config_text(folder), files[0].metadata)
+        _check_sizes(folder, config, merged(folder, [file.header() for file in files]))
 
 
-def config_text(folder: Path) -> bytes:
+def _config_text(folder: Path) -> bytes:
     """The bytes of ``config.json``; CheckpointError where the folder has none."""
     if not os.path.isfile(folder / CONFIG_FILE):
         raise CheckpointError(
@@ -223,29 +244,6 @@ def _checked_values(text: bytes | str, where: str) -> dict[str, Any]:
     return values
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files of weights of a folder: transformers splits large models over several, with an index."""
-    index = folder / INDEX_FILE
-    if os.path.isfile(folder / WEIGHTS_FILE) or not os.path.isfile(index):
-        return [folder / WEIGHTS_FILE]
-    values = read_json(index, CheckpointError)
-    names = values.get("weight_map") if isinstance(values, dict) else None
-    if not isinstance(names, dict) or not names or not all(isinstance(n, str) for n in names.values()):
-        raise CheckpointError(f"{index}: expected a 'weight_map' of file names")
-    return [folder / name for name in sorted({os.path.basename(name) for name in names.values()})]
-
-
-def _merged(folder: Path, parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What several files hold by name, without the prefix."""
-    found: dict[str, Any] = {}
-    for part in parts:
-        for name, value in part.items():
-            if name.removeprefix(PREFIX) in found:
-                raise CheckpointError(f"{folder}: the weights hold {name!r} twice")
-            found[name.removeprefix(PREFIX)] = value
-    return found
-
-
 def _check_sizes(folder: Path, config: Config, header: Header) -> None:
     """Width, vocabulary and depth, which a layer cannot be asked about before it is built."""
     embed = header.get("embed.weight")
@@ -267,30 +265,6 @@ def _check_mlp(folder: Path, config: Config, header: Header) -> None:
     gate, expected = header.get("blocks.0.mlp.gate.weight"), [config.mlp_width, config.d_model]
     if gate is not None and gate[1] != expected:
         raise CheckpointError(f"{folder}: blocks.0.mlp.gate.weight: expected {expected}, got {gate[1]}")
-
-
-def built(kind: Callable[[Config], Model], folder: Path, config: Config, elements: int) -> Model:
-    """The model of a configuration for so many weights; CheckpointError where it would take far more."""
-    try:
-        return build(kind, config, elements)
-    except CheckpointError as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from error
-
-
-def check_weights(folder: Path, expected: Mapping[str, Tensor], got: Header) -> None:
-    """Raise CheckpointError unless names, shapes and kinds of numbers are those of ``expected``."""
-    missing, extra = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
-    if missing or extra:
-        raise CheckpointError(
-            f"{folder}: the weights are not those of {CONFIG_FILE}: "
-            f"{len(missing)} missing {missing[:3]}, {len(extra)} unexpected {shown(extra[:3])}"
-        )
-    for name, tensor in expected.items():
-        dtype, shape = got[name]
-        if shape != list(tensor.shape):
-            raise CheckpointError(f"{folder}: {name}: expected {list(tensor.shape)}, got {shape}")
-        if dtype not in FLOATS:
-            raise CheckpointError(f"{folder}: {name}: expected one of {', '.join(FLOATS)}, got {dtype}")
 
 
 def _sha256(content: bytes) -> str:

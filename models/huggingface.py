@@ -30,9 +30,7 @@ from linrec.errors import ArgumentError, CheckpointError, DtypeError, ShapeError
 from linrec.models import forward_arguments
 from linrec.models.byte_tokenizer import END, TOKENIZER_FILE, byte_tokenizer
 from linrec.models.checkpoint import (
-    INDEX_FILE,
     MODEL_TYPE,
-    WEIGHTS_FILE,
     check_sizes,
     read_config,
     unfinished_config,
@@ -44,6 +42,7 @@ from linrec.models.language_model import LanguageModel, ModelState
 from linrec.models.read_cache import LinrecCache
 from linrec.models.reading import Read, read_documents, read_rows
 from linrec.models.recompute import Recomputing
+from linrec.models.saved_weights import INDEX_FILE, WEIGHTS_FILE
 from linrec.models.vocabulary import ResizableVocabulary
 
 __all__ = ["LinrecCache", "LinrecConfig", "LinrecForCausalLM", "LinrecOutput", "LinrecTokenizer"]

@@ -12,12 +12,9 @@ import torch
 from linrec.errors import CheckpointError
 from linrec.models.building import Model
 from linrec.models.checkpoint import (
-    CONFIG_FILE,
-    INDEX_FILE,
     MODEL_TYPE,
-    WEIGHTS_FILE,
     Saved,
-    config_text,
+    config_values,
     load_checkpoint,
     read_config,
     save_checkpoint,
@@ -25,7 +22,8 @@ from linrec.models.checkpoint import (
 from linrec.models.config import Config, shown
 from linrec.models.formats.folder import PICKLED, load_from, save_as
 from linrec.models.formats.registry import all_formats, format_of, named_format
-from linrec.reading import parse_json, read_bytes
+from linrec.models.saved_weights import CONFIG_FILE, INDEX_FILE, WEIGHTS_FILE
+from linrec.reading import read_bytes
 
 READ_FROM = "linrec_read_from"  # in our config.json: the options of the project that a model comes from
 
@@ -42,7 +40,7 @@ def load_model(
     expressed, and where weights and configuration do not fit each other.
     """
     folder = Path(folder)
-    values = _values(folder)
+    values = config_values(folder)
     if values.get("model_type") == MODEL_TYPE:
         return load_checkpoint(kind, folder, device, dtype)
     form = format_of(values)
@@ -56,7 +54,7 @@ def load_model(
 
 def model_config(folder: str | os.PathLike[str]) -> Config:
     """The configuration of the model in any such folder; raises as :func:`load_model`."""
-    values = _values(Path(folder))
+    values = config_values(folder)
     form = None if values.get("model_type") == MODEL_TYPE else format_of(values)
     return read_config(folder) if form is None else form.read(values, str(Path(folder) / CONFIG_FILE))
 
@@ -78,20 +76,13 @@ def convert(
     if target.exists() and source.resolve() == target.resolve():
         raise CheckpointError(f"{target}: expected another folder than the one that is read")
     model: Saved = load_model(kind, source)
-    values = _values(source)
+    values = config_values(source)
     known = values.get(READ_FROM, {}) if values.get("model_type") == MODEL_TYPE else values
     files = _others(source)
     if form is None:
         save_checkpoint(model, target, files, {READ_FROM: known} if known else None)
     else:
         save_as(form, model, target, known, files)
-
-
-def _values(folder: Path) -> dict[str, Any]:
-    values = parse_json(config_text(folder), str(folder / CONFIG_FILE), CheckpointError)
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{folder / CONFIG_FILE}: expected a JSON object, got {type(values).__name__}")
-    return values
 
 
 def _others(folder: Path) -> Mapping[str, bytes]:

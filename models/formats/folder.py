@@ -14,20 +14,20 @@ from torch import Tensor
 from linrec.errors import CheckpointError
 from linrec.files import pickle_writer, tensor_writer, text_writer, write_together
 from linrec.models.building import Model
-from linrec.models.checkpoint import (
-    CONFIG_FILE,
-    FLOATS,
-    INDEX_FILE,
-    WEIGHTS_FILE,
-    Saved,
-    built,
-    check_weights,
-    weight_files,
-)
+from linrec.models.checkpoint import Saved
 from linrec.models.config import Config
 from linrec.models.formats.format import Format
 from linrec.models.formats.options import marked
 from linrec.models.formats.weights import into_ours, into_theirs
+from linrec.models.saved_weights import (
+    CONFIG_FILE,
+    FLOATS,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    built,
+    check_weights,
+    weight_files,
+)
 from linrec.reading import open_tensors
 
 PICKLED = "pytorch_model.bin"

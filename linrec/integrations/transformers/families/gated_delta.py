@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +14,13 @@ from linrec.integrations.transformers.calls import Mixing
 from linrec.integrations.transformers.layout import apply
 from linrec.integrations.transformers.replacement import Replacement
 from linrec.integrations.transformers.states import moved_on
+from linrec.layers.parts import unit_norm
+
+Rule = Callable[..., tuple[Tensor, Tensor]]
 
 
-def unit(x: Tensor, eps: float = 1e-6) -> Tensor:
-    """x / √(|x|² + eps), of the last axis of x ``[..., K]``."""
-    return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + eps)
-
-
-def chunk_gated_delta_rule(
+def chunkwise(
+    rule: Rule,
     mixing: Mixing,
     query: Tensor,
     key: Tensor,
@@ -33,16 +33,15 @@ def chunk_gated_delta_rule(
     use_qk_l2norm_in_kernel: bool = False,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """query, key ``[B, T, H, K]``, value ``[B, T, HV, V]``, g and beta ``[B, T, HV]``, initial_state
-    ``[B, HV, K, V]``."""
+    """query, key ``[B, T, H, K]``, value ``[B, T, HV, V]``, g ``[B, T, HV]`` or for each channel ``[B, T, H, K]``, beta
+    ``[B, T, HV]``, initial_state ``[B, HV, K, V]``."""
     tensors = {"q": query, "k": key, "v": value, "g": g, "beta": beta}
-    o, state = delta_rule(
-        rules.gated_delta_net, mixing, tensors, initial_state, use_qk_l2norm_in_kernel, output_final_state
-    )
+    o, state = delta_rule(rule, mixing, tensors, initial_state, use_qk_l2norm_in_kernel, output_final_state)
     return o, state if output_final_state else None
 
 
-def recurrent_gated_delta_rule(
+def one_token(
+    rule: Rule,
     mixing: Mixing,
     query: Tensor,
     key: Tensor,
@@ -54,19 +53,29 @@ def recurrent_gated_delta_rule(
     use_qk_l2norm_in_kernel: bool = False,
     **others: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """The same for one token: query, key ``[B, 1, H, K]``, value ``[B, 1, HV, V]``, g and beta ``[B, 1, HV]``,
-    initial_state ``[B, HV, K, V]``."""
-    return chunk_gated_delta_rule(
-        mixing, query, key, value, g, beta, 64, initial_state, output_final_state, use_qk_l2norm_in_kernel
+    """The same with T = 1, without a chunk size: query, key ``[B, 1, H, K]``, value ``[B, 1, HV, V]``, g and beta
+    ``[B, 1, HV]``, initial_state ``[B, HV, K, V]``."""
+    return chunkwise(
+        rule,
+        mixing,
+        query,
+        key,
+        value,
+        g,
+        beta,
+        64,
+        initial_state,
+        output_final_state,
+        use_qk_l2norm_in_kernel,
     )
 
 
 def delta_rule(
-    rule: Callable[..., tuple[Tensor, Tensor]],
+    rule: Rule,
     mixing: Mixing,
     tensors: dict[str, Tensor],
     state: Tensor | None,
-    unit_norm: bool,
+    normalised: bool,
     kept: bool,
 ) -> tuple[Tensor, Tensor]:
     """A delta rule on q, k, v, g and beta, from ``state [B, HV, K, V]``, under the call's layout; the output has the
@@ -76,8 +85,8 @@ def delta_rule(
     """
     dtype = tensors["q"].dtype
     tensors = {name: x.to(torch.promote_types(dtype, torch.float32)) for name, x in tensors.items()}
-    if unit_norm:
-        tensors["q"], tensors["k"] = unit(tensors["q"]), unit(tensors["k"])
+    if normalised:
+        tensors["q"], tensors["k"] = unit_norm(tensors["q"]), unit_norm(tensors["k"])
     if tensors["q"].is_cuda:  # products of its tensor cores, as the kernels that transformers would use there
         tensors |= {name: tensors[name].to(dtype) for name in ("q", "k", "v")}
     given_away = kept and state is not None and mixing.cache is not None and not torch.is_grad_enabled()
@@ -87,21 +96,22 @@ def delta_rule(
     return o.to(dtype), state
 
 
+_TENSORS = ("query", "key", "value", "g", "beta")
 _STATE = ("initial_state", "output_final_state", "use_qk_l2norm_in_kernel")
 
-REPLACEMENTS = (
-    Replacement(
-        ("torch_chunk_gated_delta_rule",),
-        (("query", "key", "value", "g", "beta", "chunk_size", *_STATE),),
-        chunk_gated_delta_rule,
-        "gated_delta_net",
-        "chunkwise",
-    ),
-    Replacement(
-        ("torch_recurrent_gated_delta_rule",),
-        (("query", "key", "value", "g", "beta", *_STATE),),
-        recurrent_gated_delta_rule,
-        "gated_delta_net",
-        "step",
-    ),
+
+def delta_replacements(chunk: str, recurrent: str, rule: Rule, name: str) -> tuple[Replacement, ...]:
+    """Those of a delta rule's two functions in modelling files."""
+    together, alone = ((*_TENSORS, "chunk_size", *_STATE),), ((*_TENSORS, *_STATE),)
+    return (
+        Replacement((chunk,), together, partial(chunkwise, rule), name, "chunkwise"),
+        Replacement((recurrent,), alone, partial(one_token, rule), name, "step"),
+    )
+
+
+REPLACEMENTS = delta_replacements(
+    "torch_chunk_gated_delta_rule",
+    "torch_recurrent_gated_delta_rule",
+    rules.gated_delta_net,
+    "gated_delta_net",
 )

@@ -65,7 +65,7 @@ def selective_state_update(
     return y if z is None else y * F.silu(z)
 
 
-def mamba_inner_fn(mixing: Mixing, *args: Any, **kwargs: Any) -> None:
+def through_its_parts(mixing: Mixing, *args: Any, **kwargs: Any) -> None:
     """A whole mixer in one kernel, or None, after which the mixer goes through its parts, which linrec computes."""
     return
 
@@ -125,7 +125,7 @@ REPLACEMENTS = (
                 *("b_rms_weight", "c_rms_weight", "dt_rms_weight", "b_c_dt_rms_eps"),
             ),
         ),
-        mamba_inner_fn,
+        through_its_parts,
         "mamba",
         "",
     ),

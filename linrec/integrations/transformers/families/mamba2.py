@@ -10,10 +10,10 @@ from torch import Tensor
 
 from linrec import rules
 from linrec.integrations.transformers.calls import Mixing
+from linrec.integrations.transformers.families.mamba import through_its_parts, time_step
 from linrec.integrations.transformers.layout import apply
 from linrec.integrations.transformers.replacement import Replacement
 from linrec.integrations.transformers.states import moved_on
-from linrec.layers.parts import widened
 
 Limit = tuple[float, float]  # of a time step
 NO_LIMIT: Limit = (0.0, math.inf)
@@ -41,7 +41,7 @@ def mamba_chunk_scan_combined(
 
     The final state lies in memory as linrec's do, ``[B, H, N, P]``; caches keep such strides.
     """
-    dt = time_step(dt, dt_bias, dt_softplus, dt_limit)
+    dt = limited_step(dt, dt_bias, dt_softplus, dt_limit)
     over_time = {"x": hidden_states, "dt": dt, "B": B, "C": C}
     before = None if initial_states is None else initial_states.mT
     y, after = apply(rules.mamba2, over_time, mixing.layout, before, A=A, D=D)
@@ -71,22 +71,16 @@ def selective_state_update(
     if not (_constant(A, 2) and _constant(dt, 1)):
         return NotImplemented
     limit = getattr(mixing.module, "time_step_limit", None) or NO_LIMIT
-    dt = time_step(dt[..., 0], _first(dt_bias), dt_softplus, limit)
+    dt = limited_step(dt[..., 0], _first(dt_bias), dt_softplus, limit)
     token = {name: x[:, None] for name, x in {"x": hidden_states, "dt": dt, "B": B, "C": C}.items()}
     a, d = A[:, 0, 0], _first(D)
     y = moved_on(state.mT, lambda before: apply(rules.mamba2, token, mixing.layout, before, A=a, D=d))[:, 0]
     return y if z is None else y * F.silu(z)
 
 
-def mamba_split_conv1d_scan_combined(mixing: Mixing, *args: Any, **kwargs: Any) -> None:
-    """A whole mixer in one kernel, or None, after which the mixer goes through its parts, which linrec computes."""
-    return
-
-
-def time_step(dt: Tensor, bias: Tensor | None, softplus: bool, limit: Limit) -> Tensor:
+def limited_step(dt: Tensor, bias: Tensor | None, softplus: bool, limit: Limit) -> Tensor:
     """dt ``[..., H]`` as projected, bias ``[H]`` -> the step, in its limits."""
-    dt = widened(dt) if bias is None else widened(dt) + bias
-    dt = F.softplus(dt) if softplus else dt
+    dt = time_step(dt, bias, softplus)
     return dt if softplus and tuple(limit) == NO_LIMIT else dt.clamp(*limit)
 
 
@@ -141,7 +135,7 @@ REPLACEMENTS = (
     Replacement(
         ("mamba2_split_conv1d_scan_combined",),
         (_FUSED,),
-        mamba_split_conv1d_scan_combined,
+        through_its_parts,
         "mamba2",
         "",
     ),
