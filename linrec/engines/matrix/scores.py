@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.matrix.decay_gradient import crossing, crossing_by_channel, earlier, later
 from linrec.engines.matrix.terms import Heads
 from linrec.engines.numerics.decays import LOG2
 
@@ -131,6 +132,11 @@ class Decay:
         """Whether all channels have one decay."""
         return self.at_y.shape[-1] == 1
 
+    @property
+    def now(self) -> bool:
+        """Whether the rows that read see the current token's decay."""
+        return self.at_x is self.at_y
+
     @cached_property
     def matrix(self) -> Tensor:
         """``[N, C, C]``, of a shared decay."""
@@ -144,23 +150,30 @@ class Decay:
             return torch.bmm(x, y.mT).tril_(0 if self.diagonal else -1).mul_(self.matrix)
         return decayed_scores(x, y, self.at_x, self.at_y, diagonal=self.diagonal)
 
-    def adjoint(self, dm: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
-        """Add the gradients of x and y from that of M to dx and dy; the decay's own follows from them."""
+    def adjoint(self, dm: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+        """Add the gradients of x and y from that of M to dx and dy; that of the log-decays ``[N, C, 1 or K]``."""
         dm = dm.tril_(0 if self.diagonal else -1)
         if self.shared:
             weighted = dm.mul_(self.matrix)
             dx.baddbmm_(weighted, y)
             dy.baddbmm_(weighted.mT, x)
-            return
-        keep = keep_mask(x.shape[1], self.diagonal, x.device)
+            return crossing(torch.bmm(x, y.mT).tril_().mul_(weighted), self.now)
+        keep, dg = keep_mask(x.shape[1], self.diagonal, x.device), torch.zeros_like(x)
         for start, stop in sub_chunks(x.shape[1]):
-            block, xi = dm[:, start:stop], x[:, start:stop]
+            here, before = slice(start, stop), slice(0, start)
             decay = _diagonal_decay(self.at_x, self.at_y, keep, start, stop, x.dtype)
-            weighted = decay.mul_(block[:, :, start:stop, None])
-            dx[:, start:stop] += (weighted * y[:, None, start:stop]).sum(2)
-            dy[:, start:stop] += (weighted * xi[:, :, None]).sum(1)
+            weighted, xi = decay.mul_(dm[:, here, here, None]), x[:, here, None]
+            pairs = weighted * y[:, None, here]
+            dx[:, here] += pairs.sum(2)
+            dy[:, here] += (weighted * xi).sum(1)
+            dg[:, here] += crossing_by_channel(pairs.mul_(xi), self.now)
             if start:
                 from_x, from_y = _relative_decays(self.at_x, self.at_y, start, stop, x.dtype)
-                left = block[:, :, :start]
-                dx[:, start:stop] += from_x * torch.bmm(left, y[:, :start] * from_y)
-                dy[:, :start] += from_y * torch.bmm(left.mT, xi * from_x)
+                left = dm[:, here, before]
+                dx_left = from_x * torch.bmm(left, y[:, before] * from_y)
+                dy_left = from_y * torch.bmm(left.mT, x[:, here] * from_x)
+                dx[:, here] += dx_left
+                dy[:, before] += dy_left
+                dg[:, here] += later(x[:, here] * dx_left, self.now)
+                dg[:, before] += earlier(y[:, before] * dy_left)
+        return dg
