@@ -142,20 +142,29 @@ class ChannelChunks(GeneralChunks):
     def _decay_gradient(self, f: Relative, gradients: Gradients) -> Tensor:
         """See :mod:`linrec.engines.matrix.decay_gradient`; ``[N, C, 1 or K]``."""
         memory, (dreads, dwrites, _, at_end, *_) = self.memory, gradients
-        change = memory.take("change", dreads.last, *dreads.last.shape).zero_()
-        seen = [self.plan.reads_now] if not f.predicts else [self.plan.predicts_now, self.plan.reads_now]
-        for x, dx, now in zip(f.reads.blocks, dreads.blocks, seen, strict=True):
-            if now:
-                change.addcmul_(x, dx)
-            else:  # read the decay up to the token before; the first token read none
-                change[:, :-1].addcmul_(x[:, 1:], dx[:, 1:])
+        change = memory.take("change", dreads.last, *dreads.last.shape)
+        q, dq = f.reads.last, dreads.last
+        if self.plan.reads_now:
+            torch.mul(q, dq, out=change)
+        else:
+            _add_before(change.zero_(), q, dq)
+        if f.predicts and self.plan.predicts_now:
+            change.addcmul_(f.reads.first, dreads.first)
+        elif f.predicts:
+            _add_before(change, f.reads.first, dreads.first)
+        # The last row is written after every decay of the chunk: all that is behind it is at_end.
         for x, dx in zip(f.writes.blocks, dwrites.blocks, strict=True):
             change[:, :-1].addcmul_(x[:, :-1], dx[:, :-1], value=-1)
         change[:, -1] += at_end
         if f.down.shape[2] == 1:
             change = change.sum(-1, keepdim=True)
-        total = memory.rows_first("dtotal", self.precise, *change.shape).copy_(change)
+        total = memory.rows_first("dtotal", change, *change.shape).copy_(change)
         return _sum_rows(total, 1.0, memory, later=True)
+
+
+def _add_before(change: Tensor, x: Tensor, dx: Tensor) -> None:
+    """x dx of rows that see the decay up to the token before; the first one sees none."""
+    change[:, :-1].addcmul_(x[:, 1:], dx[:, 1:])
 
 
 def _halves(span: Span) -> tuple[Span, Span]:
@@ -174,7 +183,7 @@ def _sum_rows(x: Tensor, factor: float, memory: Memory, later: bool = False) -> 
     block = BLOCK if size % BLOCK == 0 else size
     parts = x.transpose(0, 1).view(-1, block, batch * width)
     ones = _summing(parts, 0, factor, later, memory).expand(len(parts), block, block)
-    within = torch.bmm(ones, parts, out=memory.take("within sums", parts, *parts.shape))
+    within = torch.bmm(ones, parts, out=memory.take(f"sums {later}", parts, *parts.shape))
     ends = within[:, 0 if later else -1]
     others = torch.mm(_summing(ends[None], 1, 1.0, later, memory), ends)
     torch.add(within, others[:, None], out=parts)

@@ -26,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.numerics.products import small_products
+
 
 def later(x: Tensor, now: bool = True) -> Tensor:
     """Sums ``[..., C, n]`` of x over all rows from each on, or of those after it."""
@@ -44,10 +46,10 @@ def crossing(pairs: Tensor, now: bool) -> Tensor:
     return (pairs @ before).tril_(0 if now else -1).sum(-2).unsqueeze(-1)
 
 
+@small_products()
 def crossing_by_channel(pairs: Tensor, now: bool) -> Tensor:
     """The same of every channel, ``[N, C, K]``; pairs ``[N, C, C, K]``."""
     count, size, _, width = pairs.shape
-    row = torch.arange(size, device=pairs.device)
-    t, i, j = row[:, None, None], row[:, None], row
-    crosses = ((j < t) & ((t <= i) if now else (t < i))).to(pairs.dtype).view(1, size, size * size)
+    ones = pairs.new_ones(size, size)
+    crosses = (ones.triu(0 if now else 1)[:, :, None] * ones.tril(-1)[:, None]).view(1, size, size * size)
     return torch.bmm(crosses.expand(count, -1, -1), pairs.view(count, size * size, width))

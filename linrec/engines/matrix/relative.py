@@ -280,5 +280,7 @@ def _taken(dm: Tensor, before: int) -> Tensor:
 def add_at_once(weight: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
     """Add what it brings to the gradients of the rows ``[N, C, K]`` that read and of those that are read."""
     before = x.shape[1] - weight.shape[1]
-    dx[:, before:].addcmul_(weight, y[:, : y.shape[1] - before])
-    dy[:, : y.shape[1] - before].addcmul_(weight, x[:, before:])
+    if before:
+        x, y, dx, dy = x[:, before:], y[:, :-before], dx[:, before:], dy[:, :-before]
+    dx.addcmul_(weight, y)
+    dy.addcmul_(weight, x)
