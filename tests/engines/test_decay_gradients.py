@@ -16,7 +16,7 @@ from linrec.rule import RULES, Rule
 from linrec.testing import example_inputs, relative_error
 
 DECAYS = ("log_decay", "weak_decay", "negative")
-SIZES = {"B": 1, "H": 2, "HV": 4, "K": 16, "V": 12, "G": 2, "P": 12, "N": 16, "D": 8, "J": 8}
+SIZES: dict[str, Any] = {"B": 1, "H": 2, "HV": 4, "K": 16, "V": 12, "G": 2, "P": 12, "N": 16, "D": 8, "J": 8}
 LIMIT, TIMES = 1e-5, 4  # or times what the recurrent form is off
 
 Gradients = dict[str, Tensor]

@@ -27,7 +27,7 @@ def joined(chunks: Sequence[dict[str, Tensor]], gates: Sequence[Gates], plan: Pl
     the readers q and a apart or for both under q.
     """
     found = {name: _padded(chunk[name] for chunk in chunks) for name in chunks[0]}
-    grads = {name: found[name] for name in ("write", "skip") if name in found}
+    grads: dict[str, Tensor] = {name: found[name] for name in ("write", "skip") if name in found}
     if "seen_a" in found:
         grads["erase"] = -(found["pairs_a"] + found["seen_a"] * _padded(x.at_a for x in gates))
     if "kept" in found:

@@ -203,12 +203,15 @@ def leave(f: Relative, s: Solved, h_next: Tensor) -> None:
     torch.mul(s.h.baddbmm_(f.writes.whole.mT, s.written.whole), f.leave, out=h_next)
 
 
+AtOnce = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
 class Gradients(NamedTuple):
     """dR and dW without what is read before the next decay, and what :func:`add_at_once` makes of that."""
 
     dreads: Stack
     dwrites: Stack
-    at_once: list[tuple[Tensor, ...]]
+    at_once: list[AtOnce]
     at_end: Tensor  # see decay_gradient, [N, K]
     dv: Tensor  # that of what v writes
     dh: Tensor
@@ -243,12 +246,10 @@ def adjoint(f: Relative, s: Solved, do: Tensor, dh_next: Tensor, plan: Plan, mem
     return Gradients(dreads, dwrites, at_once, at_end, dv, dh)
 
 
-def _at_once(
-    f: Relative, weighted: Stack, dreads: Stack, dwrites: Stack, plan: Plan
-) -> list[tuple[Tensor, ...]]:
+def _at_once(f: Relative, weighted: Stack, dreads: Stack, dwrites: Stack, plan: Plan) -> list[AtOnce]:
     """Takes out of dA what is read before the next decay; the arguments of :func:`add_at_once`."""
-    found = []
-    before = [0 if plan.reads_now else 1]
+    found: list[AtOnce] = []
+    before: list[int | None] = [0 if plan.reads_now else 1]
     if f.predicts:
         before.insert(0, None if plan.predicts_now else 1)
     for x, dx, block, step in zip(f.reads.blocks, dreads.blocks, weighted.blocks, before, strict=True):
