@@ -56,7 +56,7 @@ class MLSTM(HeadsLayer):
     """
 
     rule = rules.mlstm
-    gate_activation: ClassVar[str | None] = "sigmoid"
+    gate_activation: str | None = "sigmoid"
 
     def __init__(self, d_model: int, num_heads: int = 4, *, gate_cap: float = 15.0, **sizes: Any):
         super().__init__(d_model, num_heads, **sizes)
@@ -80,7 +80,7 @@ class GatedSlotAttention(HeadsLayer):
     """
 
     rule = rules.gated_slot_attention
-    activation: ClassVar[bool] = True
+    activation: bool = True
 
     def __init__(
         self,
@@ -114,7 +114,7 @@ class MesaNet(HeadsLayer):
     """
 
     rule = rules.mesa_net
-    activation: ClassVar[bool] = True
+    activation: bool = True
     unit_keys: ClassVar[bool] = True
 
     def __init__(
