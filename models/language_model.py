@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -192,9 +192,10 @@ class LanguageModel(Vocabulary):
             digest.update(part)
         return digest.hexdigest()
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``model.safetensors`` and ``config.json``; see :mod:`linrec.models.checkpoint`."""
-        save_checkpoint(self, folder)
+    def save(self, folder: str | os.PathLike[str], files: Mapping[str, str | bytes] | None = None) -> None:
+        """Write ``model.safetensors`` and ``config.json``, and ``files`` beside them (a tokenizer's), content by name;
+        see :mod:`linrec.models.checkpoint`."""
+        save_checkpoint(self, folder, files)
 
     @classmethod
     def load(

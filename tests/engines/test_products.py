@@ -188,7 +188,7 @@ def test_a_rule_is_timed_on_its_own_chunks(monkeypatch):
     results = rules.gated_delta_net(**given).o, rules.gated_delta_net(**given).o
     (choice,) = choices.choices()
     assert (
-        choice.what.startswith("chunks of ScalarLane, 8 heads, K=64, V=64, C=")
+        choice.what.startswith("chunks of ScalarChunks, 8 heads, K=64, V=64, C=")
         and choice.chosen == products.PLAIN
     )
     assert choice.seconds.keys() == {products.PLAIN, products.WIDE}

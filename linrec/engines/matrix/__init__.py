@@ -8,8 +8,8 @@
     o_t = S_{t-1}^T q_t + (q_t . (u * k_t)) v_t           (readout = "pre", bonus u)
 
 ``terms`` holds the arguments, ``chunk`` and ``recurrent`` the two ways to compute it in differentiable calls,
-``engine`` the face. ``scan`` walks chunks with the adjoint written out, in two lanes: ``scalar`` for one decay a
-head, ``general`` for all else.
+``engine`` the face. ``scan`` takes chunk after chunk with the adjoint written out, by one of three methods: ``scalar``
+for one decay a head, ``channel`` and ``general`` for all else.
 """
 
 from linrec.engines.matrix.engine import MATRIX

@@ -1,8 +1,8 @@
 """Memory for the chunks of recurrences with one decay a head, which every chunk of the same length uses again.
 
 The R value heads of a group share q and k. What is multiplied with rows of q or k lies by group, ``[B H, ., R V]``, so
-that one product serves all heads of a group; what is multiplied with scores lies by head, ``[B H R, ., V]``. Numbers a
-row scale either through a view ``[B, H, R, C, .]``. The rows that read, those of k and those of q, are multiplied
+that one product serves all heads of a group; what is multiplied with scores lies by head, ``[B H R, ., V]``. Gates
+scale either through a view ``[B, H, R, C, .]``. The rows that read, those of k and those of q, are multiplied
 together; J = 2 says that there are both, J = 1 that only q reads.
 """
 
@@ -65,7 +65,7 @@ class Forward:
         self.grams_h = self.grams.view(s.batch, s.heads, 1, s.readers, s.rows, s.rows)
         _, self.decay_h = s.pairs(like)
         self.weights, self.weights_h = s.pairs(like)
-        self.scores = self.weights[-1]
+        self.A_qk = self.weights[-1]
         self.decay_a, self.decay_q = self.decay_h[:, :, :, 0], self.decay_h[:, :, :, -1]
         self.gram_h = self.weights_h[:, :, :, 0]
         self.seen, self.seen_h = s.by_group(like)
@@ -73,9 +73,9 @@ class Forward:
         self.kept, self.kept_h = s.by_group(like, stacked=False)
         self.right, self.right_h = s.by_head(like, s.values)
         self.product, self.product_h = s.by_head(like, s.values)
-        self.written, self.written_h = self.right, self.right_h
+        self.v_new, self.v_new_h = self.right, self.right_h
         if s.readers == 2:
-            self.written, self.written_h = s.by_head(like, s.values)
+            self.v_new, self.v_new_h = s.by_head(like, s.values)
             self.systems = BlockSystems(like, groups * s.repeat, s.rows)
             self.matrices_h = self.systems.matrices.unflatten(0, s.of_heads)
 
@@ -88,8 +88,8 @@ class Backward:
         self.outer, self.outer_h = s.by_head(like, s.values, stacked=True)
         self.asked, self.asked_h = self.outer[:, -s.rows :], self.outer_h[:, :, :, -1]
         self.left, self.left_h = s.by_group(like, stacked=False)
-        self.dx, self.dx_h = s.by_head(like, s.values)
-        self.dright, self.dright_h = self.dx, self.dx_h
+        self.dv_new, self.dv_new_h = s.by_head(like, s.values)
+        self.dright, self.dright_h = self.dv_new, self.dv_new_h
         if s.readers == 2:
             self.dright, self.dright_h = self.outer[:, : s.rows], self.outer_h[:, :, :, 0]
         self.pulls, self.pulls_h = s.by_group(like)

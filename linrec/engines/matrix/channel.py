@@ -1,6 +1,6 @@
 """Chunks of the recurrences whose decay differs by channel, or that name the keys a and b of their predictions.
 
-A chunk is computed in the frame that moves with its decay (:mod:`linrec.engines.matrix.frame`). Where the decay is too
+A chunk is computed relative to the decay in its middle (:mod:`linrec.engines.matrix.relative`). Where the decay is too
 strong for that the chunk is halved, and pieces of a few tokens are left to :mod:`linrec.engines.matrix.general`, which
 forms the decay between any two tokens.
 """
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from linrec.engines.matrix.algorithms import SMALLEST
-from linrec.engines.matrix.frame import Frame, adjoint, framed, leave, output, solve
-from linrec.engines.matrix.general import GeneralLane, Rows, by_channel
+from linrec.engines.matrix.general import ChunkInputs, GeneralChunks, by_channel
 from linrec.engines.matrix.plan import Memory, Plan, Span, Stack, Tensors, rows
+from linrec.engines.matrix.relative import Relative, adjoint, leave, output, relative, solve
 from linrec.engines.matrix.scan import chunkwise
 from linrec.engines.matrix.terms import MatrixTerms
 from linrec.engines.numerics.checks import readable
@@ -26,10 +26,10 @@ BLOCK = 8  # rows of one block of a cumulative sum
 
 def chunkwise_channel(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """Output ``[B, T, HV, V]`` and final state ``[B, HV, K, V]`` of any terms whose decays can be read."""
-    return chunkwise(ChannelLane, by_channel(terms.floored()), state, call)
+    return chunkwise(ChannelChunks, by_channel(terms.floored()), state, call)
 
 
-class ChannelLane(GeneralLane):
+class ChannelChunks(GeneralChunks):
     """Decays relative to mid-chunk."""
 
     def __init__(self, plan: Plan, tensors: Tensors, dtype: torch.dtype):
@@ -40,95 +40,95 @@ class ChannelLane(GeneralLane):
         self.falling = bool(self.looks and g.numel() and g.amax() <= 0)
         self.precise = exact(g[:0])
 
-    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
-        """Fills ``new_state`` and the chunk's rows of the output."""
+    def forward(self, index: int, span: Span, h: Tensor, h_next: Tensor, o: Tensor) -> None:
+        """Fills ``h_next`` and the chunk's rows of the output."""
         c = self._load(span)
-        f = self._framed(c)
+        f = self._relative(c)
         if f is not None:
-            s = solve(f, c.v, c.write, state, self.plan, self.memory)
+            s = solve(f, c.v, c.write, h, self.plan, self.memory)
             output(f, s, self.memory, o[:, span[0] : span[1]].transpose(1, 2))
-            leave(f, s, new_state)
+            leave(f, s, h_next)
         elif self._halved(span):
             first, second = _halves(span)
-            between = torch.empty_like(state)
-            self.forward(number, first, state, between, o)
-            self.forward(number, second, between, new_state, o)
+            h_between = torch.empty_like(h)
+            self.forward(index, first, h, h_between, o)
+            self.forward(index, second, h_between, h_next, o)
         else:
-            self._forward(c, span, state, new_state, o)
+            self._forward(c, span, h, h_next, o)
 
     def backward(
         self,
-        number: int,
+        index: int,
         span: Span,
         states: tuple[Tensor, Tensor],
         do: Tensor,
-        dexit: Tensor,
+        dh_next: Tensor,
         grads: dict[str, Tensor],
     ) -> Tensor:
         """The gradient of the entry state; fills the chunk's rows of ``grads``."""
         c = self._load(span)
-        f = self._framed(c)
+        f = self._relative(c)
         if f is not None:
-            return self._adjoint(f, c, span, states, do, dexit, grads)
+            return self._adjoint(f, c, span, states, do, dh_next, grads)
         if self._halved(span):
             first, second = _halves(span)
-            between = torch.empty_like(states[0])
+            h_between = torch.empty_like(states[0])
             # Only the state is wanted; these rows of the gradient are written over soon.
-            self.forward(number, first, states[0], between, grads["v"])
-            dbetween = self.backward(number, second, (between, states[1]), do, dexit, grads)
-            return self.backward(number, first, (states[0], between), do, dbetween, grads)
-        return self._backward(c, span, states, do, dexit, grads)
+            self.forward(index, first, states[0], h_between, grads["v"])
+            dh_between = self.backward(index, second, (h_between, states[1]), do, dh_next, grads)
+            return self.backward(index, first, (states[0], h_between), do, dh_between, grads)
+        return self._backward(c, span, states, do, dh_next, grads)
 
     def _halved(self, span: Span) -> bool:
-        """Whether a chunk without a frame is cut in two, whose halves may have one."""
+        """Whether a chunk whose decay is too strong is cut in two, whose halves may do."""
         return self.looks and span[1] - span[0] > SMALLEST
 
-    def _framed(self, c: Rows) -> Frame | None:
+    def _relative(self, c: ChunkInputs) -> Relative | None:
         if not readable(c.g):
             return None
         total = self.memory.rows_first("total", self.precise, *c.g.shape).copy_(c.g)
         _sum_rows(total, 1 / LOG2, self.memory)
-        return framed(total, self.falling, c.tensors, self.plan, self.memory, self.dtype)
+        return relative(total, self.falling, c.tensors, self.plan, self.memory, self.dtype)
 
     def _adjoint(
         self,
-        f: Frame,
-        c: Rows,
+        f: Relative,
+        c: ChunkInputs,
         span: Span,
         states: tuple[Tensor, Tensor],
         do: Tensor,
-        dexit: Tensor,
+        dh_next: Tensor,
         grads: dict[str, Tensor],
     ) -> Tensor:
-        """:meth:`backward` of a chunk in the frame."""
+        """:meth:`backward` of a scaled chunk."""
         plan, memory = self.plan, self.memory
-        entry, leaving = states
-        s = solve(f, c.v, c.write, entry, plan, memory, asks=False)
-        at_end = torch.mul(leaving, dexit, out=memory.take("end", leaving, *leaving.shape)).sum(-1)
-        dreads, dwrites, dv, dentry = adjoint(f, s, rows(do, *span), dexit, plan, memory)
+        h, h_next = states
+        s = solve(f, c.v, c.write, h, plan, memory, asks=False)
+        at_end = torch.mul(h_next, dh_next, out=memory.take("end", h_next, *h_next.shape)).sum(-1)
+        dreads, dwrites, dv, dh = adjoint(f, s, rows(do, *span), dh_next, plan, memory)
         found = {"v": dv, "g": self._decay_gradient(f, dreads, dwrites, at_end)}
         places = {name: self._place(grads[name], span) for name in ("q", "k", "v")}
 
-        def leaves_frame(name: str, dx: Tensor, factor: Tensor) -> None:
+        def unscaled(name: str, dx: Tensor, factor: Tensor) -> None:
             place = places.get(name)
             out = memory.rows_first("d" + name, dx, *dx.shape) if place is None else place
             found[name] = torch.mul(dx, factor, out=out)
 
-        leaves_frame("k", dwrites.last, f.down)
-        leaves_frame("q", dreads.last, f.up_q)
+        unscaled("k", dwrites.last, f.down)
+        unscaled("q", dreads.last, f.up_q)
         if f.predicts:
-            leaves_frame("a", dreads.first, f.up_a)
+            unscaled("a", dreads.first, f.up_a)
         if f.general:
-            leaves_frame("b", dwrites.first, f.down)
+            unscaled("b", dwrites.first, f.down)
         self._put(c, span, found, places, grads)
-        return dentry
+        return dh
 
     def _place(self, grad: Tensor, span: Span) -> Tensor | None:
         """The rows of a gradient as ``[N, C, .]``, where what is computed can be written there at once."""
         fits = grad.shape[0] == 1 and grad.shape[2] == self._batch[1] and grad.dtype == self.dtype
         return rows(grad, *span) if fits else None
 
-    def _decay_gradient(self, f: Frame, dreads: Stack, dwrites: Stack, at_end: Tensor) -> Tensor:
+    def _decay_gradient(self, f: Relative, dreads: Stack, dwrites: Stack, at_end: Tensor) -> Tensor:
         """Gradient of the log-decays ``[N, C, 1 or K]``: sums over all later rows of x dx of all that they scale."""
         memory = self.memory
         change = memory.take("change", dreads.last, *dreads.last.shape).zero_()

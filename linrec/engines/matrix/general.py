@@ -1,13 +1,16 @@
 """Chunks of every recurrence of the engine, decay by channel and the general path included, with their adjoint.
 
-With r = v + (a e^{G_a}) S, x = (I - L)^-1 r, o = (q e^{G_q}) S + P x and S' = e^{G_C} S + (k e^{G_C - G})^T x
-the adjoint is
+In the letters of :mod:`linrec.engines.matrix.chunk`:
 
 .. code-block:: text
 
-    dx = P^T do + (k e^{G_C - G}) dS'          dr = (I - L)^-T dx          dv = dr
-    dP = do x^T,  dL = dr x^T                  dS = (q e^{G_q})^T do + (a e^{G_a})^T dr + e^{G_C} dS'
-    dG_t = q_t dq_t + a_t da_t - k_t dk_t - b_t db_t  (each at its own G),   + S' dS' at the last row
+    r = v + (a e^{g_a}) h                      v_new = (I - A_ak)^-1 r
+    o = (q e^{g_q}) h + A_qk v_new             h_next = e^{g_C} h + (k e^{g_C - g})^T v_new
+
+    dv_new = A_qk^T do + (k e^{g_C - g}) dh_next          dr = (I - A_ak)^-T dv_new          dv = dr
+    dA_qk = do v_new^T,  dA_ak = dr v_new^T
+    dh = (q e^{g_q})^T do + (a e^{g_a})^T dr + e^{g_C} dh_next
+    dg_t = q_t dq_t + a_t da_t - k_t dk_t - b_t db_t  (each at its own g),   + h_next dh_next at the last row
 
 so the decay's gradient needs no gradient of any exponential. The general path has the same form with z beside v.
 """
@@ -32,7 +35,7 @@ from linrec.rule import Call
 
 def chunkwise_general(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """Output ``[B, T, HV, V]`` and final state ``[B, HV, K, V]`` of any terms."""
-    return chunkwise(GeneralLane, by_channel(terms.floored()), state, call)
+    return chunkwise(GeneralChunks, by_channel(terms.floored()), state, call)
 
 
 def by_channel(terms: MatrixTerms) -> MatrixTerms:
@@ -41,7 +44,7 @@ def by_channel(terms: MatrixTerms) -> MatrixTerms:
     return replace(terms, g=g if g.dim() == 4 else g[..., None])
 
 
-class Rows(NamedTuple):
+class ChunkInputs(NamedTuple):
     """One chunk, heads first ``[N, C, .]``: the tensors q, k, v, g, a, b, where a may be -erase k; the strengths."""
 
     tensors: dict[str, Tensor | None]
@@ -52,8 +55,8 @@ class Rows(NamedTuple):
     erased: Tensor | None  # -erase
 
 
-class GeneralLane:
-    """See :class:`linrec.engines.matrix.scan.Lane`; states are ``[N, K, V]``, N = B HV."""
+class GeneralChunks:
+    """See :class:`linrec.engines.matrix.scan.ChunkMethod`; states are ``[N, K, V]``, N = B HV."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("q", "k", "v", "g", "a", "b", "write", "erase")
 
@@ -64,54 +67,54 @@ class GeneralLane:
         views = {name: x[0].transpose(0, 1) for name, x in whole.items() if batch == 1}
         self.heads_first = {name: x for name, x in views.items() if len(x) == heads}
 
-    def inner(self, state: Tensor) -> Tensor:
+    def inner(self, h: Tensor) -> Tensor:
         """``[N, K, V]``."""
-        return state.flatten(0, 1)
+        return h.flatten(0, 1)
 
-    def outer(self, state: Tensor) -> Tensor:
+    def outer(self, h: Tensor) -> Tensor:
         """``[B, HV, K, V]``."""
-        return state.unflatten(0, self._batch)
+        return h.unflatten(0, self._batch)
 
-    def numbers(self) -> dict[str, Tensor]:
+    def gate_gradients(self) -> dict[str, Tensor]:
         """None: every chunk gives all of its own."""
         return {}
 
-    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
-        """Fills ``new_state`` and the chunk's rows of the output."""
-        self._forward(self._load(span), span, state, new_state, o)
+    def forward(self, index: int, span: Span, h: Tensor, h_next: Tensor, o: Tensor) -> None:
+        """Fills ``h_next`` and the chunk's rows of the output."""
+        self._forward(self._load(span), span, h, h_next, o)
 
-    def _forward(self, c: Rows, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
+    def _forward(self, c: ChunkInputs, span: Span, h: Tensor, h_next: Tensor, o: Tensor) -> None:
         exactly = self._exactly(c)
-        solved = solve_chunk(exactly, state)
-        put_rows(o, read_and_write(exactly, solved, state, new_state), *span)
+        solved = solve_chunk(exactly, h)
+        put_rows(o, read_and_write(exactly, solved, h, h_next), *span)
 
     def backward(
         self,
-        number: int,
+        index: int,
         span: Span,
         states: tuple[Tensor, Tensor],
         do: Tensor,
-        dexit: Tensor,
+        dh_next: Tensor,
         grads: dict[str, Tensor],
     ) -> Tensor:
         """The gradient of the entry state; fills the chunk's rows of ``grads``."""
-        return self._backward(self._load(span), span, states, do, dexit, grads)
+        return self._backward(self._load(span), span, states, do, dh_next, grads)
 
     def _backward(
         self,
-        c: Rows,
+        c: ChunkInputs,
         span: Span,
         states: tuple[Tensor, Tensor],
         do: Tensor,
-        dexit: Tensor,
+        dh_next: Tensor,
         grads: dict[str, Tensor],
     ) -> Tensor:
         exactly = self._exactly(c)
         solved = solve_chunk(exactly, states[0])
         part = rows(do, *span).contiguous()  # an expanded gradient would be multiplied matrix by matrix
-        found, dentry = chunk_adjoint(exactly, solved, *states, part, dexit, self.plan)
+        found, dh = chunk_adjoint(exactly, solved, *states, part, dh_next, self.plan)
         self._put(c, span, found, {}, grads)
-        return dentry
+        return dh
 
     @property
     def _batch(self) -> tuple[int, int]:
@@ -119,7 +122,7 @@ class GeneralLane:
         assert v is not None
         return v.shape[0], v.shape[2]
 
-    def _load(self, span: Span) -> Rows:
+    def _load(self, span: Span) -> ChunkInputs:
         """Cut one chunk out of the arguments."""
 
         def cut(name: str) -> Tensor | None:
@@ -138,9 +141,9 @@ class GeneralLane:
         erased = None if erase is None else -erase
         if erased is not None:
             found["a"] = torch.mul(k, erased, out=self.memory.rows_first("a", erased, *k.shape))
-        return Rows(found, k, v, g, write, erased)
+        return ChunkInputs(found, k, v, g, write, erased)
 
-    def _exactly(self, c: Rows) -> Chunk:
+    def _exactly(self, c: ChunkInputs) -> Chunk:
         tensors = {name: None if x is None else x.to(self.dtype) for name, x in c.tensors.items()}
         if c.write is not None:
             tensors["v"] = c.v * c.write
@@ -148,7 +151,7 @@ class GeneralLane:
 
     def _put(
         self,
-        c: Rows,
+        c: ChunkInputs,
         span: Span,
         found: dict[str, Tensor],
         places: dict[str, Tensor | None],
@@ -187,11 +190,11 @@ class Chunk(NamedTuple):
     total: Tensor
 
     def to_end(self) -> Tensor:
-        """e^{G_C - G}, ``[N, C, 1 or K]``."""
+        """e^{g_C - g}, ``[N, C, 1 or K]``."""
         return exp_as(self.total[:, -1:] - self.total, self.v)
 
     def whole(self) -> Tensor:
-        """e^{G_C} as rows of the state, ``[N, 1 or K, 1]``."""
+        """e^{g_C} as rows of the state, ``[N, 1 or K, 1]``."""
         return exp_as(self.total[:, -1:], self.v).mT
 
 
@@ -214,83 +217,83 @@ def chunk_of(tensors: Mapping[str, Tensor | None], plan: Plan) -> Chunk:
 
 
 class Solved(NamedTuple):
-    """What forward and adjoint share in a chunk; ``extra`` is (P_b, L_k, z) of the general path."""
+    """What forward and adjoint share in a chunk; ``extra`` is (A_qb, A_ak, z) of the general path."""
 
     scores: Tensor
-    system: Tensor | None
-    written: Tensor
+    A_a: Tensor | None
+    v_new: Tensor
     extra: tuple[Tensor, Tensor, Tensor] | None
 
 
-def solve_chunk(c: Chunk, state: Tensor) -> Solved:
+def solve_chunk(c: Chunk, h: Tensor) -> Solved:
     """The scores of the chunk and what it writes into the state ``[N, K, V]``."""
     scores = c.at_q.scores(c.q, c.k)
     if c.a is None:
         return Solved(scores, None, c.v, None)
-    right = torch.bmm(c.a * exp_as(c.at_a.at_x, c.a), state)
+    right = torch.bmm(c.a * exp_as(c.at_a.at_x, c.a), h)
     if c.b is None:
-        system = c.at_a.scores(c.a, c.k)
-        return Solved(scores, system, solve_unit_lower(system, right.add_(c.v)), None)
-    within = c.at_a.scores(c.a, c.k)
-    system = c.at_a.scores(c.a, c.b)
-    z = solve_unit_lower(system, right.baddbmm_(within, c.v))
-    return Solved(scores, system, c.v, (c.at_q.scores(c.q, c.b), within, z))
+        A_a = c.at_a.scores(c.a, c.k)
+        return Solved(scores, A_a, solve_unit_lower(A_a, right.add_(c.v)), None)
+    A_ak = c.at_a.scores(c.a, c.k)
+    A_a = c.at_a.scores(c.a, c.b)
+    z = solve_unit_lower(A_a, right.baddbmm_(A_ak, c.v))
+    return Solved(scores, A_a, c.v, (c.at_q.scores(c.q, c.b), A_ak, z))
 
 
-def read_and_write(c: Chunk, s: Solved, state: Tensor, new_state: Tensor) -> Tensor:
-    """Output of a chunk; fills the exit state ``new_state``."""
+def read_and_write(c: Chunk, s: Solved, h: Tensor, h_next: Tensor) -> Tensor:
+    """Output of a chunk; fills the exit state ``h_next``."""
     to_end = c.to_end()
-    o = torch.bmm(c.q * exp_as(c.at_q.at_x, c.q), state).baddbmm_(s.scores, s.written)
-    torch.mul(c.whole(), state, out=new_state).baddbmm_((c.k * to_end).mT, s.written)
+    o = torch.bmm(c.q * exp_as(c.at_q.at_x, c.q), h).baddbmm_(s.scores, s.v_new)
+    torch.mul(c.whole(), h, out=h_next).baddbmm_((c.k * to_end).mT, s.v_new)
     if c.b is not None and s.extra is not None:
-        scores_b, _, z = s.extra
-        o.baddbmm_(scores_b, z)
-        new_state.baddbmm_((c.b * to_end).mT, z)
+        A_qb, _, z = s.extra
+        o.baddbmm_(A_qb, z)
+        h_next.baddbmm_((c.b * to_end).mT, z)
     return o
 
 
 def chunk_adjoint(
-    c: Chunk, s: Solved, entry: Tensor, exit_state: Tensor, do: Tensor, dexit: Tensor, plan: Plan
+    c: Chunk, s: Solved, h: Tensor, h_next: Tensor, do: Tensor, dh_next: Tensor, plan: Plan
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Gradients of one chunk's tensors and of its entry state, from those of its output and exit state."""
     to_end, decay_q = c.to_end(), exp_as(c.at_q.at_x, c.q)
-    dentry = torch.baddbmm(c.whole() * dexit, (c.q * decay_q).mT, do)
-    dq = torch.bmm(do, entry.mT).mul_(decay_q)
-    dk = torch.bmm(s.written, dexit.mT).mul_(to_end)
-    dwritten = torch.bmm(s.scores.mT, do).baddbmm_(c.k * to_end, dexit)
-    c.at_q.adjoint(torch.bmm(do, s.written.mT), c.q, c.k, dq, dk)
-    grads = {"q": dq, "k": dk, "v": dwritten}
-    if c.a is not None and s.system is not None:
+    dh = torch.baddbmm(c.whole() * dh_next, (c.q * decay_q).mT, do)
+    dq = torch.bmm(do, h.mT).mul_(decay_q)
+    dk = torch.bmm(s.v_new, dh_next.mT).mul_(to_end)
+    dv_new = torch.bmm(s.scores.mT, do).baddbmm_(c.k * to_end, dh_next)
+    c.at_q.adjoint(torch.bmm(do, s.v_new.mT), c.q, c.k, dq, dk)
+    grads = {"q": dq, "k": dk, "v": dv_new}
+    if c.a is not None and s.A_a is not None:
         if c.b is None:
-            grads["v"] = dright = solve_unit_lower_transposed(s.system, dwritten)
+            grads["v"] = dright = solve_unit_lower_transposed(s.A_a, dv_new)
         else:
-            dright = _general_adjoint(c, s, do, dexit, grads)
+            dright = _general_adjoint(c, s, do, dh_next, grads)
         decay_a = exp_as(c.at_a.at_x, c.a)
-        grads["a"] = torch.bmm(dright, entry.mT).mul_(decay_a)
-        c.at_a.adjoint(torch.bmm(dright, s.written.mT), c.a, c.k, grads["a"], dk)
+        grads["a"] = torch.bmm(dright, h.mT).mul_(decay_a)
+        c.at_a.adjoint(torch.bmm(dright, s.v_new.mT), c.a, c.k, grads["a"], dk)
         if c.b is not None and s.extra is not None:
             c.at_a.adjoint(torch.bmm(dright, s.extra[2].mT), c.a, c.b, grads["a"], grads["b"])
-        dentry.baddbmm_((c.a * decay_a).mT, dright)
-    grads["g"] = decay_adjoint(c, grads, (exit_state * dexit).sum(-1), plan)
+        dh.baddbmm_((c.a * decay_a).mT, dright)
+    grads["g"] = decay_adjoint(c, grads, (h_next * dh_next).sum(-1), plan)
     dq.mul_(plan.scale)
-    return grads, dentry
+    return grads, dh
 
 
-def _general_adjoint(c: Chunk, s: Solved, do: Tensor, dexit: Tensor, grads: dict[str, Tensor]) -> Tensor:
+def _general_adjoint(c: Chunk, s: Solved, do: Tensor, dh_next: Tensor, grads: dict[str, Tensor]) -> Tensor:
     """What the prediction z adds to the gradients in the general path; returns that of the system's right side."""
-    assert s.system is not None and s.extra is not None and c.b is not None
-    scores_b, within, z = s.extra
+    assert s.A_a is not None and s.extra is not None and c.b is not None
+    A_qb, A_ak, z = s.extra
     to_end = c.to_end()
-    dz = torch.bmm(scores_b.mT, do).baddbmm_(c.b * to_end, dexit)
-    dright = solve_unit_lower_transposed(s.system, dz)
-    grads["b"] = torch.bmm(z, dexit.mT).mul_(to_end)
+    dz = torch.bmm(A_qb.mT, do).baddbmm_(c.b * to_end, dh_next)
+    dright = solve_unit_lower_transposed(s.A_a, dz)
+    grads["b"] = torch.bmm(z, dh_next.mT).mul_(to_end)
     c.at_q.adjoint(torch.bmm(do, z.mT), c.q, c.b, grads["q"], grads["b"])
-    grads["v"].baddbmm_(within.mT, dright)
+    grads["v"].baddbmm_(A_ak.mT, dright)
     return dright
 
 
 def decay_adjoint(c: Chunk, grads: dict[str, Tensor], at_end: Tensor, plan: Plan) -> Tensor:
-    """Gradient of the log-decays ``[N, C, 1 or K]``; ``at_end`` is S' dS' summed over values, ``[N, K]``."""
+    """Gradient of the log-decays ``[N, C, 1 or K]``; ``at_end`` is h_next dh_next summed over values, ``[N, K]``."""
     narrow = c.total.shape[-1] == 1
 
     def product(x: Tensor, dx: Tensor) -> Tensor:

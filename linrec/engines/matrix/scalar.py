@@ -2,29 +2,29 @@
 
 .. code-block:: text
 
-    x = (I + L)^-1 (write v - erase e^{G_a} (k S)),   L = erase (k k^T * D_a) below the diagonal
-    (additive: x = write v)
-    o = scale (e^{G_q} (q S) + (q k^T * D_q) x) + skip v
-    S' = e^{G_C} S + k^T (e^{G_C - G} x),   D_ij = e^{G_i - G_j}
+    v_new = (I - A_ak)^-1 (write v - erase e^{g_a} (k h)),   A_ak = -erase (k k^T * D_a) below the diagonal
+    (additive: v_new = write v)
+    o = scale (e^{g_q} (q h) + (q k^T * D_q) v_new) + skip v
+    h_next = e^{g_C} h + k^T (e^{g_C - g} v_new),   D_ij = e^{g_i - g_j}
 
-Decays and strengths are numbers a row, so they scale the results of products and never a copy of an argument. The rows
-of k and of q read together, R = [k; q]: one product with the state, one with k^T. What a chunk needs is written into
+Decays and strengths are one factor a row, so they scale the results of products and never a copy of an argument. The
+rows of k and of q read together, R = [k; q]: one product with h, one with k^T. What a chunk needs is written into
 memory that the next chunk uses again (:mod:`linrec.engines.matrix.buffers`). The adjoint is
 
 .. code-block:: text
 
-    dx = (scale q k^T * D_q)^T do + e^{G_C - G} (k dS'),   dr = (I + L)^-T dx,   dv = write dr + skip do
+    dv_new = (scale q k^T * D_q)^T do + e^{g_C - g} (k dh_next),   dr = (I - A_ak)^-T dv_new,   dv = write dr + skip do
     dwrite = v . dr,   dskip = sum of v . do
-    Y = [-erase e^{G_a} dr; scale e^{G_q} do],   M = [-erase (dr x^T) * D_a; scale (do x^T) * D_q]
-    dR = Y S^T + M k,   dk = dR_k + (e^{G_C - G} x) dS'^T + M^T R,   dq = dR_q
-    derase = -dr . (e^{G_a} (k S)) - rows of (k k^T * D_a) * (dr x^T)
-    dS = e^{G_C} dS' + R^T Y
+    Y = [-erase e^{g_a} dr; scale e^{g_q} do],   M = [-erase (dr v_new^T) * D_a; scale (do v_new^T) * D_q]
+    dR = Y h^T + M k,   dk = dR_k + (e^{g_C - g} v_new) dh_next^T + M^T R,   dq = dR_q
+    derase = -dr . (e^{g_a} (k h)) - rows of (k k^T * D_a) * (dr v_new^T)
+    dh = e^{g_C} dh_next + R^T Y
 
 and the gradient of the decays needs no product of its own: everything is linear in what it scales, so
 
 .. code-block:: text
 
-    dG = q . dq [row of G_q] + erase derase [row of G_a] - erase derase - write dwrite,   + S' . dS' at the end
+    dg = q . dq [row of g_q] + erase derase [row of g_a] - erase derase - write dwrite,   + h_next . dh_next at the end
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.engines.matrix.buffers import Backward, Forward, Sizes
-from linrec.engines.matrix.numbers import Numbers, between, by_chunk, numbers, over_time
+from linrec.engines.matrix.gates import Gates, between, by_chunk, chunk_gates, over_time
 from linrec.engines.matrix.plan import Plan, Span, Tensors, decay_gradient
 from linrec.engines.matrix.scan import chunkwise
 from linrec.engines.matrix.terms import MatrixTerms
@@ -48,11 +48,11 @@ OF_VALUES = ("v", "o", "dv", "do")
 
 def chunkwise_scalar(terms: MatrixTerms, state: Tensor, call: Call) -> tuple[Tensor, Tensor]:
     """Output ``[B, T, HV, V]`` and final state ``[B, HV, K, V]`` of terms with one decay a head, or none."""
-    return chunkwise(ScalarLane, terms.floored(), state, call)
+    return chunkwise(ScalarChunks, terms.floored(), state, call)
 
 
-class ScalarLane:
-    """See :class:`linrec.engines.matrix.scan.Lane`; states are ``[B H, K, R V]``."""
+class ScalarChunks:
+    """See :class:`linrec.engines.matrix.scan.ChunkMethod`; states are ``[B H, K, R V]``."""
 
     NAMES: ClassVar[tuple[str, ...]] = ("q", "k", "v", "g", "write", "erase", "skip")
 
@@ -68,7 +68,7 @@ class ScalarLane:
         readers = 2 if self.erases else 1
         self.sizes = Sizes(batch, heads, v.shape[2] // heads, readers, plan.chunk, width, v.shape[3])
         self.cuts: dict[str, tuple[Tensor, ...]] = {}
-        self.rows = numbers(plan, tensors, dtype)
+        self.gates = chunk_gates(plan, tensors, dtype)
         self.scale = torch.full((1,), plan.scale, dtype=dtype, device=v.device)
         skip = tensors["skip"]
         self.skip = None if skip is None else skip.to(dtype).view(heads, -1, 1, 1)
@@ -77,38 +77,38 @@ class ScalarLane:
         self.turns: Tensor | None = None
         self.late: list[dict[str, Tensor]] = []
 
-    def inner(self, state: Tensor) -> Tensor:
+    def inner(self, h: Tensor) -> Tensor:
         """``[B H, K, R V]``."""
         s = self.sizes
-        heads = state.reshape(s.batch * s.heads, s.repeat, s.width, s.values)
+        heads = h.reshape(s.batch * s.heads, s.repeat, s.width, s.values)
         return heads.transpose(1, 2).reshape(-1, s.width, s.repeat * s.values)
 
-    def outer(self, state: Tensor) -> Tensor:
+    def outer(self, h: Tensor) -> Tensor:
         """``[B, HV, K, V]``."""
         s = self.sizes
-        groups = state.view(s.batch, s.heads, s.width, s.repeat, s.values)
+        groups = h.view(s.batch, s.heads, s.width, s.repeat, s.values)
         return groups.transpose(2, 3).flatten(1, 2)
 
-    def forward(self, number: int, span: Span, state: Tensor, new_state: Tensor, o: Tensor) -> None:
-        """Fills ``new_state`` and the chunk's rows of the output."""
-        row, w, v = self._load(number, span)
-        self._solve(w, row, v, state)
-        torch.bmm(w.scores, w.written, out=w.product)
-        out = torch.add(w.product_h, w.seen_q, out=self._cut("o", o)[number])
+    def forward(self, index: int, span: Span, h: Tensor, h_next: Tensor, o: Tensor) -> None:
+        """Fills ``h_next`` and the chunk's rows of the output."""
+        gates, w, v = self._load(index, span)
+        self._solve(w, gates, v, h)
+        torch.bmm(w.A_qk, w.v_new, out=w.product)
+        out = torch.add(w.product_h, w.seen_q, out=self._cut("o", o)[index])
         if self.skip is not None:
             out.addcmul_(v, self.skip)
-        torch.mul(w.written_h, row.to_end, out=w.kept_h)
-        self._decayed(state, row.whole, new_state).baddbmm_(w.keys.mT, w.kept)
+        torch.mul(w.v_new_h, gates.to_end, out=w.kept_h)
+        self._decayed(h, gates.whole, h_next).baddbmm_(w.keys.mT, w.kept)
 
-    def _load(self, number: int, span: Span) -> tuple[Numbers, Forward, Tensor]:
-        """The numbers of a chunk; its k and scaled q in memory, rows of k with those of q if both read; its v."""
-        q, k, v = (self._cut(name, self.tensors[name])[number] for name in self.NAMES[:3])
+    def _load(self, index: int, span: Span) -> tuple[Gates, Forward, Tensor]:
+        """The gates of a chunk; its k and scaled q in memory, rows of k with those of q if both read; its v."""
+        q, k, v = (self._cut(name, self.tensors[name])[index] for name in self.NAMES[:3])
         w = self._forward(span)
         w.keys_h.copy_(k)
         if self.erases:
             w.reads_a.copy_(w.keys_h)
         torch.mul(q, self.scale, out=w.reads_q)
-        return self.rows[number], w, v.to(self.dtype)
+        return self.gates[index], w, v.to(self.dtype)
 
     def _cut(self, name: str, x: Tensor | None) -> tuple[Tensor, ...]:
         """The chunks of a tensor, heads first: ``[B, H, C, K]``, or ``[B, H, R, C, V]`` of value heads."""
@@ -119,88 +119,88 @@ class ScalarLane:
             self.cuts[name] = x.movedim(1, -2).split(self.plan.chunk, -2)
         return self.cuts[name]
 
-    def _solve(self, w: Forward, row: Numbers, v: Tensor, state: Tensor) -> None:
+    def _solve(self, w: Forward, gates: Gates, v: Tensor, h: Tensor) -> None:
         """What the chunk sees in the state, its scores, and what it writes."""
         plan = self.plan
-        between("q", row, plan.reads_now, w.decay_q)
+        between("q", gates, plan.reads_now, w.decay_q)
         if self.erases and plan.reads_now == plan.predicts_now:
             w.decay_a.copy_(w.decay_q).tril_(-1)
         elif self.erases:
-            between("a", row, False, w.decay_a).tril_(-1)
+            between("a", gates, False, w.decay_a).tril_(-1)
         torch.bmm(w.reads, w.keys.mT, out=w.grams)
         torch.mul(w.grams_h, w.decay_h, out=w.weights_h)
         w.weights.tril_(self.below)
-        torch.bmm(w.reads, state, out=w.seen)
-        w.seen_h.mul_(row.at)
-        if row.write is None:
+        torch.bmm(w.reads, h, out=w.seen)
+        w.seen_h.mul_(gates.at)
+        if gates.write is None:
             w.right_h.copy_(v)
         else:
-            torch.mul(v, row.write, out=w.right_h)
-        if row.erased is not None:
-            w.right_h.addcmul_(w.seen_a, row.erased)
-            torch.mul(w.gram_h, row.erased, out=w.matrices_h)
+            torch.mul(v, gates.write, out=w.right_h)
+        if gates.erased is not None:
+            w.right_h.addcmul_(w.seen_a, gates.erased)
+            torch.mul(w.gram_h, gates.erased, out=w.matrices_h)
             w.systems.invert()
-            w.systems.solve(w.right, w.written)
+            w.systems.solve(w.right, w.v_new)
 
     def backward(
         self,
-        number: int,
+        index: int,
         span: Span,
         states: tuple[Tensor, Tensor],
         do: Tensor,
-        dexit: Tensor,
+        dh_next: Tensor,
         grads: dict[str, Tensor],
     ) -> Tensor:
-        """The gradient of the entry state; fills the chunk's rows of those of q, k, v. :meth:`numbers` has the rest."""
-        row, w, v = self._load(number, span)
-        do, d, (entry, leaving) = self._cut("do", do)[number], self._backward(span), states
+        """``dh``; fills the chunk's rows of ``dq``, ``dk``, ``dv``. :meth:`gate_gradients` has the rest."""
+        gates, w, v = self._load(index, span)
+        do, d, (h, h_next) = self._cut("do", do)[index], self._backward(span), states
         if self.turns is None:  # two take turns
-            self.turns = dexit.new_empty(2, *dexit.shape)
-        dentry = self.turns[number % 2]
-        self._solve(w, row, v, entry)
-        self._through_written(w, d, row, do, dexit)
+            self.turns = dh_next.new_empty(2, *dh_next.shape)
+        dh = self.turns[index % 2]
+        self._solve(w, gates, v, h)
+        self._through_v_new(w, d, gates, do, dh_next)
         late = {
             "readers": _dot(d.outer_h, w.seen_h, d.dots_h) + _dot(w.weights_h, d.paired_h, d.pair_dots_h),
             "write": _dot(v, d.dright_h, d.value_dots),
-            "at_end": torch.mul(leaving, dexit, out=dentry).view(-1, *self._state_shape).sum((1, 3)),
+            "at_end": torch.mul(h_next, dh_next, out=dh).view(-1, *self._state_shape).sum((1, 3)),
         }
-        dq, dk, dv = (self._cut("d" + name, grads[name])[number] for name in self.NAMES[:3])
-        if row.write is None:
+        dq, dk, dv = (self._cut("d" + name, grads[name])[index] for name in self.NAMES[:3])
+        if gates.write is None:
             dv.copy_(d.dright_h)
         else:
-            torch.mul(d.dright_h, row.write, out=dv)
+            torch.mul(d.dright_h, gates.write, out=dv)
         if self.skip is not None:
             late["skip"] = _dot(do, v, d.value_dots)
             dv.addcmul_(do, self.skip)
         self.late.append(late)
-        self._through_reads(w, d, row, entry, dexit)
+        self._through_reads(w, d, gates, h, dh_next)
         torch.mul(d.dreads_q, self.plan.scale, out=dq)
         if self.erases:
             torch.add(d.dkeys_h, d.dreads_a, out=dk)
         else:
             dk.copy_(d.dkeys_h)
-        return self._decayed(dexit, row.whole, dentry).baddbmm_(w.reads.mT, d.pulls)
+        return self._decayed(dh_next, gates.whole, dh).baddbmm_(w.reads.mT, d.pulls)
 
-    def _through_written(self, w: Forward, d: Backward, row: Numbers, do: Tensor, dexit: Tensor) -> None:
+    def _through_v_new(self, w: Forward, d: Backward, gates: Gates, do: Tensor, dh_next: Tensor) -> None:
         """dr, and what meets the scores."""
         d.asked_h.copy_(do)
-        torch.bmm(w.keys, dexit, out=d.left)
-        torch.mul(d.left_h, row.to_end, out=d.dx_h)
-        d.dx.baddbmm_(w.scores.mT, d.asked)
+        torch.bmm(w.keys, dh_next, out=d.left)
+        torch.mul(d.left_h, gates.to_end, out=d.dv_new_h)
+        d.dv_new.baddbmm_(w.A_qk.mT, d.asked)
         if self.erases:
-            w.systems.solve_transposed(d.dx, d.dright)
-        torch.bmm(d.outer, w.written.mT, out=d.paired)
+            w.systems.solve_transposed(d.dv_new, d.dright)
+        torch.bmm(d.outer, w.v_new.mT, out=d.paired)
         d.paired_h.tril_(self.below)
 
-    def _through_reads(self, w: Forward, d: Backward, row: Numbers, entry: Tensor, dexit: Tensor) -> None:
+    def _through_reads(self, w: Forward, d: Backward, gates: Gates, h: Tensor, dh_next: Tensor) -> None:
         """Y, dR and what of dk comes through what was written."""
-        torch.mul(d.outer_h, row.pull, out=d.pulls_h)
-        torch.bmm(d.pulls, entry.mT, out=d.dreads)
-        torch.mul(w.written_h, row.to_end, out=w.kept_h)
-        torch.bmm(w.kept, dexit.mT, out=d.dkeys)
+        torch.mul(d.outer_h, gates.pull, out=d.pulls_h)
+        torch.bmm(d.pulls, h.mT, out=d.dreads)
+        torch.mul(w.v_new_h, gates.to_end, out=w.kept_h)
+        torch.bmm(w.kept, dh_next.mT, out=d.dkeys)
         d.paired_h.mul_(w.decay_h)
-        if row.erased is not None:
-            d.paired_a.mul_(row.erased)
+        if gates.erased is not None:
+            d.paired_a.mul_(gates.erased)
         paired = d.paired
         if self.sizes.repeat > 1:
             paired = paired.unflatten(0, (-1, self.sizes.repeat)).sum(1)
@@ -225,12 +225,12 @@ class ScalarLane:
     def _state_shape(self) -> tuple[int, int, int]:
         return self.sizes.width, self.sizes.repeat, self.sizes.values
 
-    def _decayed(self, state: Tensor, whole: Tensor, out: Tensor) -> Tensor:
+    def _decayed(self, h: Tensor, whole: Tensor, out: Tensor) -> Tensor:
         shape = (-1, *self._state_shape)
-        torch.mul(state.view(shape), whole, out=out.view(shape))
+        torch.mul(h.view(shape), whole, out=out.view(shape))
         return out
 
-    def numbers(self) -> dict[str, Tensor]:
+    def gate_gradients(self) -> dict[str, Tensor]:
         """Gradients of log-decays and strengths ``[B, T, HV]``, once every chunk has been through :meth:`backward`."""
         if not self.late:
             return {}

@@ -1,21 +1,22 @@
-"""Chunks seen from a frame that moves with the decay: there the recurrence has no decay at all.
+"""Chunks relative to the decay in their middle: so scaled, the recurrence has no decay at all.
 
-With G the inclusive cumulative log-decay of the chunk, channel by channel, and m its value in mid-chunk,
+With g the inclusive cumulative log-decay of the chunk, channel by channel, and m its value in mid-chunk,
 
 .. code-block:: text
 
-    q~ = scale q e^{G_q - m}    a~ = a e^{G_a - m}    k~ = k e^{m - G}    b~ = b e^{m - G}    S~ = e^m S
+    q~ = scale q e^{g_q - m}    a~ = a e^{g_a - m}    k~ = k e^{m - g}    b~ = b e^{m - g}    h~ = e^m h
 
 turn the chunk into plain products. With the rows that read, R = [a~; q~], those that are written, W = [b~; k~], what is
-written with them, X = [z; v] (delta: W = k~, X = x; additive: R = q~, W = k~, X = v), and M = R W^T below the diagonal
+written with them, X = [z; v] (delta: W = k~, X = v_new; additive: R = q~, W = k~, X = v), and A = R W^T below the
+diagonal, in the letters of :mod:`linrec.engines.matrix.chunk`,
 
 .. code-block:: text
 
-    z = (I - M_ab)^-1 (a~ S~ + M_ak v)          x = (I - M_ak)^-1 (a~ S~ + v)
-    o = q~ S~ + M_q X                           S' = e^{G_C - m} (S~ + W^T X)
+    z = (I - A_ab)^-1 (a~ h~ + A_ak v)          v_new = (I - A_ak)^-1 (a~ h~ + v)
+    o = q~ h~ + A_q X                           h_next = e^{g_C - m} (h~ + W^T X)
 
-    dE = e^{G_C - m} dS'      dX = M_q^T do + W dE      dr = (I - M_a)^-T dX_z or dX_x      D = [dr; do]
-    dM = D X^T below the diagonal        dR = D S~^T + dM W        dW = X dE^T + dM^T R        dS = e^m (dE + R^T D)
+    dE = e^{g_C - m} dh_next      dX = A_q^T do + W dE      dr = (I - A_a)^-T dX_z or dX_v      D = [dr; do]
+    dA = D X^T below the diagonal        dR = D h~^T + dA W        dW = X dE^T + dA^T R        dh = e^m (dE + R^T D)
 
 Every factor is one exponential of a sum known in double precision, and a product of two is the decay between two
 tokens: nothing is lost as long as none of them overflows. Entries above the diagonal may, and are overwritten with
@@ -34,8 +35,8 @@ from linrec.engines.numerics.decays import LOG2, REACH
 from linrec.engines.numerics.triangular import BlockSystems
 
 
-class Frame(NamedTuple):
-    """One chunk in the frame; ``[N, C, .]``, N = B HV. ``up`` = scale e^{G_q - m}, e^{G_a - m}, ``down`` = e^{m - G}.
+class Relative(NamedTuple):
+    """One chunk so scaled; ``[N, C, .]``, N = B HV. ``up`` = scale e^{g_q - m}, e^{g_a - m}, ``down`` = e^{m - g}.
 
     ``reads`` is R, whose first block are rows a where there are two; ``writes`` is W, with rows b.
     """
@@ -59,17 +60,17 @@ class Frame(NamedTuple):
         return self.writes.double
 
 
-def framed(
+def relative(
     total: Tensor,
     falling: bool,
     rows: dict[str, Tensor | None],
     plan: Plan,
     memory: Memory,
     dtype: torch.dtype,
-) -> Frame | None:
-    """The chunk of q, k, a, b in the frame, or None where the decay of the chunk is too strong for it.
+) -> Relative | None:
+    """The scaled chunk of q, k, a, b, or None where the decay of the chunk is too strong for it.
 
-    ``total`` ``[N, C, 1 or K]``, rows first in memory, is G / log 2 in double precision, and is overwritten; whether it
+    ``total`` ``[N, C, 1 or K]``, rows first in memory, is g / log 2 in double precision, and is overwritten; whether it
     is ``falling`` from row to row.
     """
     size = total.shape[1]
@@ -77,7 +78,7 @@ def framed(
     halvings = total[:, size // 2 : size // 2 + 1].round()
     if not (falling and _is_short(total[:, -1])) and not _within_reach(total, halvings):
         return None
-    # Two to some power takes torch a third of the time of e to it on a CPU. Out of the frame it is within single
+    # Two to some power takes torch a third of the time of e to it on a CPU. Unscaled again it is within single
     # precision, too.
     up = memory.rows_first("up", total, *total.shape, dtype=dtype).copy_(total.exp2_())
     enter = torch.exp2(halvings).to(dtype)
@@ -93,7 +94,7 @@ def framed(
         up_q = torch.mul(up_q, plan.scale, out=memory.rows_first("scaled", up, *up.shape))
     reads = _stacked("reads", ((rows["a"], up_a), (rows["q"], up_q)), memory)
     writes = _stacked("writes", ((rows["b"], down), (rows["k"], down)), memory)
-    return Frame(reads, writes, up_q, up_a, down, enter.mT, up[:, -1:].mT)
+    return Relative(reads, writes, up_q, up_a, down, enter.mT, up[:, -1:].mT)
 
 
 def _is_short(last: Tensor) -> bool:
@@ -102,7 +103,7 @@ def _is_short(last: Tensor) -> bool:
 
 
 def _within_reach(total: Tensor, halvings: Tensor) -> bool:
-    """Whether nothing overflows, in the frame and on the way to it; not where something is not a number."""
+    """Whether nothing overflows, scaled and on the way there; not where something is not a number."""
     low, high = torch.aminmax(total - halvings)
     reach = torch.stack([-low, high, -halvings.amin(), halvings.amax()]).amax()
     return bool(reach <= REACH / LOG2)
@@ -119,18 +120,18 @@ def _stacked(name: str, parts: tuple[tuple[Tensor | None, Tensor], ...], memory:
 
 
 class Solved(NamedTuple):
-    """M_q ``[N, C, (2) C]``, M_ak where there are b, I - M_a, X, S~, R S~."""
+    """A_q ``[N, C, (2) C]``, A_ak where there are b, I - A_a, X, h~, R h~."""
 
     scores: Tensor
     within: Tensor | None
     systems: BlockSystems | None
     written: Stack
-    state: Tensor
+    h: Tensor
     seen: Stack
 
 
 def solve(
-    f: Frame, v: Tensor, write: Tensor | None, state: Tensor, plan: Plan, memory: Memory, asks: bool = True
+    f: Relative, v: Tensor, write: Tensor | None, h: Tensor, plan: Plan, memory: Memory, asks: bool = True
 ) -> Solved:
     """What the chunk sees and writes; write v ``[N, C, V]``, the entry state ``[N, K, V]``.
 
@@ -138,33 +139,35 @@ def solve(
     """
     count, size, _ = v.shape
     read, wrote = len(f.reads.blocks), len(f.writes.blocks)
-    inner = torch.mul(state, f.enter, out=memory.take("inner", state, *state.shape))
-    grams = memory.stack("grams", inner, read, count, size, wrote * size)
+    h_there = torch.mul(h, f.enter, out=memory.take("inner", h, *h.shape))
+    grams = memory.stack("grams", h_there, read, count, size, wrote * size)
     torch.bmm(f.reads.whole, f.writes.whole.mT, out=grams.whole)
-    seen = memory.stack("seen", inner, read, *v.shape)
+    seen = memory.stack("seen", h_there, read, *v.shape)
     if asks:
-        torch.bmm(f.reads.whole, inner, out=seen.whole)
+        torch.bmm(f.reads.whole, h_there, out=seen.whole)
     elif f.predicts:
-        torch.bmm(f.reads.first, inner, out=seen.first)
-    scores = memory.take("scores", inner, *grams.last.shape).copy_(grams.last)
+        torch.bmm(f.reads.first, h_there, out=seen.first)
+    scores = memory.take("scores", h_there, *grams.last.shape).copy_(grams.last)
     _below(scores, _diagonal(plan))
-    written = memory.stack("written", inner, wrote, *v.shape)
+    written = memory.stack("written", h_there, wrote, *v.shape)
     systems = within = None
     if not f.predicts or f.general:
         _strengthened(v, write, written.last)
     if f.predicts:
-        systems, right = memory.systems(inner, count, size), memory.take("right", inner, *v.shape)
+        systems, right = memory.systems(h_there, count, size), memory.take("right", h_there, *v.shape)
         systems.matrices.copy_(grams.first[:, :, :size]).tril_(-1)
         systems.invert()
         if f.general:
-            within = memory.take("within", inner, count, size, size).copy_(grams.first[:, :, size:]).tril_(-1)
+            within = (
+                memory.take("within", h_there, count, size, size).copy_(grams.first[:, :, size:]).tril_(-1)
+            )
             torch.baddbmm(seen.first, within, written.last, out=right)
         elif write is None:
             torch.add(seen.first, v, out=right)
         else:
             torch.addcmul(seen.first, v, write, out=right)
         systems.solve(right, written.first)
-    return Solved(scores, within, systems, written, inner, seen)
+    return Solved(scores, within, systems, written, h_there, seen)
 
 
 def _below(scores: Tensor, diagonal: int) -> None:
@@ -189,28 +192,28 @@ def _diagonal(plan: Plan) -> int:
     return 0 if plan.reads_now else -1
 
 
-def output(f: Frame, s: Solved, memory: Memory, out: Tensor) -> None:
+def output(f: Relative, s: Solved, memory: Memory, out: Tensor) -> None:
     """The output in ``[B, HV, C, V]``."""
-    product = torch.bmm(s.scores, s.written.whole, out=memory.take("product", s.state, *s.seen.last.shape))
+    product = torch.bmm(s.scores, s.written.whole, out=memory.take("product", s.h, *s.seen.last.shape))
     torch.add(product.view(out.shape), s.seen.last.unflatten(0, out.shape[:2]), out=out)
 
 
-def leave(f: Frame, s: Solved, new_state: Tensor) -> None:
-    """The exit state; S~ is overwritten."""
-    torch.mul(s.state.baddbmm_(f.writes.whole.mT, s.written.whole), f.leave, out=new_state)
+def leave(f: Relative, s: Solved, h_next: Tensor) -> None:
+    """The exit state; h~ is overwritten."""
+    torch.mul(s.h.baddbmm_(f.writes.whole.mT, s.written.whole), f.leave, out=h_next)
 
 
 def adjoint(
-    f: Frame, s: Solved, do: Tensor, dexit: Tensor, plan: Plan, memory: Memory
+    f: Relative, s: Solved, do: Tensor, dh_next: Tensor, plan: Plan, memory: Memory
 ) -> tuple[Stack, Stack, Tensor, Tensor]:
     """dR, dW, that of what v writes, and of the entry state, from those of the output and of the exit state.
 
     The last is memory: that of the exit state, where it came from the chunk behind, is overwritten.
     """
     read, wrote = len(f.reads.blocks), len(f.writes.blocks)
-    asked = memory.stack("asked", s.state, read, *do.shape)
+    asked = memory.stack("asked", s.h, read, *do.shape)
     asked.last.copy_(do)
-    dout = torch.mul(dexit, f.leave, out=memory.take("dout", dexit, *dexit.shape))
+    dout = torch.mul(dh_next, f.leave, out=memory.take("dout", dh_next, *dh_next.shape))
     dwritten = memory.stack("dwritten", dout, wrote, *do.shape)
     torch.bmm(f.writes.whole, dout, out=dwritten.whole).baddbmm_(s.scores.mT, asked.last)
     dv = dwritten.last
@@ -224,7 +227,7 @@ def adjoint(
         _below(weighted.first, -1)
     _below(weighted.last, _diagonal(plan))
     dreads = memory.stack("dreads", dout, read, *f.reads.last.shape)
-    torch.bmm(asked.whole, s.state.mT, out=dreads.whole).baddbmm_(weighted.whole, f.writes.whole)
+    torch.bmm(asked.whole, s.h.mT, out=dreads.whole).baddbmm_(weighted.whole, f.writes.whole)
     dwrites = memory.stack("dwrites", dout, wrote, *f.writes.last.shape)
     torch.bmm(s.written.whole, dout.mT, out=dwrites.whole).baddbmm_(weighted.whole.mT, f.reads.whole)
     return dreads, dwrites, dv, dout.baddbmm_(f.reads.whole.mT, asked.whole).mul_(f.enter)

@@ -1,7 +1,7 @@
-"""What decays and strengths come to in every row of every chunk, for recurrences with one decay a head.
+"""Decays and strengths of every row of every chunk, for recurrences with one decay a head.
 
 They are small beside the arguments, so they are formed at once for the whole sequence, in double precision, and cut
-by chunk afterwards. The decay between two rows of a chunk is a product of two numbers, e^{G_i - m} and e^{m - G_j}
+by chunk afterwards. The decay between two rows of a chunk is a product of two factors, e^{g_i - m} and e^{m - g_j}
 with m a sum near mid-chunk, as long as neither can overflow; in chunks that decay more it is formed exponent by
 exponent.
 """
@@ -22,13 +22,13 @@ from linrec.engines.numerics.scans import exact
 TIME = -2
 
 
-class Numbers(NamedTuple):
-    """Of one chunk, ``[B, H, R, C, 1]``, with G the inclusive sums of its log-decays.
+class Gates(NamedTuple):
+    """Of one chunk, ``[B, H, R, C, 1]``, with g the inclusive sums of its log-decays.
 
-    ``sums``: G, and the sums that q and a see, in double precision. The rows that read are those of k, where there
-    are strengths that erase, and those of q: J = 2 or 1. ``at`` = e^{G_a}, e^{G_q} ``[B, H, R, J, C, 1]``; ``pull`` is
-    the same with -erase e^{G_a}. ``to_end`` = e^{G_C - G}, ``whole`` = e^{G_C} ``[B H, 1, R, 1]``. ``up_q`` =
-    e^{G_q - m}, ``up_a`` = e^{G_a - m} and ``down`` = e^{m - G} where ``near``. ``erased`` = -erase.
+    ``sums``: g, and the sums that q and a see, in double precision. The rows that read are those of k, where there
+    are strengths that erase, and those of q: J = 2 or 1. ``at`` = e^{g_a}, e^{g_q} ``[B, H, R, J, C, 1]``; ``pull`` is
+    the same with -erase e^{g_a}. ``to_end`` = e^{g_C - g}, ``whole`` = e^{g_C} ``[B H, 1, R, 1]``. ``up_q`` =
+    e^{g_q - m}, ``up_a`` = e^{g_a - m} and ``down`` = e^{m - g} where ``near``. ``erased`` = -erase.
     """
 
     sums: tuple[Tensor, Tensor, Tensor]
@@ -44,7 +44,7 @@ class Numbers(NamedTuple):
     near: bool
 
 
-def numbers(plan: Plan, tensors: Tensors, dtype: torch.dtype) -> list[Numbers]:
+def chunk_gates(plan: Plan, tensors: Tensors, dtype: torch.dtype) -> list[Gates]:
     """Of every chunk, in the accumulator's ``dtype``."""
     k, v, g = (tensors[name] for name in ("k", "v", "g"))
     assert k is not None and v is not None
@@ -82,7 +82,7 @@ def numbers(plan: Plan, tensors: Tensors, dtype: torch.dtype) -> list[Numbers]:
     seen = (total, sums[plan.reads_now], sums[plan.predicts_now])
     totals = zip(*(_cut(x, length, len(near)) for x in seen), strict=True)
     whole = last.exp2().to(dtype).flatten(1, 2).transpose(2, 3).unbind(0)
-    return [Numbers._make(every) for every in zip(totals, whole, *cut, near, strict=True)]
+    return [Gates._make(every) for every in zip(totals, whole, *cut, near, strict=True)]
 
 
 def by_chunk(x: Tensor | None, heads: int, chunk: int) -> Tensor | None:
@@ -122,8 +122,8 @@ def _cut(x: Tensor | None, length: int, chunks: int) -> list[Tensor] | list[None
     return parts
 
 
-def between(at: str, n: Numbers, diagonal: bool, decay: Tensor) -> Tensor:
-    """Fills ``decay`` with e^{at_i - G_j} for rows that q or a sees ("q", "a"); anything finite above the diagonal."""
+def between(at: str, n: Gates, diagonal: bool, decay: Tensor) -> Tensor:
+    """Fills ``decay`` with e^{at_i - g_j} for rows that q or a sees ("q", "a"); anything finite above the diagonal."""
     up, reader = (n.up_q, n.sums[1]) if at == "q" else (n.up_a, n.sums[2])
     if n.near:
         return torch.mul(up, n.down.mT, out=decay)
