@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from linrec.engines.convolution import causal_convolution
+from linrec.engines.numerics.forward_mode import layer_norm
 from linrec.engines.numerics.norm import gated_rms_norm, rms_norm
 from linrec.errors import RangeError, ShapeError
 
@@ -38,6 +39,20 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x ``[..., width]``."""
         return rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """w (x - mean) / sqrt(variance + eps) + b, as :class:`torch.nn.LayerNorm`, whose forward mode is not exact."""
+
+    def __init__(self, width: int, eps: float = 1e-5, bias: bool = True):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[..., width]``."""
+        y = layer_norm(x, self.eps) * self.weight
+        return y if self.bias is None else y + self.bias
 
 
 class ShortConvolution(nn.Module):

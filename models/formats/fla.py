@@ -10,7 +10,7 @@ import torch
 from linrec.errors import CheckpointError
 from linrec.models.blocks import make_layer
 from linrec.models.config import Config
-from linrec.models.formats.format import layer_values
+from linrec.models.formats.format import layer_values, usual_blocks
 from linrec.models.formats.options import Options
 from linrec.models.formats.weights import Weight, joined, reshaped, same
 
@@ -21,35 +21,39 @@ HARMLESS = ("backend", "chunk_size")  # options of ours that change how a layer 
 Mixer = Callable[[str, str, Mapping[str, Any]], list[Weight]]  # their prefix, ours, the layer's options
 
 
-def fla_config(
-    options: Options,
-    layer: str,
-    sizes: Mapping[str, Any],
-    heads: int,
-    ratio: int = 4,
-    bos: int = 1,
-    eos: int = 2,
-) -> Config:
+def fla_config(options: Options, layer: str, sizes: Mapping[str, Any], heads: int, ratio: int = 4) -> Config:
     """The model around ``layer`` with the options ``sizes``; ``ratio`` is the width of its MLP where none is given."""
     options.only("hidden_act", ("swish", "silu"), "swish")
-    options.only("attn", (None,), None, " (there are layers of attention)")
     options.only("attnres_block_size", (None,), None, " (residuals are attended to)")
     options.only("norm_first", (False,), False)
     options.only("elementwise_affine", (True, None), True)
+    inner = mlp_width(options, options.whole("hidden_size", 2048), ratio)
+    return around(options, layer, sizes, heads, inner, norm_eps=options.take("norm_eps", 1e-6))
+
+
+def around(
+    options: Options, layer: str, sizes: Mapping[str, Any], heads: int, inner: int, **blocks: Any
+) -> Config:
+    """What all families say of a model; MLPs of ``inner`` channels, and what else is to say of its ``blocks``."""
+    options.only("attn", (None,), None, " (there are layers of attention)")
     options.without_effect(*WITHOUT_EFFECT)
     size, width = options.whole("vocab_size", 32000), options.whole("hidden_size", 2048)
-    tokens = {"bos_token_id": bos, "eos_token_id": eos, "pad_token_id": None}
+    if inner % 8:
+        raise CheckpointError(
+            f"{options.where}: intermediate_size = {inner} cannot be expressed, only multiples of 8"
+        )
+    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     return Config(
         vocab_size=size,
         d_model=width,
         num_layers=options.whole("num_hidden_layers", 24),
         pattern=(layer,),
         num_heads=heads,
-        mlp_ratio=mlp_width(options, width, ratio) / width,
+        mlp_ratio=inner / width,
         tie_embeddings=options.take("tie_word_embeddings", False),
-        norm_eps=sizes["norm_eps"],
         layer_options={layer: dict(sizes)},
         **{name: options.token(name, size, default) for name, default in tokens.items()},
+        **blocks,
     )
 
 
@@ -65,13 +69,17 @@ def fla_options(config: Config, model_type: str, values: Mapping[str, Any]) -> d
     """What that project calls the sizes of the model around layers with the options ``values``."""
     if values["norm_eps"] != config.norm_eps:
         raise CheckpointError(f"{model_type}: one norm_eps stands for all norms, this model has two")
+    return {**around_options(config, model_type), "hidden_act": "swish"}
+
+
+def around_options(config: Config, model_type: str) -> dict[str, Any]:
+    """The inverse of :func:`around`."""
     return {
         "model_type": model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.num_layers,
         "intermediate_size": config.mlp_width,
-        "hidden_act": "swish",
         "norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         **{name: getattr(config, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
@@ -79,7 +87,7 @@ def fla_options(config: Config, model_type: str, values: Mapping[str, Any]) -> d
 
 
 def only_options(
-    config: Config, layer: str, said: Sequence[str], assumed: Mapping[str, Any]
+    config: Config, layer: str, said: Sequence[str], assumed: Mapping[str, Any], **blocks: Any
 ) -> dict[str, Any]:
     """Every option of the layer of a model of such layers and MLPs.
 
@@ -91,6 +99,7 @@ def only_options(
             f"expected a model of {layer} layers and MLPs, got {' and '.join(sorted(set(config.layer_names)))}"
             f"{'' if config.mlp_width else ' without an MLP'}"
         )
+    usual_blocks(config, **blocks)
     values = layer_values(config, layer)
     for name, value in values.items():
         if name not in (*said, *HARMLESS, "num_heads", "norm_eps") and value != assumed[name]:

@@ -120,6 +120,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "delta_net": {"qk_norm": "l7", "qk_activation": "gelu", "use_output_norm": False},
     "gla": {"feature_map": "relu", "num_kv_heads": 1, "elementwise_affine": False},
     "retnet": {"feature_map": "relu", "num_kv_heads": 1},
+    "rwkv7": {"hidden_act": "relu", "value_dim": [16, 16, 32], "intermediate_size": 20, "a_low_rank_dim": 0},
 }
 
 
@@ -133,6 +134,7 @@ def test_what_cannot_be_expressed_is_refused_by_name(name: str, option: str, tmp
 
 
 OURS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "rwkv7": ("rwkv7", {"key_eps": 1e-3}, "key_eps"),
     "gated_deltanet": ("gated_delta_net", {"key_norm": "l1"}, "key_norm"),
     "kda": ("kimi_delta_attention", {"use_beta": False}, "use_beta"),
     "delta_net": ("delta_net", {"num_v_heads": 8}, "num_v_heads"),
@@ -145,13 +147,17 @@ OURS: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_models_made_here_are_written_or_refused(name: str, tmp_path: Path) -> None:
     layer, strange, option = OURS[name]
     sizes: dict[str, Any] = {"d_model": 32, "num_heads": 4, "num_layers": 2, "pattern": (layer,)}
-    model = LanguageModel(Config(**sizes, norm_eps=1e-5)).eval()
+    needed: dict[str, Any] = {}
+    if layer == "rwkv7":
+        sizes |= {"norm": "layer", "mlp": "rwkv", "embed_norm": True}
+        needed = {"value_rank": 3, "gate_rank": 8}
+    model = LanguageModel(Config(**sizes, norm_eps=1e-5, layer_options={layer: needed})).eval()
     model.save(tmp_path / "ours")
     convert(LanguageModel, tmp_path / "ours", tmp_path / "theirs", name)
     again = LanguageModel.load(tmp_path / "theirs")
     tokens = torch.randint(257, (2, 9))
     with torch.no_grad():
         assert torch.equal(again(tokens).logits, model(tokens).logits)
-    LanguageModel(Config(**sizes, layer_options={layer: strange})).save(tmp_path / "strange")
+    LanguageModel(Config(**sizes, layer_options={layer: {**needed, **strange}})).save(tmp_path / "strange")
     with pytest.raises(CheckpointError, match=option):
         convert(LanguageModel, tmp_path / "strange", tmp_path / "no", name)
