@@ -85,6 +85,16 @@ class Block(nn.Module):
         return (x, None) if x.shape[-1] == width else (x[..., :width], x[..., width:])
 
 
+def make_blocks(config: Config) -> nn.ModuleList:
+    """Every block, in order; each mixing layer knows the first of its kind."""
+    blocks = [Block(config, name, depth) for depth, name in enumerate(config.layer_names)]
+    first: dict[str, Layer] = {}
+    for name, block in zip(config.layer_names, blocks, strict=True):
+        if block.mixer is not first.setdefault(name, block.mixer):
+            block.mixer.joins(first[name])
+    return nn.ModuleList(blocks)
+
+
 def make_norm(config: Config) -> nn.Module:
     """The norm before mixing layers, MLPs and the head."""
     if config.norm == "rms":
@@ -93,11 +103,12 @@ def make_norm(config: Config) -> nn.Module:
 
 
 def make_layer(config: Config, name: str, depth: int = 0) -> Layer:
-    """The mixing layer ``name``, which is told its ``depth`` if it asks for that.
+    """The mixing layer ``name``, which is told its ``depth`` and the number of layers if it asks for them.
 
     ConfigError, with the layer's own reason, where the sizes do not fit it.
     """
-    arguments: dict[str, Any] = {"depth": depth} if "depth" in argument_types(name) else {}
+    known, place = argument_types(name), {"depth": depth, "num_layers": config.num_layers}
+    arguments: dict[str, Any] = {option: value for option, value in place.items() if option in known}
     arguments |= {"num_heads": config.num_heads, **config.layer_options.get(name, {})}
     try:
         return LAYERS[name](d_model=config.d_model, **arguments)

@@ -17,7 +17,13 @@ from linrec.errors import ConfigError
 from linrec.layers import LAYERS
 
 LARGEST = 2**31 - 1
-POSITIVE = ("norm_eps", "key_eps", "eps", "rope_base", "gate_temperature")  # options that no layer can take below zero
+POSITIVE = (
+    "norm_eps",
+    "key_eps",
+    "eps",
+    "rope_base",
+    "gate_temperature",
+)  # options that no layer can take below zero
 CHOICES = {"norm": ("rms", "layer"), "mlp": ("swiglu", "rwkv")}
 
 

@@ -18,7 +18,7 @@ from linrec.errors import DeviceError, DtypeError, RangeError, ShapeError
 from linrec.files import tensor_chunks
 from linrec.layers.base import real_tokens
 from linrec.layers.projection import project
-from linrec.models.blocks import Block, make_norm
+from linrec.models.blocks import make_blocks, make_norm
 from linrec.models.checkpoint import save_checkpoint
 from linrec.models.config import Config
 from linrec.models.loading import load_model
@@ -55,7 +55,7 @@ class LanguageModel(Vocabulary):
     def __init__(self, config: Config):
         super().__init__(config.vocab_size, config.d_model)
         self.config = config
-        self.blocks = nn.ModuleList(Block(config, name, n) for n, name in enumerate(config.layer_names))
+        self.blocks = make_blocks(config)
         self.norm = make_norm(config)
         self.add_head(config.tie_embeddings)
         initialise(self)

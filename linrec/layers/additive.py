@@ -71,7 +71,7 @@ class Lightning(HeadsLayer):
     rule = rules.lightning
     activation: bool = True
     gate_activation: str | None = "sigmoid"
-    norm_all_heads: ClassVar[bool] = True
+    norm_all_heads: bool = True
 
     def __init__(self, d_model: int, num_heads: int = 4, *, layer: int = 0, layers: int = 1, **sizes: Any):
         super().__init__(d_model, num_heads, **sizes)

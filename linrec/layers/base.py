@@ -31,6 +31,9 @@ class Layer(nn.Module):
     d_model: int
     beside: int = 0
 
+    def joins(self, first: Layer) -> None:
+        """Told by a model which layer of this kind is its ``first``, for what its layers have in common."""
+
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """The layer on unpadded tokens; implemented by each layer."""
         raise NotImplementedError

@@ -36,7 +36,7 @@ class HeadsLayer(Layer):
     unit_keys: ClassVar[bool] = False  # L2-normalise q and k
     rotary: ClassVar[bool] = False
     gate_activation: str | None = "silu"
-    norm_all_heads: ClassVar[bool] = False  # one RMSNorm over all heads instead of one a head
+    norm_all_heads: bool = False  # one RMSNorm over all heads instead of one a head
 
     def __init__(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -87,6 +88,30 @@ def test_hidden_states_and_recomputation_through_transformers() -> None:
     model(tokens, labels=tokens).loss.backward()
     for name, parameter in model.named_parameters():
         close(parameter.grad, want[name])
+
+
+def test_layers_share_learned_bounds() -> None:
+    options = {"hgrn2": {"learned_bounds": True}}
+    sizes: dict[str, Any] = {"d_model": 16, "num_heads": 2, "num_layers": 4}
+    made = LanguageModel(
+        Config(**sizes, pattern=("gated_delta_net", "hgrn2"), layer_options=options)
+    ).double()
+    tables = [name for name in made.state_dict() if "bounds" in name]
+    assert tables == ["blocks.1.mixer.bounds.weight"]
+    table = made.get_parameter(tables[0])
+    assert table.shape == (4, 16)
+    with torch.no_grad():
+        table.normal_()
+    shares = table.softmax(0)
+    close(made.blocks[1].mixer.floor(torch.zeros(1, 1, 2, 8).double()).flatten(), shares[1])
+    close(made.blocks[3].mixer.floor(torch.zeros(1, 1, 2, 8).double()).flatten(), shares[1:].sum(0))
+    copy = deepcopy(made)
+    tokens = torch.randint(29, (1, 6))
+    with torch.no_grad():
+        copy.get_parameter(tables[0]).zero_()
+        assert not torch.allclose(copy(tokens).logits, made(tokens).logits)
+    made(tokens).logits.square().sum().backward()
+    assert table.grad is not None and bool(table.grad.abs().sum() > 0)
 
 
 def test_what_does_not_fit_is_an_error() -> None:

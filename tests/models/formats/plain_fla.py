@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -179,8 +178,18 @@ def addcmul(x: Tensor, change: Tensor, *shares: Tensor) -> tuple[Tensor, ...]:
     return tuple(x + change * share for share in shares)
 
 
+class Wide:
+    """torch, where the number type that is asked for by name is float64."""
+
+    float = torch.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
 # Where a kernel is called, by module and name, and what stands in its place.
-PLAIN: dict[str, Callable[..., Any]] = {
+PLAIN: dict[str, Any] = {
+    "models.hgrn2.modeling_hgrn2.torch": Wide(),  # its bounds are a softmax in float32
     "layers.gated_deltanet.chunk_gated_delta_rule": gated_delta,
     "layers.gated_deltanet.fused_recurrent_gated_delta_rule": gated_delta,
     "layers.gated_deltanet.causal_conv1d": short_convolution,

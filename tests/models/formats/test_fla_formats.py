@@ -120,6 +120,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "delta_net": {"qk_norm": "l7", "qk_activation": "gelu", "use_output_norm": False},
     "gla": {"feature_map": "relu", "num_kv_heads": 1, "elementwise_affine": False},
     "retnet": {"feature_map": "relu", "num_kv_heads": 1},
+    "hgrn2": {"elementwise_affine": False, "expand_ratio": 0},
     "rwkv7": {"hidden_act": "relu", "value_dim": [16, 16, 32], "intermediate_size": 20, "a_low_rank_dim": 0},
 }
 
@@ -133,7 +134,12 @@ def test_what_cannot_be_expressed_is_refused_by_name(name: str, option: str, tmp
         LanguageModel.load(folder)
 
 
+NEEDED: dict[str, dict[str, Any]] = {
+    "rwkv7": {"value_rank": 3, "gate_rank": 8},
+    "hgrn2": {"learned_bounds": True, "norm_all_heads": True},
+}
 OURS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "hgrn2": ("hgrn2", {"use_gate": True}, "use_gate"),
     "rwkv7": ("rwkv7", {"key_eps": 1e-3}, "key_eps"),
     "gated_deltanet": ("gated_delta_net", {"key_norm": "l1"}, "key_norm"),
     "kda": ("kimi_delta_attention", {"use_beta": False}, "use_beta"),
@@ -147,10 +153,9 @@ OURS: dict[str, tuple[str, dict[str, Any], str]] = {
 def test_models_made_here_are_written_or_refused(name: str, tmp_path: Path) -> None:
     layer, strange, option = OURS[name]
     sizes: dict[str, Any] = {"d_model": 32, "num_heads": 4, "num_layers": 2, "pattern": (layer,)}
-    needed: dict[str, Any] = {}
+    needed = NEEDED.get(layer, {})
     if layer == "rwkv7":
         sizes |= {"norm": "layer", "mlp": "rwkv", "embed_norm": True}
-        needed = {"value_rank": 3, "gate_rank": 8}
     model = LanguageModel(Config(**sizes, norm_eps=1e-5, layer_options={layer: needed})).eval()
     model.save(tmp_path / "ours")
     convert(LanguageModel, tmp_path / "ours", tmp_path / "theirs", name)
