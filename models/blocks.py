@@ -69,7 +69,9 @@ class Block(nn.Module):
         x, handed = self._apart(x)
         x = x if self.pre_norm is None else self.pre_norm(x)
         h = self.mixer_norm(x)
-        y, mixer = self.mixer(torch.cat([h, handed], dim=-1) if self.mixer.beside else h, mixer, **how)
+        if self.mixer.beside and handed is not None:
+            h = torch.cat([h, handed], dim=-1)
+        y, mixer = self.mixer(h, mixer, **how)
         y, newer = self._apart(y)
         x, handed = x + y, handed if newer is None else newer
         if self.mlp_remembers:
@@ -95,7 +97,7 @@ def make_blocks(config: Config) -> nn.ModuleList:
     return nn.ModuleList(blocks)
 
 
-def make_norm(config: Config) -> nn.Module:
+def make_norm(config: Config) -> RMSNorm | LayerNorm:
     """The norm before mixing layers, MLPs and the head."""
     if config.norm == "rms":
         return RMSNorm(config.d_model, eps=config.norm_eps)

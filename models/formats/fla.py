@@ -42,7 +42,8 @@ def around(
         raise CheckpointError(
             f"{options.where}: intermediate_size = {inner} cannot be expressed, only multiples of 8"
         )
-    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    tokens: dict[str, int | None] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
+    blocks |= {name: options.token(name, size, default) for name, default in tokens.items()}
     return Config(
         vocab_size=size,
         d_model=width,
@@ -52,7 +53,6 @@ def around(
         mlp_ratio=inner / width,
         tie_embeddings=options.take("tie_word_embeddings", False),
         layer_options={layer: dict(sizes)},
-        **{name: options.token(name, size, default) for name, default in tokens.items()},
         **blocks,
     )
 

@@ -38,7 +38,7 @@ def _config(options: Options) -> Config:
             )
     eps = options.take("norm_eps", 1e-5)
     fused = options.take("fuse_norm", True)
-    sizes = {ours: _rank(options, ours, width, head) for ours in RANKS}
+    sizes: dict[str, float] = {ours: _rank(options, ours, width, head) for ours in RANKS}
     sizes |= {"norm_eps": head * eps, "key_eps": FUSED if fused else UNFUSED}
     options.only("hidden_act", ("sqrelu",), "sqrelu")
     inner = options.take("intermediate_size", None)

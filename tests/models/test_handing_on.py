@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from linrec.errors import CheckpointError, ConfigError, ShapeError
-from linrec.layers import RWKV7
+from linrec.layers import HGRN2, RWKV7
 from linrec.models import Config, LanguageModel
+from linrec.models.blocks import Block
 from linrec.models.huggingface import LinrecConfig, LinrecForCausalLM
 from linrec.models.loading import convert
 from linrec.state import map_tensors
@@ -39,12 +40,15 @@ def test_values_of_the_first_layer_reach_the_others_and_no_other_token() -> None
     made = model()
     tokens = torch.randint(29, (2, 7))
     x, blocks = made.embed(tokens), list(made.blocks)
+    block = blocks[0]
+    assert isinstance(block, Block) and block.pre_norm is not None and isinstance(block.mixer, RWKV7)
     with torch.no_grad():
-        x = blocks[0].pre_norm(x)
-        first = blocks[0].mixer(blocks[0].mixer_norm(x))[0][..., 16:]
-        shifted = torch.nn.functional.pad(h := blocks[0].mixer_norm(x), (0, 0, 1, -1)) - h
-        close(first, blocks[0].mixer.v_proj(h + shifted * blocks[0].mixer.mu[3]))
-        y, _ = blocks[0](made.embed(tokens), None, None, None)
+        x = block.pre_norm(x)
+        h = block.mixer_norm(x)
+        first = block.mixer(h)[0][..., 16:]
+        shifted = torch.nn.functional.pad(h, (0, 0, 1, -1)) - h
+        close(first, block.mixer.v_proj(h + shifted * block.mixer.mu[3]))
+        y, _ = block(made.embed(tokens), None, None, None)
         close(y[..., 16:], first)
         y, _ = blocks[1](y, None, None, None)
         close(y[..., 16:], first)
@@ -103,8 +107,12 @@ def test_layers_share_learned_bounds() -> None:
     with torch.no_grad():
         table.normal_()
     shares = table.softmax(0)
-    close(made.blocks[1].mixer.floor(torch.zeros(1, 1, 2, 8).double()).flatten(), shares[1])
-    close(made.blocks[3].mixer.floor(torch.zeros(1, 1, 2, 8).double()).flatten(), shares[1:].sum(0))
+    for block, want in ((1, shares[1]), (3, shares[1:].sum(0))):
+        layer = made.blocks[block].mixer
+        assert isinstance(layer, HGRN2)
+        floor = layer.floor(torch.zeros(1, 1, 2, 8).double())
+        assert floor is not None
+        close(floor.flatten(), want)
     copy = deepcopy(made)
     tokens = torch.randint(29, (1, 6))
     with torch.no_grad():

@@ -86,9 +86,9 @@ def replace_kernels() -> None:
             owner = importlib.import_module(f"{owner.__name__}.{name}") if inner is None else inner
         assert hasattr(owner, last), where
         setattr(owner, last, plain)
-    activations = importlib.import_module("fla.modules.activations").ACT2FN
+    activations: dict[str, Any] = vars(importlib.import_module("fla.modules.activations"))["ACT2FN"]
     activations |= {"sqrelu": lambda x: x.relu().square(), "swish": F.silu}
-    importlib.import_module("fla.models.rwkv7.modeling_rwkv7").ACT2FN |= activations
+    vars(importlib.import_module("fla.models.rwkv7.modeling_rwkv7"))["ACT2FN"].update(activations)
 
 
 def check_loops() -> None:
@@ -99,7 +99,7 @@ def check_loops() -> None:
     q, k, v = (torch.randn(2, 9, 4, 8) for _ in range(3))
     g, beta = -torch.rand(2, 9, 4, 8), torch.rand(2, 9, 4)
     k = unit(k)
-    pairs = [
+    pairs: list[tuple[Any, tuple[Any, ...]]] = [
         (
             ops["gated_delta_rule"].naive_recurrent_gated_delta_rule(q, k, v, beta, g[..., 0]),
             (g[..., :1], beta),
