@@ -20,7 +20,8 @@ diagonal, in the letters of :mod:`linrec.engines.matrix.chunk`,
 
 Every factor is one exponential of a sum known in double precision, and a product of two is the decay between two
 tokens: nothing is lost as long as none of them overflows. Entries above the diagonal may, and are overwritten with
-zero.
+zero. What is read before the next decay, a row's own for one, is kept apart until the gradient of the decays is made,
+which has no part of it (:mod:`linrec.engines.matrix.decay_gradient`).
 """
 
 from __future__ import annotations
