@@ -7,8 +7,6 @@ call: neither another thread nor another asyncio task sees it.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from contextvars import ContextVar
 
 import torch
@@ -28,6 +26,11 @@ class Donation:
         self.begun = False
         self._everything = everything
         self._given: dict[int, Tensor] = {}  # by address; held, so that no other tensor can come to lie there
+        self._outer: Donation | None = None
+        if state is not None:
+            self._give(state)
+
+    def _give(self, state: State) -> None:
         shared = set()
         for _, x in named_tensors(state):
             storage = x.untyped_storage()
@@ -37,6 +40,14 @@ class Donation:
             self._given[address] = x
         for address in shared:
             del self._given[address]
+
+    def __enter__(self) -> Donation:
+        self._outer = _current.get()
+        _current.set(self)
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        _current.set(self._outer)
 
     def take(self, state: Tensor) -> bool:
         """Whether ``state [...]`` may be written over now; then the block counts as begun."""
@@ -59,17 +70,10 @@ def taken(state: Tensor) -> bool:
     return donation is not None and donation.take(state)
 
 
-@contextlib.contextmanager
-def donation(state: State = True) -> Iterator[Donation]:
+def donation(state: State = True) -> Donation:
     """Within the block, a call of one token may write the next state over the state that it is given.
 
     ``state``: the state that is given away, and no other; True (the default) for loops that own every state they pass,
     False for nothing. Where gradients are on, nothing is overwritten. Holds for the calling thread and asyncio task.
     """
-    before = _current.get()
-    made = Donation(None if isinstance(state, bool) else state, everything=state is True)
-    _current.set(None if state is False else made)
-    try:
-        yield made
-    finally:
-        _current.set(before)
+    return Donation(None if isinstance(state, bool) else state, everything=state is True)

@@ -94,6 +94,8 @@ class Parameters:
 
 def options_of(kwargs: dict[str, Any]) -> dict[str, Any]:
     """The options among the keywords of a call, which are taken out of them."""
+    if _OPTIONS.keys().isdisjoint(kwargs):
+        return {}
     return {name: kwargs.pop(name) for name in _OPTIONS if name in kwargs}
 
 

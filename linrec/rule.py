@@ -65,6 +65,7 @@ class _Known(NamedTuple):
     dtype: torch.dtype
     had_time: bool
     casts: Casts
+    autocast: str | None  # the kind of device, where torch has autocast for it
 
 
 RULES: dict[str, Rule] = {}
@@ -180,9 +181,8 @@ class Rule(Generic[P]):
     def _run_eagerly(self, form: str | None, args: tuple, kwargs: dict[str, Any]) -> Output:
         state = kwargs.pop("state", None)
         terms, known = self._bind(form, args, kwargs)
-        device = terms.leading.device.type
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            with torch.autocast(device, enabled=False):  # engines choose their own dtypes
+        if known.autocast is not None and torch.is_autocast_enabled(known.autocast):
+            with torch.autocast(known.autocast, enabled=False):  # engines choose their own dtypes
                 o, state = self._compute(terms, state, known.call)
         else:
             o, state = self._compute(terms, state, known.call)
@@ -208,7 +208,9 @@ class Rule(Generic[P]):
         dtype = self.parameters.token_dtype(values)
         casts = self.parameters.casts(values, self.engine.compute_dtype(dtype), self.as_is)
         terms = self.lower(**cast(values, casts))
-        known = _Known(self._call(form, options, dims), dtype, had_time, casts)
+        device = terms.leading.device.type
+        autocast = device if torch.amp.is_autocast_available(device) else None
+        known = _Known(self._call(form, options, dims), dtype, had_time, casts, autocast)
         if key is not None:
             if len(self._known) >= REMEMBERED:
                 self._known.clear()

@@ -39,9 +39,7 @@ def short_convolution(
         return taps.convolved(x, weight, bias, state, silu), _last_of_rows(x, state, lengths)
     history = torch.cat((state if state.dtype is x.dtype else state.to(x.dtype), x), 1)
     if length == 1:
-        wide = torch.promote_types(x.dtype, torch.float32)  # products rounded to bfloat16 would cost a digit
-        y = (history.to(wide) * weight.T.to(wide)).sum(1, keepdim=True)
-        y = (y if bias is None else y + bias).to(x.dtype)
+        y = _of_one_token(history, weight, bias)
     elif torch.compiler.is_compiling():
         # Compilers fuse the taps; compiling the gradient of conv1d would fix the length of the sequence.
         y = history[:, :length] * weight[:, 0]
@@ -55,6 +53,17 @@ def short_convolution(
         return y, _last_of_rows(x, state, lengths)
     last = history[:, length:]  # in a graph, of every length alike
     return y, (last if length == 1 else last.clone())  # a view would keep the whole call's tokens alive
+
+
+def _of_one_token(history: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """history ``[B, W, D]`` -> ``[B, 1, D]``; products rounded to bfloat16 would cost a digit."""
+    dtype, taps = history.dtype, weight.T
+    wide = torch.promote_types(dtype, torch.float32)
+    if dtype is not wide or taps.dtype is not wide:
+        history, taps = history.to(wide), taps.to(wide)
+    y = (history * taps).sum(1, keepdim=True)
+    y = y if bias is None else y + bias
+    return y if y.dtype is dtype else y.to(dtype)
 
 
 def _last_of_rows(x: Tensor, state: Tensor, lengths: Tensor | None) -> Tensor:

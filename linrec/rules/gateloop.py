@@ -37,7 +37,7 @@ def gateloop(
         angle = cumulative_angle(x["theta"])
         q, k = (turn(on_value_heads(x[n], x["v"]), angle) for n in ("q", "k"))
         decay = x["g"].repeat_interleave(2, dim=-1)  # B T HV J -> B T HV (J 2)
-        o, state = run.matrix(MatrixTerms(q * run.scale, k, x["v"], decay), state)
+        o, state = run.matrix(MatrixTerms(q, k, x["v"], decay), state, run.scale)
         return o, turn_rows(state, -angle[:, -1])
 
     return ProgramTerms(

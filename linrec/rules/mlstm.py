@@ -40,8 +40,8 @@ def mlstm(q: Query, k: Key, v: Value, g: Decay, i: InputGate, **options: Unpack[
     def body(run: Run, x: dict[str, Tensor], state: MLSTMState) -> tuple[Tensor, MLSTMState]:
         m, decay, weight = stabiliser(x["g"], x["i"], state.m)
         values = F.pad(x["v"], (0, 1), value=1.0)
-        terms = MatrixTerms(x["q"] * run.scale, x["k"], values, decay, write=weight)
-        o, memory = run.matrix(terms, state.memory)
+        terms = MatrixTerms(x["q"], x["k"], values, decay, write=weight)
+        o, memory = run.matrix(terms, state.memory, run.scale)
         floor = (-m[..., None]).exp()  # may be infinite: then the output is zero, as it should be
         return o[..., :-1] / torch.maximum(o[..., -1:].abs(), floor), MLSTMState(memory, m[:, -1])
 

@@ -46,14 +46,15 @@ class DiagonalEngine:
 
     def run(self, terms: DiagonalTerms, state: Tensor | None, call: Call, who: str) -> tuple[Tensor, Tensor]:
         """Output ``[B, T, ...]`` in accumulator precision, and the final state, from ``state [B, ...]``."""
+        first, fresh, rows = terms.leading, state is None, terms.segments(call)
+        alone = call.bounds is None and first.shape[1] == 1
         convolved = call.form == "parallel" and terms.parallel == "convolution"
-        if not (convolved and call.backend == "auto"):
+        if call.backend != "auto" or not (convolved or (alone and first.is_cpu)):
             call = call._replace(backend=chosen_backend(call, who, *terms.tokens.values()))
-        fresh, first, rows = state is None, terms.leading, terms.segments(call)
         if not is_tensor_of(state, _state_shape(terms, rows), terms.accumulator, first.device):
             empty = self.init_state(terms, rows)  # decoding has no use for it
             state = empty if state is None else checked_state(state, empty, who)
-        if call.bounds is None and call.backend != "triton" and first.shape[1] == 1:
+        if alone and call.backend != "triton":
             one = _one_token if terms.selective is None else selective_token
             return one(terms, state, call.scale)
         terms = replace(terms, fresh=fresh)

@@ -29,7 +29,7 @@ def selective_token(terms: DiagonalTerms, state: Tensor, scale: float) -> tuple[
         state = torch.addcmul(written, decay, state, out=state)
     else:
         state = torch.addcmul(written, decay, state)
-    o = t["out"] @ state.mT if "out" in t else (state * s.of(t, "out")).sum(-1)[:, None]
+    o = torch.bmm(t["out"], state.mT) if "out" in t else (state * s.of(t, "out")).sum(-1)[:, None]
     return _skipped(s, o, x, scale), state
 
 

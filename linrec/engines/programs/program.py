@@ -37,12 +37,12 @@ class Run(NamedTuple):
 
     @property
     def scale(self) -> float:
-        """The factor on q; the body applies it, the engine calls it makes have scale 1."""
+        """The factor on q; the body applies it, or hands it on to :meth:`matrix`."""
         return self.call.scale
 
-    def matrix(self, terms: MatrixTerms, state: Tensor) -> tuple[Tensor, Tensor]:
+    def matrix(self, terms: MatrixTerms, state: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
         """One call of the matrix engine from ``state [B, HV, K, V]``: o ``[B, T, HV, V]`` and the final state."""
-        call = self.call._replace(scale=1.0, bounds=None)
+        call = self.call._replace(scale=scale, bounds=None)
         if self.noted is not None:
             self.noted.append(MATRIX.explain(terms, state, call, self.who))
         return MATRIX.run(terms, state, call, self.who)

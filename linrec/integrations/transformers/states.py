@@ -14,14 +14,15 @@ def moved_on(state: Tensor, step: Callable[[Tensor], tuple[Tensor, Tensor]]) -> 
     """The output of ``step(state) -> (output, next state)`` of one token from ``state [B, ...]``; the next state is
     written over the state.
 
-    The step may do that itself. A state that lies in memory otherwise than linrec's is copied back.
+    The step may do that itself, in whatever else it makes of the state as well. A next state that lies elsewhere is
+    copied back.
     """
     if torch.compiler.is_compiling():
         o, after = step(state)
         state.copy_(after)
         return o
-    with donation(state) as given:
+    with donation():  # the step is handed nothing that is not written over in any case
         o, after = step(state)
-    if not given.begun:
+    if after.data_ptr() != state.data_ptr() or after.stride() != state.stride():
         state.copy_(after)
     return o

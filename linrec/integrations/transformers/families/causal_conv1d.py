@@ -85,9 +85,7 @@ def last_inputs(inputs: Tensor, count: int) -> Tensor:
 
 def keep(conv_state: Tensor, inputs: Tensor) -> None:
     """conv_state ``[B, D, W or more]`` of a cache from the last inputs ``[B, W - 1, D]``; older ones meet no token."""
-    kept = inputs.shape[1]
-    conv_state[..., : conv_state.shape[-1] - kept].zero_()
-    conv_state[..., conv_state.shape[-1] - kept :].copy_(inputs.mT)
+    conv_state[..., conv_state.shape[-1] - inputs.shape[1] :].copy_(inputs.mT)
 
 
 _CONVOLUTION = ("weight", "bias", "activation")

@@ -72,7 +72,7 @@ def _moved_on(tensors: dict[str, Any], state: State) -> tuple[Tensor, State]:
     """One token, by which the cache's own tensors are moved on: C and n become parts of one memory, linrec's."""
     c, n, m = state
     rows, heads, keys, values = c.shape
-    if c.data_ptr() != c.untyped_storage().data_ptr() or n.data_ptr() != c.data_ptr() + 4 * values:
+    if c.storage_offset() or n.data_ptr() != c.data_ptr() + 4 * values:
         memory, _ = _joined(c, n, m)
         c.set_(memory[..., :-1])  # type: ignore[call-overload]
         n.set_(memory[..., -1])  # type: ignore[call-overload]
