@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from linrec.models.language_model import LanguageModel as LanguageModel
     from linrec.models.language_model import ModelOutput as ModelOutput
     from linrec.models.language_model import ModelState as ModelState
+    from linrec.models.measuring import bits_per_byte as bits_per_byte
     from linrec.models.presets import preset as preset
     from linrec.models.tokenizer import ByteTokenizer as ByteTokenizer
     from linrec.models.training import TrainConfig as TrainConfig
     from linrec.models.training import TrainResult as TrainResult
-    from linrec.models.training import bits_per_byte as bits_per_byte
     from linrec.models.training import train as train
 
 __path__ = [str(Path(__file__).with_suffix(""))]
@@ -41,7 +41,7 @@ _HOME = {
     "preset": "presets",
     "TrainConfig": "training",
     "TrainResult": "training",
-    "bits_per_byte": "training",
+    "bits_per_byte": "measuring",
     "train": "training",
 }
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from linrec.engines.numerics.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers import LAYERS, Layer
-from linrec.layers.parts import RMSNorm
+from linrec.layers.channel_mixing import ChannelMixing
+from linrec.layers.parts import LayerNorm, RMSNorm
 from linrec.layers.projection import project
-from linrec.models.config import Config
-from linrec.state import State
+from linrec.models.config import Config, argument_types
+from linrec.state import State, export_names
 
 
 class SwiGLU(nn.Module):
@@ -29,32 +31,87 @@ class SwiGLU(nn.Module):
         return project(self.down, silu(project(self.gate, x)) * project(self.up, x))
 
 
-class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)) where the configuration has an MLP."""
+class BlockState(NamedTuple):
+    """States of the mixing layer and of the MLP, where the MLP has one; else the layer's state alone is a block's."""
 
-    def __init__(self, config: Config, name: str):
+    mixer: State
+    mlp: State
+
+
+export_names()
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + mlp(norm(x)) where the configuration has an MLP.
+
+    What layers hand on to later ones stands behind the channels of x, ``[B, T, d_model + beside]``, in blocks between
+    them as well: so whatever treats x (padding, packing, recomputation) treats it alike.
+    """
+
+    def __init__(self, config: Config, name: str, depth: int = 0):
         super().__init__()
-        self.mixer_norm = RMSNorm(config.d_model, eps=config.norm_eps)
-        self.mixer = make_layer(config, name)
+        self.d_model = config.d_model
+        self.pre_norm = make_norm(config) if config.embed_norm and depth == 0 else None
+        self.mixer_norm = make_norm(config)
+        self.mixer = make_layer(config, name, depth)
         self.has_mlp = bool(config.mlp_width)
+        self.mlp_remembers = self.has_mlp and config.mlp == "rwkv"
         if self.has_mlp:
-            self.mlp_norm = RMSNorm(config.d_model, eps=config.norm_eps)
-            self.mlp = SwiGLU(config.d_model, config.mlp_width)
+            self.mlp_norm = make_norm(config)
+            self.mlp = (ChannelMixing if self.mlp_remembers else SwiGLU)(config.d_model, config.mlp_width)
 
     def forward(
         self, x: Tensor, state: State, cu_seqlens: Tensor | None, attention_mask: Tensor | None
     ) -> tuple[Tensor, State]:
-        """x ``[B, T, d_model]``; the other arguments and the state are the mixing layer's."""
-        y, state = self.mixer(self.mixer_norm(x), state, cu_seqlens=cu_seqlens, attention_mask=attention_mask)
-        x = x + y
-        if self.has_mlp:
-            x = x + self.mlp(self.mlp_norm(x))
-        return x, state
+        """x ``[B, T, d_model + beside]``; the other arguments and the state are the mixing layer's."""
+        how = {"cu_seqlens": cu_seqlens, "attention_mask": attention_mask}
+        mixer, mlp = (state or (None, None)) if self.mlp_remembers else (state, None)
+        x, handed = self._apart(x)
+        x = x if self.pre_norm is None else self.pre_norm(x)
+        h = self.mixer_norm(x)
+        if self.mixer.beside and handed is not None:
+            h = torch.cat([h, handed], dim=-1)
+        y, mixer = self.mixer(h, mixer, **how)
+        y, newer = self._apart(y)
+        x, handed = x + y, handed if newer is None else newer
+        if self.mlp_remembers:
+            y, mlp = self.mlp(self.mlp_norm(x), mlp, **how)
+            x, state = x + y, BlockState(mixer, mlp)
+        else:
+            x, state = x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x, mixer
+        return x if handed is None else torch.cat([x, handed], dim=-1), state
+
+    def _apart(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The stream, and what stands behind it."""
+        width = self.d_model
+        return (x, None) if x.shape[-1] == width else (x[..., :width], x[..., width:])
 
 
-def make_layer(config: Config, name: str) -> Layer:
-    """The mixing layer ``name``; ConfigError, with the layer's own reason, where the sizes do not fit it."""
-    arguments: dict[str, Any] = {"num_heads": config.num_heads, **config.layer_options.get(name, {})}
+def make_blocks(config: Config) -> nn.ModuleList:
+    """Every block, in order; each mixing layer knows the first of its kind."""
+    blocks = [Block(config, name, depth) for depth, name in enumerate(config.layer_names)]
+    first: dict[str, Layer] = {}
+    for name, block in zip(config.layer_names, blocks, strict=True):
+        if block.mixer is not first.setdefault(name, block.mixer):
+            block.mixer.joins(first[name])
+    return nn.ModuleList(blocks)
+
+
+def make_norm(config: Config) -> RMSNorm | LayerNorm:
+    """The norm before mixing layers, MLPs and the head."""
+    if config.norm == "rms":
+        return RMSNorm(config.d_model, eps=config.norm_eps)
+    return LayerNorm(config.d_model, eps=config.norm_eps, bias=config.norm_bias)
+
+
+def make_layer(config: Config, name: str, depth: int = 0) -> Layer:
+    """The mixing layer ``name``, which is told its ``depth`` and the number of layers if it asks for them.
+
+    ConfigError, with the layer's own reason, where the sizes do not fit it.
+    """
+    known, place = argument_types(name), {"depth": depth, "num_layers": config.num_layers}
+    arguments: dict[str, Any] = {option: value for option, value in place.items() if option in known}
+    arguments |= {"num_heads": config.num_heads, **config.layer_options.get(name, {})}
     try:
         return LAYERS[name](d_model=config.d_model, **arguments)
     except (TypeError, ValueError, ArithmeticError, AttributeError, RuntimeError) as error:

@@ -17,7 +17,14 @@ from linrec.errors import ConfigError
 from linrec.layers import LAYERS
 
 LARGEST = 2**31 - 1
-POSITIVE = ("norm_eps", "eps", "rope_base", "gate_temperature")  # options that no layer can take below zero
+POSITIVE = (
+    "norm_eps",
+    "key_eps",
+    "eps",
+    "rope_base",
+    "gate_temperature",
+)  # options that no layer can take below zero
+CHOICES = {"norm": ("rms", "layer"), "mlp": ("swiglu", "rwkv")}
 
 
 @dataclass(frozen=True)
@@ -25,8 +32,10 @@ class Config:
     """Sizes and choices of one :class:`~linrec.models.LanguageModel`.
 
     ``pattern`` names layers of ``linrec.layers.LAYERS`` and is repeated over ``num_layers`` (default: once).
-    ``mlp_ratio`` is the width of the SwiGLU block over ``d_model``, rounded up to a multiple of 8; None or 0
+    ``mlp_ratio`` is the width of the MLP over ``d_model``, rounded up to a multiple of 8; None or 0
     leaves the block out. ``layer_options`` maps a layer's name to further arguments of its constructor.
+    ``norm`` is ``rms`` or ``layer``, the latter with or without biases (``norm_bias``); ``embed_norm`` puts one more
+    behind the embedding; ``mlp`` is ``swiglu`` or ``rwkv``, RWKV-7's channel mixing.
     Options of a layer that is not in the pattern stay beside it, for a configuration made from this one.
     Raises ConfigError for an unknown layer or option, for a value of another type than the field or the option
     has, and for numbers outside their range.
@@ -45,6 +54,10 @@ class Config:
     bos_token_id: int | None = None
     eos_token_id: int | None = None
     pad_token_id: int | None = None
+    norm: str = "rms"
+    norm_bias: bool = True
+    embed_norm: bool = False
+    mlp: str = "swiglu"
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, str) or not isinstance(self.pattern, Sequence):
@@ -66,8 +79,11 @@ class Config:
                 raise ConfigError(
                     f"mlp_ratio: expected a width of at most {LARGEST:,}, got {self.mlp_ratio:g} d_model"
                 )
-        if not isinstance(self.tie_embeddings, bool):
-            raise ConfigError(f"tie_embeddings: expected true or false, got {shown(self.tie_embeddings)}")
+        for name in ("tie_embeddings", "norm_bias", "embed_norm"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ConfigError(f"{name}: expected true or false, got {shown(value)}")
+        for name, known in CHOICES.items():
+            check_name(getattr(self, name), known, name)
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             self._check_token_id(name)
         self._check_layer_options()
@@ -82,7 +98,7 @@ class Config:
 
     @property
     def mlp_width(self) -> int:
-        """Inner width of the SwiGLU block; 0 where there is none."""
+        """Inner width of the MLP; 0 where there is none."""
         return -(-int(self.d_model * self.mlp_ratio) // 8) * 8 if self.mlp_ratio else 0
 
     def to_dict(self) -> dict[str, Any]:

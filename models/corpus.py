@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from linrec.errors import ConfigError
-from linrec.models.tokenizer import ByteTokenizer
+from linrec.models.tokenizer import ByteTokenizer, Tokenizer
 from linrec.reading import check_path, check_text, read_bytes, read_text, reason
 
 HELD_OUT_ONE_IN = 20
@@ -134,17 +134,31 @@ def path_hash(path: str) -> int:
     return int.from_bytes(hashlib.sha256(path.encode("utf-8", "surrogateescape")).digest(), "big")
 
 
-def token_stream(documents: Iterable[Document], eos_id: int = ByteTokenizer.eos_id) -> Tensor:
-    """All documents in one row of ids (int16, to save memory), an end-of-document id around each."""
-    pieces = []
+def token_stream(documents: Iterable[Document], tokenizer: Tokenizer | None = None) -> Tensor:
+    """All documents in one row of ids ``[tokens]`` (int16 or int32, to save memory), by default their bytes.
+
+    Around each stand the ids that start and end one, where the tokenizer has them; where these are the same, one.
+    """
+    tokenizer = tokenizer or ByteTokenizer()
+    dtype = torch.int16 if tokenizer.vocab_size <= torch.iinfo(torch.int16).max else torch.int32
+    end, last, pieces = min(tokenizer.ends, default=None), None, []
     for document in documents:
-        pieces += [torch.tensor([eos_id], dtype=torch.int16), byte_tensor(document.text).to(torch.int16)]
-    return torch.cat([*pieces, torch.tensor([eos_id], dtype=torch.int16)])
+        first = [] if tokenizer.start in (None, last) else [tokenizer.start]
+        ends = [] if end is None else [end]
+        pieces += [torch.tensor(first), text_ids(document.text, tokenizer), torch.tensor(ends)]
+        last = end
+    return torch.cat([piece.to(dtype) for piece in pieces]) if pieces else torch.empty(0, dtype=dtype)
 
 
-def byte_tensor(text: bytes) -> Tensor:
-    """The bytes as a uint8 tensor."""
-    return torch.frombuffer(bytearray(text), dtype=torch.uint8) if text else torch.empty(0, dtype=torch.uint8)
+def text_ids(text: bytes, tokenizer: Tokenizer) -> Tensor:
+    """The ids ``[tokens]`` of a text in UTF-8; only of whole characters, unless they are its bytes."""
+    if isinstance(tokenizer, ByteTokenizer):
+        return (
+            torch.frombuffer(bytearray(text), dtype=torch.uint8)
+            if text
+            else torch.empty(0, dtype=torch.uint8)
+        )
+    return torch.tensor(tokenizer.encode(text.decode("utf-8", "ignore")), dtype=torch.int32)
 
 
 def _wanted(path: Path, base: Path) -> bool:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
@@ -17,9 +17,8 @@ from linrec.engines.numerics.products import wide_products
 from linrec.errors import DeviceError, DtypeError, RangeError, ShapeError
 from linrec.files import tensor_chunks
 from linrec.layers.base import real_tokens
-from linrec.layers.parts import RMSNorm
 from linrec.layers.projection import project
-from linrec.models.blocks import Block
+from linrec.models.blocks import make_blocks, make_norm
 from linrec.models.checkpoint import save_checkpoint
 from linrec.models.config import Config
 from linrec.models.loading import load_model
@@ -56,8 +55,8 @@ class LanguageModel(Vocabulary):
     def __init__(self, config: Config):
         super().__init__(config.vocab_size, config.d_model)
         self.config = config
-        self.blocks = nn.ModuleList(Block(config, name) for name in config.layer_names)
-        self.norm = RMSNorm(config.d_model, eps=config.norm_eps)
+        self.blocks = make_blocks(config)
+        self.norm = make_norm(config)
         self.add_head(config.tie_embeddings)
         initialise(self)
 
@@ -136,7 +135,7 @@ class LanguageModel(Vocabulary):
                 arguments = (x, layer_state, cu_seqlens, attention_mask)
                 x, layer_state = block(*arguments) if call is None else call(block, *arguments)
                 new_states.append(layer_state)
-        return self.norm(x), ModelState(tuple(new_states))
+        return self.norm(x[..., : self.config.d_model]), ModelState(tuple(new_states))
 
     def logits(self, h: Tensor) -> Tensor:
         """``[..., d_model] -> [..., vocab_size]``."""
@@ -192,9 +191,10 @@ class LanguageModel(Vocabulary):
             digest.update(part)
         return digest.hexdigest()
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write ``model.safetensors`` and ``config.json``; see :mod:`linrec.models.checkpoint`."""
-        save_checkpoint(self, folder)
+    def save(self, folder: str | os.PathLike[str], files: Mapping[str, str | bytes] | None = None) -> None:
+        """Write ``model.safetensors`` and ``config.json``, and ``files`` beside them (a tokenizer's), content by name;
+        see :mod:`linrec.models.checkpoint`."""
+        save_checkpoint(self, folder, files)
 
     @classmethod
     def load(

@@ -25,15 +25,15 @@ class Read(NamedTuple):
 class Hidden:
     """Calls blocks as ``call`` does, and collects what goes into them."""
 
-    def __init__(self, call: BlockCall | None):
-        self.call = call
+    def __init__(self, call: BlockCall | None, d_model: int):
+        self.call, self.d_model = call, d_model
         self.inputs: list[Tensor] = []
 
     def __call__(
         self, block: Callable[..., tuple[Tensor, object]], x: Tensor, *rest: object
     ) -> tuple[Tensor, object]:
-        """The block's output and state, from x ``[B, T, d_model]``, which is kept."""
-        self.inputs.append(x)
+        """The block's output and state, from x ``[B, T, d_model + beside]``, whose stream is kept."""
+        self.inputs.append(x[..., : self.d_model])
         return block(x, *rest) if self.call is None else self.call(block, x, *rest)
 
 
@@ -66,7 +66,7 @@ def read_rows(
     for part in cache.pieces(x.shape[1], needed or 0):
         cache.keep(at, state)
         part_mask = None if mask_of_all is None else mask_of_all[:, part]
-        hidden = Hidden(call) if with_hidden else None
+        hidden = Hidden(call, model.config.d_model) if with_hidden else None
         h, state = model.mixed(x[:, part], state, None, part_mask, hidden or call)
         at += h.shape[1]
         parts.append(h if needed is None else h[:, max(0, h.shape[1] - needed) :])
@@ -92,7 +92,7 @@ def read_documents(
     """
     state, again, _ = cache.entry()
     assert again is None
-    hidden = Hidden(call) if with_hidden else None
+    hidden = Hidden(call, model.config.d_model) if with_hidden else None
     packed = x.flatten(0, 1).index_select(0, documents.where)[None]
     h, state = model.mixed(packed, state, documents.cu_seqlens, None, hidden or call)
 

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from linrec.models.config import Config
 
 OPTIONS_FILE = "tokenizer_config.json"
+FILES = (
+    *(TOKENIZER_FILE, OPTIONS_FILE, "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "tokenizer.model", "chat_template.jinja"),
+)
 
 
 class Decoder(Protocol):
@@ -34,6 +38,7 @@ class Tokenizer(Protocol):
     """Ids of text, text of ids; special tokens have no text."""
 
     name: str  # equal for equal tokenizers
+    vocab_size: int  # all ids are below
     start: int | None  # stands before a text, or in place of one that is empty
     ends: frozenset[int]  # ids that end a document
 
@@ -45,6 +50,9 @@ class Tokenizer(Protocol):
 
     def decoder(self) -> Decoder:
         """For ids that come one by one."""
+
+    def files(self) -> dict[str, bytes]:
+        """What belongs beside the weights of a model, by name; nothing where the weights' own saving writes it."""
 
 
 class ByteTokenizer:
@@ -71,6 +79,10 @@ class ByteTokenizer:
         """For bytes that come one by one."""
         return _ByteDecoder()
 
+    def files(self) -> dict[str, bytes]:
+        """None: a checkpoint of a model of bytes gets them by itself."""
+        return {}
+
 
 class _ByteDecoder:
     def __init__(self) -> None:
@@ -84,24 +96,41 @@ class _ByteDecoder:
 
 
 class FileTokenizer:
-    """A ``tokenizer.json``, read by the package tokenizers, with the special tokens that the model names.
+    """A ``tokenizer.json``, read by the package tokenizers, with the special tokens that it or the model names.
 
     Raises CheckpointError where the package is missing, and for a file that it cannot read or with more ids than
     the model has.
     """
 
-    def __init__(self, folder: Path, config: Config):
+    def __init__(self, folder: Path, config: Config | None = None):
+        self.folder = folder
         self._encoder, self.name = _encoder(folder / TOKENIZER_FILE)
-        size = self._encoder.get_vocab_size(with_added_tokens=True)
-        if size > config.vocab_size:
+        self.vocab_size = size = self._encoder.get_vocab_size(with_added_tokens=True)
+        if config is not None and size > config.vocab_size:
             raise CheckpointError(
                 f"{folder / TOKENIZER_FILE}: expected at most {config.vocab_size} ids, as the model has, got {size}"
             )
         options = _options(folder)
-        start = self._special(options, "bos_token", config.bos_token_id)
-        end = self._special(options, "eos_token", config.eos_token_id)
+        self.special = {
+            f"{name}_id": self._special(options, name, getattr(config, f"{name}_id", None))
+            for name in ("bos_token", "eos_token", "pad_token")
+        }
+        start, end = self.special["bos_token_id"], self.special["eos_token_id"]
         self.start = end if start is None else start
         self.ends = frozenset() if end is None else frozenset({end})
+
+    def sizes(self) -> dict[str, int | None]:
+        """The fields of a :class:`~linrec.models.Config` that it settles; the vocabulary is a multiple of 64, which
+        products like."""
+        return {"vocab_size": -(-self.vocab_size // 64) * 64, **self.special}
+
+    def files(self) -> dict[str, bytes]:
+        """What of its folder belongs to it, by name."""
+        return {
+            name: read_bytes(self.folder / name, CheckpointError)
+            for name in FILES
+            if (self.folder / name).is_file()
+        }
 
     def encode(self, text: str, special: bool = False) -> list[int]:
         """See :class:`Tokenizer`."""
@@ -149,6 +178,18 @@ class _FileDecoder:
     def _texts(self) -> tuple[str, str]:
         decode = self._tokenizer.decode
         return decode(self._before), decode([*self._before, *self._ids])
+
+
+def tokenizer_at(path: str | os.PathLike[str]) -> FileTokenizer:
+    """The tokenizer of a folder with a ``tokenizer.json``, or of such a file, for a model that is yet to be made.
+
+    Raises CheckpointError where there is none, or it cannot be read.
+    """
+    path = Path(path)
+    folder = path.parent if path.name == TOKENIZER_FILE and path.is_file() else path
+    if not (folder / TOKENIZER_FILE).is_file():
+        raise CheckpointError(f"{path}: expected a folder with {TOKENIZER_FILE}, or that file, found none")
+    return FileTokenizer(folder)
 
 
 def load_tokenizer(folder: str | os.PathLike[str] | None, config: Config) -> Tokenizer:

@@ -1,10 +1,10 @@
-"""Training on bytes and measuring bits per byte."""
+"""Training on text and measuring bits per byte."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -16,10 +16,9 @@ from torch.nn import functional as F
 
 from linrec.engines.numerics.products import wide_products
 from linrec.errors import ConfigError, LinrecError
-from linrec.models.corpus import Corpus, Document, byte_tensor, token_stream
+from linrec.models.corpus import Corpus, token_stream
 from linrec.models.language_model import LanguageModel
-from linrec.models.tokenizer import ByteTokenizer
-from linrec.state import State
+from linrec.models.tokenizer import ByteTokenizer, Tokenizer
 from linrec.terminal import console
 
 OnLog = Callable[[int, dict[str, float]], None]
@@ -69,11 +68,12 @@ class TrainConfig:
 
 @dataclass
 class TrainResult:
-    """Loss of every step (nats a token), seconds of the whole run, and tokens trained on a second."""
+    """Loss of every step (nats a token), seconds of the whole run, tokens trained on a second, tokens a byte."""
 
     losses: list[float] = field(default_factory=list)
     seconds: float = 0.0
     tokens_per_second: float = 0.0
+    tokens_per_byte: float = 1.0
 
 
 def train(
@@ -81,26 +81,31 @@ def train(
     corpus: Corpus,
     config: TrainConfig | None = None,
     *,
+    tokenizer: Tokenizer | None = None,
     progress: Progress | bool = False,
     on_log: OnLog | None = None,
 ) -> TrainResult:
     """Train ``model`` in place on random windows of the corpus's token stream; it is left in evaluation mode.
 
-    Batches depend on ``config.seed`` alone. ``progress`` True shows a bar; a rich Progress gets a task, whose
-    field ``note`` holds loss and speed. Nothing is written, so an interruption leaves no file behind.
+    ``tokenizer`` is the model's (default: bytes). Batches depend on ``config.seed`` alone. ``progress`` True shows a
+    bar; a rich Progress gets a task, whose field ``note`` holds loss and speed. Nothing is written, so an interruption
+    leaves no file behind.
     Raises ConfigError for a corpus shorter than a window, TrainingError when the loss stops being a number.
     """
-    config = config or TrainConfig()
-    _check_vocabulary(model)
-    stream = token_stream(corpus.train)
+    config, tokenizer = config or TrainConfig(), tokenizer or ByteTokenizer()
+    check_vocabulary(model, tokenizer)
+    stream = token_stream(corpus.train, tokenizer)
     if stream.numel() < config.seq_len + 1:
         raise ConfigError(
             f"expected at least seq_len + 1 = {config.seq_len + 1} tokens, got {stream.numel()}"
         )
     generator = torch.Generator().manual_seed(config.seed)
     optimizer = make_optimizer(model, config)
-    result, start = TrainResult(), time.perf_counter()
-    with _progress(progress) as bar:
+    result, start = (
+        TrainResult(tokens_per_byte=_tokens_per_byte(stream, corpus, tokenizer)),
+        time.perf_counter(),
+    )
+    with progress_bar(progress) as bar:
         task = bar.add_task("train", total=config.steps, note="")
         for step in _train_mode(model, config.steps):
             for group in optimizer.param_groups:
@@ -189,64 +194,15 @@ def descend(
     return value
 
 
-@torch.no_grad()
-def bits_per_byte(
-    model: LanguageModel,
-    documents: Sequence[Document],
-    *,
-    chunk: int = 512,
-    batch_size: int = 8,
-    max_bytes: int | None = None,
-    progress: Progress | bool = False,
-) -> float:
-    """Mean of -log2 p(byte | all bytes of the document before it), the state carried through each document.
-
-    The first byte follows the end-of-document id. ``max_bytes`` reads only that much of each document.
-    Raises ConfigError when there is nothing to measure.
-    """
-    _check_vocabulary(model)
-    texts = sorted((byte_tensor(d.text[:max_bytes]) for d in documents if d.text[:max_bytes]), key=len)
-    total = sum(t.numel() for t in texts)
-    if not total:
-        raise ConfigError("bits_per_byte: expected documents with at least one byte, got none")
-    model.eval()
-    nats = 0.0
-    with _progress(progress) as bar:
-        task = bar.add_task("bits per byte", total=total, note="")
-        for first in range(0, len(texts), batch_size):
-            rows = texts[first : first + batch_size]
-            nats += _nats(model, rows, chunk)
-            bar.update(task, advance=sum(r.numel() for r in rows))
-    return nats / math.log(2) / total
+def check_vocabulary(model: LanguageModel, tokenizer: Tokenizer) -> None:
+    """Raises ConfigError for a model with fewer ids than its tokenizer."""
+    needed, got = tokenizer.vocab_size, model.config.vocab_size
+    if got < needed:
+        of = " (bytes and the end of a document)" if isinstance(tokenizer, ByteTokenizer) else ""
+        raise ConfigError(f"expected vocab_size >= {needed}{of}, as the tokenizer has, got {got}")
 
 
-def _nats(model: LanguageModel, rows: list[Tensor], chunk: int) -> float:
-    """Rows are padded at the end: a causal model's predictions before the padding do not see it."""
-    device, eos = model.device, ByteTokenizer.eos_id
-    longest = max(r.numel() for r in rows)
-    tokens = torch.full((len(rows), longest + 1), eos, dtype=torch.long)
-    targets = torch.full((len(rows), longest), -100, dtype=torch.long)
-    for i, row in enumerate(rows):
-        tokens[i, 1 : row.numel() + 1] = row
-        targets[i, : row.numel()] = row
-    state: State = None
-    total = 0.0
-    for start in range(0, longest, chunk):
-        stop = min(start + chunk, longest)
-        output = model(tokens[:, start:stop].to(device), state)
-        state = output.state
-        logits, goal = output.logits.flatten(0, 1).float(), targets[:, start:stop].flatten().to(device)
-        total += float(F.cross_entropy(logits, goal, ignore_index=-100, reduction="sum"))
-    return total
-
-
-def _check_vocabulary(model: LanguageModel) -> None:
-    if model.config.vocab_size < ByteTokenizer.vocab_size:
-        needed, got = ByteTokenizer.vocab_size, model.config.vocab_size
-        raise ConfigError(f"expected vocab_size >= {needed} (bytes and the end of a document), got {got}")
-
-
-def _progress(shown: Progress | bool) -> AbstractContextManager[Progress]:
+def progress_bar(shown: Progress | bool) -> AbstractContextManager[Progress]:
     """A bar of our own, or the caller's, which stays the caller's to close."""
     if isinstance(shown, Progress):
         return nullcontext(shown)
@@ -263,7 +219,7 @@ def _progress(shown: Progress | bool) -> AbstractContextManager[Progress]:
 def _log(result: TrainResult, step: int, config: TrainConfig) -> dict[str, float]:
     return {
         "loss": result.losses[-1],
-        "bits_per_byte": result.losses[-1] / math.log(2),
+        "bits_per_byte": _bits(result, result.losses[-1]),
         "lr": learning_rate(step, config),
         "seconds": result.seconds,
         "tokens_per_second": result.tokens_per_second,
@@ -273,4 +229,16 @@ def _log(result: TrainResult, step: int, config: TrainConfig) -> dict[str, float
 def _note(result: TrainResult) -> str:
     recent = result.losses[-20:]
     loss = sum(recent) / len(recent)
-    return f"loss {loss:.3f}  {loss / math.log(2):.3f} bits/byte  {result.tokens_per_second:,.0f} tokens/s"
+    return f"loss {loss:.3f}  {_bits(result, loss):.3f} bits/byte  {result.tokens_per_second:,.0f} tokens/s"
+
+
+def _tokens_per_byte(stream: Tensor, corpus: Corpus, tokenizer: Tokenizer) -> float:
+    """Without the ids around documents, which a text does not have."""
+    around = {*tokenizer.ends, *([] if tokenizer.start is None else [tokenizer.start])}
+    tokens = stream.numel() - sum(int((stream == token).sum()) for token in around)
+    return tokens / max(1, sum(len(document.text) for document in corpus.train))
+
+
+def _bits(result: TrainResult, loss: float) -> float:
+    """Bits a byte of a loss in nats a token."""
+    return loss / math.log(2) * result.tokens_per_byte

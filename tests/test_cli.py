@@ -56,6 +56,43 @@ def test_train_does_not_replace_a_checkpoint_unasked(checkpoint: Path, texts: Pa
     assert (checkpoint / "model.safetensors").read_bytes() == before
 
 
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Path:
+    tokenizers = pytest.importorskip("tokenizers")
+    made = tokenizers.Tokenizer(tokenizers.models.BPE())
+    made.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=["<end>"]
+    )
+    made.train_from_iterator(["the quick brown fox jumps over the lazy dog.\n"] * 5, trainer)
+    (tmp_path / "words").mkdir()
+    made.save(str(tmp_path / "words" / "tokenizer.json"))
+    (tmp_path / "words" / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    return tmp_path / "words"
+
+
+def test_train_with_a_tokenizer_and_go_on_from_there(tokenizer: Path, texts: Path, tmp_path: Path) -> None:
+    out, again = tmp_path / "model", tmp_path / "again"
+    sizes = ("--steps", "40", "--seq-len", "32", "--batch-size", "4")
+    done = call("train", "--text", texts, "--out", out, "--tokenizer", tokenizer, *TINY, *sizes)
+    assert done.exit_code == 0, done.output
+    config = json.loads((out / "config.json").read_text())["linrec"]
+    assert (config["vocab_size"], config["eos_token_id"], config["bos_token_id"]) == (320, 0, None)
+    assert (out / "tokenizer.json").read_bytes() == (tokenizer / "tokenizer.json").read_bytes()
+    text = call("generate", out, "--prompt", "the quick", "--max-tokens", "8")
+    assert text.exit_code == 0 and text.stdout.startswith("the quick")
+    done = call("train", "--text", texts, "--out", again, "--init", out, *sizes)
+    assert done.exit_code == 0, done.output
+    assert (again / "tokenizer.json").is_file()
+    first, second = (json.loads((folder / "training.json").read_text()) for folder in (out, again))
+    assert second["losses"][0] < first["losses"][-1] + 0.5 < first["losses"][0]
+    assert second["held_out_bits_per_byte"] < first["held_out_bits_per_byte"]
+    refused = call("train", "--text", texts, "--out", tmp_path / "x", "--init", out, "--d-model", "8")
+    assert refused.exit_code == 1 and "leave out --d-model" in refused.stderr
+
+
 def test_generate_continues_a_saved_session(checkpoint: Path, tmp_path: Path) -> None:
     session = tmp_path / "stream.safetensors"
     whole = call("generate", checkpoint, "--prompt", "7: the", "--max-tokens", "20")

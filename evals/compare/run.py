@@ -21,7 +21,8 @@ from linrec.evals.resume import run_missing
 from linrec.evals.small import parameters
 from linrec.models.corpus import Document, standard_library
 from linrec.models.language_model import LanguageModel
-from linrec.models.training import bits_per_byte, train
+from linrec.models.measuring import bits_per_byte
+from linrec.models.training import train
 
 Record = dict[str, Any]
 

@@ -21,13 +21,13 @@ from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
 from linrec.errors import ConfigError
+from linrec.evals.harness.any_model import Readable, load_any, stateful
 from linrec.evals.harness.generation_options import GenerationOptions
 from linrec.evals.harness.model_arguments import at_least, batch_rows, place, precision, refuse
 from linrec.evals.harness.prefix_trie import Node, PrefixTrie
 from linrec.evals.harness.prefix_walk import PrefixWalk, Visitor
 from linrec.evals.harness.scoring import Scorer
 from linrec.evals.harness.streams import PromptStreams
-from linrec.models.config import Config
 from linrec.models.language_model import LanguageModel
 from linrec.models.tokenizer import ByteTokenizer, Tokenizer, file_tokenizer, load_tokenizer
 
@@ -37,10 +37,11 @@ Score = tuple[float, bool]
 
 @register_model("linrec")
 class LinrecLM(TemplateLM):
-    """A checkpoint that linrec reads behind lm-eval's interface, with the tokenizer that lies beside it, or bytes.
+    """A checkpoint behind lm-eval's interface, with the tokenizer that lies beside it, or bytes.
 
     Args:
-        pretrained: a checkpoint folder, or a model in memory.
+        pretrained: a checkpoint folder, of linrec, of a format that it knows, or of another model of transformers that
+            has a state to fork; or a model in memory, linrec's or transformers'.
         device, dtype: where and in what precision to run; None (dtype also "auto") keeps what the checkpoint has,
             and a GPU that is not here is the CPU, as lm-eval's command line always names one.
         batch_size: contexts or streams processed side by side ("auto" means 8, or ``max_batch_size`` where that is
@@ -65,7 +66,7 @@ class LinrecLM(TemplateLM):
 
     def __init__(
         self,
-        pretrained: str | Path | LanguageModel,
+        pretrained: str | Path | LanguageModel | Any,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
         batch_size: int | str | None = None,
@@ -90,10 +91,11 @@ class LinrecLM(TemplateLM):
         self.seed = at_least("seed", seed, 0)
         wanted, device = precision(dtype), place(device)
         if isinstance(pretrained, str | Path):
-            self.model = LanguageModel.load(pretrained, device=device, dtype=wanted)
+            self.model: Readable = load_any(pretrained, device, wanted)
+        elif hasattr(pretrained, "hidden"):
+            self.model = pretrained.to(device=device, dtype=wanted).eval()
         else:
-            self.model = pretrained.to(device=device, dtype=wanted)
-        self.model.eval()
+            self.model = stateful(pretrained, device, wanted)
         self._device = next(self.model.parameters()).device
         self.tokenizer, self._start = _tokenizer(pretrained, tokenizer, self.model.config)
         self.tokens_processed = 0
@@ -241,9 +243,7 @@ class LinrecLM(TemplateLM):
         return windows
 
 
-def _tokenizer(
-    pretrained: str | Path | LanguageModel, folder: str | Path | None, config: Config
-) -> tuple[Tokenizer, int]:
+def _tokenizer(pretrained: Any, folder: str | Path | None, config: Any) -> tuple[Tokenizer, int]:
     """The tokenizer of the model, or of another folder, and the token that a text without a context is read after."""
     own = pretrained if isinstance(pretrained, str | Path) else None
     found = load_tokenizer(own, config) if folder is None else file_tokenizer(folder, config)

@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from linrec.evals.harness.any_model import Readable
 from linrec.evals.harness.kept_states import KeptStates
 from linrec.evals.harness.prefix_trie import Node, PrefixTrie
-from linrec.models.language_model import LanguageModel
 from linrec.state import State, map_tensors, select_rows, stack_rows
 
 
@@ -43,7 +43,7 @@ class PrefixWalk:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Readable,
         batch_size: int = 8,
         chunk: int | None = None,
         max_state_bytes: int = 2**30,

@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from linrec.evals.harness.any_model import Readable
 from linrec.evals.harness.prefix_trie import Node, PrefixTrie
-from linrec.models.language_model import LanguageModel
 from linrec.state import State
 
 LOGITS_AT_ONCE = 2**23  # floats: 32 MB of logits, whatever the vocabulary
@@ -32,7 +32,7 @@ class Scorer:
     def __init__(
         self,
         requests: Sequence[tuple[Sequence[int], Sequence[int]]],
-        model: LanguageModel,
+        model: Readable,
     ) -> None:
         self._whole = [[*context, *continuation] for context, continuation in requests]
         self._head = model.logits

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from linrec.evals.harness.scores import scores_by_task
 from linrec.evals.harness.task_loading import check_tasks, checked_names, load_tasks, quiet
+from linrec.evals.harness.wrappers import Wrapped, wrappers
 from linrec.evals.pages.report import cell_text, report_files
 from linrec.evals.records import versions, write_json
 from linrec.models.language_model import LanguageModel
@@ -56,7 +58,7 @@ def side_by_side(
     """
     names = checked_names(tasks)
     files = report_files(out)
-    model = checkpoint if isinstance(checkpoint, LanguageModel) else LanguageModel.load(checkpoint, device)
+    model, both = wrappers(checkpoint, batch_size, device)
     runs = []
     with quiet(progress):
         for name in names:
@@ -65,7 +67,7 @@ def side_by_side(
                 manager, loaded = load_tasks([name], metadata)
                 check_tasks(loaded, shot)
                 asked = {"tasks": loaded, "task_manager": manager, "num_fewshot": shot, "limit": limit}
-                found = _take_turns(model, batch_size, turns, asked)
+                found = _take_turns(both, turns, asked)
                 runs.append(_run(name, shot, found))
     report = {
         **_described(checkpoint, model),
@@ -82,56 +84,35 @@ def side_by_side(
     return report
 
 
-def _described(checkpoint: str | Path | LanguageModel, model: LanguageModel) -> dict[str, Any]:
+def _described(checkpoint: str | Path | LanguageModel, model: Any) -> dict[str, Any]:
     """What ran, and on what."""
     return {
         "checkpoint": "model in memory" if checkpoint is model else str(checkpoint),
         "fingerprint": model.fingerprint(),
-        "pattern": list(model.config.layer_names),
+        "pattern": list(getattr(model.config, "layer_names", [getattr(model.config, "model_type", "")])),
         "parameters": sum(p.numel() for p in model.parameters()),
         "device": str(next(model.parameters()).device),
         "threads": torch.get_num_threads(),
     }
 
 
-def _take_turns(
-    model: LanguageModel, batch_size: int, turns: int, asked: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
+def _take_turns(both: dict[str, Wrapped], turns: int, asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What each wrapper needs for a task; tokens and answers are the same at every turn."""
     found: dict[str, dict[str, Any]] = {}
     for _turn in range(turns):
         for name in WRAPPERS:
-            new = _measured(_wrapper(name, model, batch_size), asked, model)
+            new = _measured(both[name].make(), asked, both[name].embedding)
             if name not in found or new["seconds"] < found[name]["seconds"]:
                 found[name] = new
     return found
 
 
-def _wrapper(name: str, model: LanguageModel, batch_size: int) -> LM:
-    if name == "linrec":
-        from linrec.evals.harness.lm_eval_model import LinrecLM
-
-        return LinrecLM(model, batch_size=batch_size)
-    from lm_eval.models.huggingface import HFLM
-
-    from linrec.models.byte_tokenizer import byte_tokenizer
-    from linrec.models.huggingface import LinrecForCausalLM
-
-    # Without a maximal length it would cut every prompt to its default of 2048 tokens.
-    return HFLM(
-        pretrained=LinrecForCausalLM.from_linrec(model),
-        tokenizer=byte_tokenizer(),
-        batch_size=batch_size,
-        max_length=2**20,
-    )
-
-
-def _measured(lm: LM, asked: dict[str, Any], model: LanguageModel) -> dict[str, Any]:
+def _measured(lm: LM, asked: dict[str, Any], embedding: nn.Module) -> dict[str, Any]:
     """Tokens, seconds, scores and answers of one task through one wrapper."""
     from lm_eval import simple_evaluate
 
     clock = _timed(lm)
-    with _counted(model) as tokens:
+    with _counted(embedding) as tokens:
         results = simple_evaluate(model=lm, log_samples=True, bootstrap_iters=0, **asked)
     assert results is not None
     answers = [
@@ -169,10 +150,10 @@ def _timed(lm: LM) -> list[float]:
 
 
 @contextmanager
-def _counted(model: LanguageModel) -> Iterator[list[int]]:
+def _counted(embedding: nn.Module) -> Iterator[list[int]]:
     """Sizes of the token batches that reach the model."""
     sizes: list[int] = []
-    handle = model.embed.register_forward_hook(lambda module, inputs, output: sizes.append(inputs[0].numel()))
+    handle = embedding.register_forward_hook(lambda module, inputs, output: sizes.append(inputs[0].numel()))
     try:
         yield sizes
     finally:

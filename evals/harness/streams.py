@@ -8,9 +8,9 @@ import torch
 from lm_eval.models.utils import postprocess_generated_text
 from torch import Tensor
 
+from linrec.evals.harness.any_model import Readable
 from linrec.evals.harness.generation_options import GenerationOptions
 from linrec.evals.harness.prefix_trie import Node, PrefixTrie
-from linrec.models.language_model import LanguageModel
 from linrec.models.tokenizer import Tokenizer
 from linrec.sampling import restrict
 from linrec.state import State, select_rows, stack_rows
@@ -29,7 +29,7 @@ class PromptStreams:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Readable,
         tokenizer: Tokenizer,
         prompts: Sequence[Sequence[int]],
         keys: Sequence[int],

@@ -13,7 +13,9 @@ from linrec.cli.options import Checkpoint, Device, device_named
 from linrec.errors import ConfigError
 
 if TYPE_CHECKING:
+    from linrec.models.tokenizer import Tokenizer
     from linrec.stream import Session
+    from linrec.stream_model import StreamModel
 
 TopK = Annotated[int | None, typer.Option(min=1, help="sample among the k likeliest")]
 TopP = Annotated[
@@ -43,9 +45,14 @@ def command(
         raise ConfigError(
             "--top-k and --top-p choose among samples; expected a --temperature above 0 beside them"
         )
+    from linrec.evals.harness.any_model import load_any
+    from linrec.models.tokenizer import load_tokenizer
+
     prompt = _prompt(prompt, prompt_file)
-    stream = _stream(checkpoint, seed, session, device, needs_prompt=not prompt)
-    _print(stream, prompt, max_tokens, checkpoint, temperature=temperature, top_k=top_k, top_p=top_p)
+    model = load_any(checkpoint, device_named(device))
+    stream = _stream(model, seed, session, needs_prompt=not prompt)
+    tokenizer = load_tokenizer(checkpoint, model.config)
+    _print(stream, prompt, max_tokens, tokenizer, temperature=temperature, top_k=top_k, top_p=top_p)
     if session is not None:
         stream.save(session)
         typer.echo(f"saved the stream in {session}", err=True)
@@ -61,17 +68,13 @@ def _prompt(prompt: str, file: Path | None) -> str:
     return read_text(file, ConfigError).decode("utf-8")
 
 
-def _stream(
-    checkpoint: Path, seed: int, session: Path | None, device: str | None, *, needs_prompt: bool
-) -> Session:
+def _stream(model: StreamModel, seed: int, session: Path | None, *, needs_prompt: bool) -> Session:
     """A new session, or the one on file."""
     from linrec.files import check_writable
-    from linrec.models.language_model import LanguageModel
     from linrec.stream import Session
 
     if session is not None:
         check_writable(session.parent)
-    model = LanguageModel.load(checkpoint, device=device_named(device)).eval()
     stream = Session(model, seed=seed)
     if session is not None and os.path.exists(session):
         return stream.restore(session)
@@ -80,12 +83,9 @@ def _stream(
     return stream
 
 
-def _print(stream: Session, prompt: str, max_tokens: int, checkpoint: Path, **sampling: Any) -> None:
+def _print(stream: Session, prompt: str, max_tokens: int, tokenizer: Tokenizer, **sampling: Any) -> None:
     from linrec.evals.small import stream_text
-    from linrec.models.loading import model_config
-    from linrec.models.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(checkpoint, model_config(checkpoint))
     sys.stdout.write(prompt)
     for piece in stream_text(stream, prompt, max_tokens, tokenizer=tokenizer, **sampling):
         sys.stdout.write(piece)

@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from linrec import rules
+from linrec.errors import ConfigError
 from linrec.layers.delta import low_rank
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import split_heads, widened
+from linrec.layers.parts import ConstantDecay, split_heads, widened
 
 
 class LinearAttention(HeadsLayer):
@@ -50,15 +51,14 @@ class RetNet(HeadsLayer):
 
     rule = rules.retnet
     rotary: ClassVar[bool] = True
-    g: Tensor
 
     def __init__(self, d_model: int, num_heads: int = 4, *, expand_v: float = 2.0, **sizes: Any):
         super().__init__(d_model, num_heads, expand_v=expand_v, **sizes)
-        self.register_buffer("g", rules.retnet_decay(self.num_v_heads).float(), persistent=False)
+        self.decay = ConstantDecay(rules.retnet_decay(self.num_v_heads))
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """g ``[HV]``."""
-        return {"g": self.g}
+        return {"g": self.decay()}
 
 
 class Lightning(HeadsLayer):
@@ -69,26 +69,24 @@ class Lightning(HeadsLayer):
     """
 
     rule = rules.lightning
-    activation: ClassVar[bool] = True
-    gate_activation: ClassVar[str | None] = "sigmoid"
-    norm_all_heads: ClassVar[bool] = True
-    g: Tensor
+    activation: bool = True
+    gate_activation: str | None = "sigmoid"
+    norm_all_heads: bool = True
 
     def __init__(self, d_model: int, num_heads: int = 4, *, layer: int = 0, layers: int = 1, **sizes: Any):
         super().__init__(d_model, num_heads, **sizes)
-        decay = rules.lightning_decay(self.num_v_heads, layer, layers)
-        self.register_buffer("g", decay.float(), persistent=False)
+        self.decay = ConstantDecay(rules.lightning_decay(self.num_v_heads, layer, layers))
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """g ``[HV]``."""
-        return {"g": self.g}
+        return {"g": self.decay()}
 
 
 class GLA(HeadsLayer):
     """Gated linear attention layer (Yang et al. 2023, arXiv:2312.06635).
 
     Keys half as wide as the model; log-decay logsigmoid(x W1 W2 + b) / 16 for every key channel through 16
-    channels; RMSNorm on each head and a swish gate.
+    channels, at least ``decay_floor`` where that is given; RMSNorm on each head and a swish gate.
     """
 
     rule = rules.gla
@@ -102,15 +100,19 @@ class GLA(HeadsLayer):
         expand_v: float = 2.0,
         gate_rank: int = 16,
         gate_temperature: float = 16.0,
+        decay_floor: float | None = None,
         **sizes: Any,
     ):
         width = max(d_model // (2 * num_heads), 1) if head_dim is None else head_dim
         super().__init__(d_model, num_heads, head_dim=width, expand_v=expand_v, **sizes)
-        self.gate_temperature = gate_temperature
+        if decay_floor is not None and not decay_floor < 0:
+            raise ConfigError(f"GLA: decay_floor must be below zero, got {decay_floor}")
+        self.gate_temperature, self.decay_floor = gate_temperature, decay_floor
         self.f_proj: nn.Module = low_rank(d_model, gate_rank, self.num_v_heads * self.head_dim, bias=True)
 
     def gates(self, x: Tensor) -> dict[str, Tensor]:
         """g ``[B, T, HV, K]``."""
         raw = widened(self.f_proj(x))
         g = F.logsigmoid(raw) / self.gate_temperature
+        g = g if self.decay_floor is None else g.clamp(min=self.decay_floor)
         return {"g": split_heads(g, self.num_v_heads)}

@@ -22,12 +22,17 @@ class Layer(nn.Module):
     ``cu_seqlens`` ``[S + 1]`` packs S sequences into a batch of one, the state then has S rows.
     ``attention_mask`` ``[B, T]`` is 1 at real tokens, padding may lie on either side: real tokens get the
     result they would have without it, padded positions get zero, the state is that of the real tokens.
-    Raises ShapeError, DtypeError and RangeError.
+    What a layer has from an earlier one is ``beside`` channels behind those of x, and what it hands on stands behind
+    those of y. Raises ShapeError, DtypeError and RangeError.
     """
 
     rule: ClassVar[Rule]
     state_grows: ClassVar[bool] = False
     d_model: int
+    beside: int = 0
+
+    def joins(self, first: Layer) -> None:
+        """Told by a model which layer of this kind is its ``first``, for what its layers have in common."""
 
     def mix(self, x: Tensor, state: State, cu_seqlens: Tensor | None) -> tuple[Tensor, State]:
         """The layer on unpadded tokens; implemented by each layer."""
@@ -73,8 +78,9 @@ class Layer(nn.Module):
             True
         """
         who = type(self).__name__
-        if x.dim() != 3 or x.shape[2] != self.d_model:
-            raise ShapeError(f"{who}: x must be [B, T, d_model={self.d_model}], got {list(x.shape)}")
+        if x.dim() != 3 or x.shape[2] != self.d_model + self.beside:
+            more = f" + {self.beside} of an earlier layer" if self.beside else ""
+            raise ShapeError(f"{who}: x must be [B, T, d_model={self.d_model}{more}], got {list(x.shape)}")
         if not x.is_floating_point():
             raise DtypeError(f"{who}: x must be floating point, got {x.dtype}")
         if cu_seqlens is not None and not torch.compiler.is_compiling():  # a graph's rule looks at its values

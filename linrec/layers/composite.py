@@ -11,18 +11,39 @@ from torch import Tensor, nn
 from linrec import rules
 from linrec.engines.numerics.forward_mode import silu
 from linrec.errors import ConfigError
+from linrec.layers.base import Layer
 from linrec.layers.heads import HeadsLayer
-from linrec.layers.parts import split_heads, widened
+from linrec.layers.parts import GatedRMSNorm, split_heads, widened
+
+
+class LowerBounds(nn.Module):
+    """Bounds of forget gates that rise with depth, learned for every channel and for all layers together.
+
+    Those of layer n are the shares of layers 1 to n in a softmax over all layers, ``weight [layers, channels]``.
+    """
+
+    def __init__(self, layers: int, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers, channels))
+
+    def forward(self, depth: int) -> Tensor:
+        """``[channels]``, at least float32."""
+        return widened(self.weight).softmax(0)[1 : depth + 1].sum(0)
 
 
 class HGRN2(HeadsLayer):
     """HGRN2 layer (Qin et al. 2024, arXiv:2404.07904).
 
     SiLU on q; forget gate f = sigmoid(x W) for every channel, raised to ``lower_bound`` + (1 - lower_bound) f; the
-    key is 1 - f; RMSNorm on each head, no gate.
+    key is 1 - f; RMSNorm on each head, or over all of them with ``norm_all_heads``, no gate. ``conv_activation`` puts
+    SiLU behind the convolution, where there is one.
+
+    With ``learned_bounds`` the bounds are :class:`LowerBounds` of ``num_layers`` layers, of which this is number
+    ``depth``; the layers of a model share those of the first.
     """
 
     rule = rules.hgrn2
+    _shared: tuple[LowerBounds, ...] = ()
 
     def __init__(
         self,
@@ -30,19 +51,46 @@ class HGRN2(HeadsLayer):
         num_heads: int = 4,
         *,
         lower_bound: float = 0.0,
+        learned_bounds: bool = False,
+        depth: int = 0,
+        num_layers: int = 1,
+        conv_activation: bool = True,
+        norm_all_heads: bool = False,
         use_gate: bool = False,
         **sizes: Any,
     ):
         super().__init__(d_model, num_heads, use_gate=use_gate, **sizes)
-        if not 0 <= lower_bound < 1:
-            raise ConfigError(f"HGRN2: lower_bound must be in [0, 1), got {lower_bound}")
-        self.lower_bound = lower_bound
+        if not 0 <= lower_bound < 1 or (learned_bounds and lower_bound) or not 0 <= depth < num_layers:
+            raise ConfigError(
+                f"HGRN2: lower_bound must be in [0, 1), and 0 with learned_bounds, depth in [0, num_layers), got "
+                f"{lower_bound}, learned_bounds={learned_bounds}, depth={depth}, num_layers={num_layers}"
+            )
+        if self.conv is not None:
+            self.conv.activation = conv_activation
+        if norm_all_heads and self.norm is not None:
+            self.norm_all_heads = True
+            self.norm = GatedRMSNorm(self.widths[2], self.norm.eps, self.gate_activation)
+        self.lower_bound, self.depth = lower_bound, depth
+        self.bounds = LowerBounds(num_layers, self.widths[1]) if learned_bounds else None
+
+    def joins(self, first: Layer) -> None:
+        """The bounds of the ``first`` layer in place of its own, beside the modules, which would save them twice."""
+        if self.bounds is not None and isinstance(first, HGRN2) and first.bounds is not None:
+            self.bounds = None
+            self._shared = (first.bounds,)
+
+    def floor(self, like: Tensor) -> Tensor | None:
+        """Lower bounds of forget gates like ``[B, T, H, K]``: a number, or ``[H, K]``; None where there are none."""
+        bounds = self._shared[0] if self._shared else self.bounds
+        if bounds is not None and self.depth:
+            return bounds(self.depth).to(like.dtype).view(like.shape[2:])
+        return like.new_tensor(self.lower_bound) if self.lower_bound > 0 else None
 
     def inputs(self, q: Tensor, k: Tensor, v: Tensor, x: Tensor) -> dict[str, Any]:
         """The projection that is k elsewhere is the forget gate."""
         g = F.logsigmoid(widened(k))
-        if self.lower_bound > 0:
-            floor = g.new_tensor(self.lower_bound)
+        floor = self.floor(g)
+        if floor is not None:
             g = torch.logaddexp(floor.log(), torch.log1p(-floor) + g).clamp(max=0)
         g = g.repeat_interleave(self.num_v_heads // self.num_heads, dim=2)  # B T H K -> B T (H each) K
         return {"q": silu(q), "v": v, "g": g}
@@ -56,7 +104,7 @@ class MLSTM(HeadsLayer):
     """
 
     rule = rules.mlstm
-    gate_activation: ClassVar[str | None] = "sigmoid"
+    gate_activation: str | None = "sigmoid"
 
     def __init__(self, d_model: int, num_heads: int = 4, *, gate_cap: float = 15.0, **sizes: Any):
         super().__init__(d_model, num_heads, **sizes)
@@ -80,7 +128,7 @@ class GatedSlotAttention(HeadsLayer):
     """
 
     rule = rules.gated_slot_attention
-    activation: ClassVar[bool] = True
+    activation: bool = True
 
     def __init__(
         self,
@@ -114,7 +162,7 @@ class MesaNet(HeadsLayer):
     """
 
     rule = rules.mesa_net
-    activation: ClassVar[bool] = True
+    activation: bool = True
     unit_keys: ClassVar[bool] = True
 
     def __init__(

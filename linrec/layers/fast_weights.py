@@ -171,7 +171,7 @@ class LargeChunkTTT(FastWeightLayer):
     """
 
     rule = rules.large_chunk_ttt
-    activation: ClassVar[bool] = True
+    activation: bool = True
     unit_keys: ClassVar[bool] = True
 
     def __init__(

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from linrec import rules
 from linrec.layers.delta import low_rank
-from linrec.layers.parts import ShortConvolution, merge_heads, split_heads, unit_norm, widened
+from linrec.layers.parts import ConstantDecay, ShortConvolution, merge_heads, split_heads, unit_norm, widened
 from linrec.layers.projection import project
 from linrec.layers.softmax import SoftmaxAttention
 from linrec.state import State
@@ -20,15 +20,14 @@ class Alibi(SoftmaxAttention):
     """Attention with linear biases instead of rotation (Press, Smith, Lewis 2021, arXiv:2108.12409)."""
 
     rule = rules.alibi
-    g: Tensor
 
     def __init__(self, d_model: int, num_heads: int = 4, *, rope_base: float | None = None, **options: Any):
         super().__init__(d_model, num_heads, rope_base=rope_base, **options)
-        self.register_buffer("g", rules.alibi_decay(num_heads).float(), persistent=False)
+        self.decay = ConstantDecay(rules.alibi_decay(num_heads))
 
     def gates(self, x: Tensor) -> dict[str, Any]:
         """g ``[HQ]``."""
-        return {"g": self.g}
+        return {"g": self.decay()}
 
 
 class ForgettingAttention(SoftmaxAttention):

@@ -28,15 +28,15 @@ class HeadsLayer(Layer):
 
     ``num_heads`` heads of q and k of width ``head_dim`` (default d_model / num_heads), ``num_v_heads`` heads
     of v (default num_heads, or a multiple of it) of width ``head_dim * expand_v``.
-    The class attributes are the mechanism's conventions, the arguments its sizes.
-    Raises ConfigError for sizes that do not fit.
+    The class attributes are the mechanism's conventions, the arguments its sizes; ``gate_activation``, silu or sigmoid,
+    is the mechanism's own unless it is given. Raises ConfigError for sizes that do not fit.
     """
 
-    activation: ClassVar[bool] = False  # SiLU on q, k, v
+    activation: bool = False  # SiLU on q, k, v
     unit_keys: ClassVar[bool] = False  # L2-normalise q and k
     rotary: ClassVar[bool] = False
-    gate_activation: ClassVar[str | None] = "silu"
-    norm_all_heads: ClassVar[bool] = False  # one RMSNorm over all heads instead of one a head
+    gate_activation: str | None = "silu"
+    norm_all_heads: bool = False  # one RMSNorm over all heads instead of one a head
 
     def __init__(
         self,
@@ -50,14 +50,18 @@ class HeadsLayer(Layer):
         use_gate: bool = True,
         use_norm: bool = True,
         norm_eps: float = 1e-5,
+        gate_activation: str | None = None,
         chunk_size: int | None = None,
         backend: str = "auto",
     ):
         super().__init__()
+        if gate_activation not in (None, "silu", "sigmoid"):
+            raise ConfigError(f"gate_activation: expected silu or sigmoid, got {gate_activation!r}")
+        self.gate_activation = gate_activation or self.gate_activation
         self.d_model, self.num_heads = d_model, num_heads
         self.head_dim = d_model // num_heads if head_dim is None else head_dim
         self.num_v_heads = num_heads if num_v_heads is None else num_v_heads
-        self.value_dim = int(self.head_dim * expand_v)
+        self.value_dim = int(round(self.head_dim * expand_v, 6))  # 8 / 6 of 6 channels are 8
         self._check_sizes()
         self.how: dict[str, Any] = {"chunk_size": chunk_size, "backend": backend}
         keys, values = self.num_heads * self.head_dim, self.num_v_heads * self.value_dim
@@ -90,6 +94,14 @@ class HeadsLayer(Layer):
         """The projection of the output gate."""
         return nn.Linear(self.d_model, width, bias=False)
 
+    def activated(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """q, k ``[B, T, H K]`` and v ``[B, T, HV V]`` where one SiLU for all three, or none, is not what they get."""
+        return q, k, v
+
+    def normed(self, x: Tensor) -> Tensor:
+        """x ``[B, T, H, K]``, which is q or k, as ``unit_keys`` has it."""
+        return unit_norm(x)
+
     def gates(self, x: Tensor) -> dict[str, Any]:
         """The rule's arguments besides q, k and v, from the layer's input x ``[B, T, d_model]``."""
         return {}
@@ -118,12 +130,12 @@ class HeadsLayer(Layer):
             qkv, conv = self.conv(qkv, state.conv, cu_seqlens)
         elif self.activation:
             qkv = silu(qkv)
-        q, k, v = qkv.split(self.widths, dim=-1)
+        q, k, v = self.activated(*qkv.split(self.widths, dim=-1))
         q = split_heads(q, self.num_heads)
         k = split_heads(k, self.num_heads)
         v = split_heads(v, self.num_v_heads)
         if self.unit_keys:
-            q, k = unit_norm(q), unit_norm(k)
+            q, k = self.normed(q), self.normed(k)
         if self.rotary:
             where = token_positions(x, state.seen, cu_seqlens)
             q, k = rotate(q, where), rotate(k, where)

@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from linrec.engines.convolution import causal_convolution
+from linrec.engines.numerics.forward_mode import layer_norm
 from linrec.engines.numerics.norm import gated_rms_norm, rms_norm
 from linrec.errors import RangeError, ShapeError
 
@@ -38,6 +39,20 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x ``[..., width]``."""
         return rms_norm(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """w (x - mean) / sqrt(variance + eps) + b, as :class:`torch.nn.LayerNorm`, whose forward mode is not exact."""
+
+    def __init__(self, width: int, eps: float = 1e-5, bias: bool = True):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.ones(width)), eps
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[..., width]``."""
+        y = layer_norm(x, self.eps) * self.weight
+        return y if self.bias is None else y + self.bias
 
 
 class ShortConvolution(nn.Module):
@@ -123,18 +138,43 @@ def time_step_bias(width: int, low: float = 1e-3, high: float = 0.1) -> Tensor:
     return dt + torch.log(-torch.expm1(-dt))
 
 
-class DecayRate(nn.Module):
-    """Mamba-2's log-decay: g = -e^{A_log} softplus(x + bias); A_log per head, bias per head or channel."""
+class ConstantDecay(nn.Module):
+    """Log-decays that are constants, ``[heads]`` in float64 whatever dtype the model is given.
 
-    def __init__(self, heads: int, channels: int = 1):
+    Kept as bits, because a model's change of dtype rounds every buffer of numbers; and in no checkpoint.
+    """
+
+    bits: Tensor
+
+    def __init__(self, g: Tensor):
         super().__init__()
+        self.register_buffer("bits", g.double().view(torch.int64), persistent=False)
+
+    def forward(self) -> Tensor:
+        """``[heads]``."""
+        return self.bits.view(torch.float64)
+
+
+class DecayRate(nn.Module):
+    """Mamba-2's log-decay: g = -e^{A_log} softplus(x + bias); A_log per head, bias per head or channel.
+
+    With a ``floor`` g = floor * sigmoid(e^{A_log} (x + bias)), which nothing takes below it. Raises RangeError for a
+    floor that is not below zero.
+    """
+
+    def __init__(self, heads: int, channels: int = 1, floor: float | None = None):
+        super().__init__()
+        if floor is not None and not floor < 0:
+            raise RangeError(f"floor of the log-decay: expected a number below zero, got {floor}")
+        self.floor = floor
         self.A_log = nn.Parameter(torch.empty(heads, 1).uniform_(1, 16).log())
         self.bias = nn.Parameter(rearrange(time_step_bias(heads * channels), "(HV K) -> HV K", HV=heads))
 
     def forward(self, x: Tensor) -> Tensor:
         """x ``[B, T, heads, channels]`` -> log-decay of that shape, at least float32."""
         wide = widened(x)
-        return -self.A_log.to(wide.dtype).exp() * F.softplus(wide + self.bias.to(wide.dtype))
+        rate, wide = self.A_log.to(wide.dtype).exp(), wide + self.bias.to(wide.dtype)
+        return -rate * F.softplus(wide) if self.floor is None else self.floor * (rate * wide).sigmoid()
 
 
 class TimeStep(DecayRate):

@@ -167,39 +167,67 @@ class RWKV7(RWKVLayer):
 
     Token shift by learned shares; log-decay -e^{-1/2} sigmoid(w), in-context learning rate eta = sigmoid(a), removal
     key kappa = unit(k * xi), replacement key k (1 + (eta - 1) k_a); layer norm on each head, then the bonus
-    (r . (rho * k)) v, then the gate. The paper's mixing of values with the first layer's is left to the model.
+    (r . (rho * k)) v, then the gate. ``decay_rank``, ``rate_rank`` and ``gate_rank`` are the channels through which
+    w, a and the gate are projected, by default all ``gate_rank``.
+
+    With a ``value_rank`` values are mixed with those of the first layer: that of ``depth`` 0 hands on its values beside
+    its output, ``[B, T, 2 d_model]``, and the others, with v_first behind their input, take
+    v + sigmoid(x W + b) (v_first - v).
     """
 
     rule = rules.rwkv7
     signals = ("r", "w", "k", "v", "a", "g")
 
-    def __init__(self, d_model: int, num_heads: int = 4, *, gate_rank: int = 64, **options: object):
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int = 4,
+        *,
+        gate_rank: int = 64,
+        decay_rank: int | None = None,
+        rate_rank: int | None = None,
+        value_rank: int | None = None,
+        depth: int = 0,
+        key_eps: float = 1e-6,
+        **options: object,
+    ):
         super().__init__(d_model, num_heads, **options)  # type: ignore[arg-type]
-        self.w_proj = _tanh_low_rank(d_model, gate_rank)
+        self.w_proj = _tanh_low_rank(d_model, decay_rank or gate_rank)
         self.w_bias = nn.Parameter(torch.linspace(-6, 1, d_model))
-        self.a_proj = low_rank(d_model, gate_rank, d_model)
+        self.a_proj = low_rank(d_model, rate_rank or gate_rank, d_model)
         self.a_bias = nn.Parameter(torch.zeros(d_model))
         self.g_down = nn.Linear(d_model, gate_rank, bias=False)
         self.g_up = nn.Linear(gate_rank, d_model, bias=False)
         self.xi = nn.Parameter(torch.full((d_model,), 0.85))
         self.k_a = nn.Parameter(torch.ones(d_model))
         self.rho = nn.Parameter(torch.full((num_heads, self.head_dim), 0.1))
+        self.key_eps, self.hands_on = key_eps, value_rank is not None
+        if value_rank is not None and depth:
+            self.beside = d_model
+            self.v_mix = low_rank(d_model, value_rank, d_model)
+            self.v_bias = nn.Parameter(torch.full((d_model,), 0.73))
 
     def mix(self, x: Tensor, state: RWKVState | None, cu_seqlens: Tensor | None) -> tuple[Tensor, RWKVState]:
         """See :class:`Layer`."""
+        x, first = x[..., : self.d_model], x[..., self.d_model :]
         state = self.start(x, state, cu_seqlens)
         before, last = token_shift(x, state.last, cu_seqlens)
         xr, xw, xk, xv, xa, xg = (x[:, :, None] + (before - x)[:, :, None] * self.mu.to(x.dtype)).unbind(2)
         r, k, v = project(self.r_proj, xr), project(self.k_proj, xk), project(self.v_proj, xv)
+        if self.beside:
+            share = (self.v_mix(xv) + self.v_bias.to(v.dtype)).sigmoid()
+            v = v + share * (first - v)
+        handed = first if self.beside else v
         g = -math.exp(-0.5) * (widened(project(self.w_proj, xw)) + self.w_bias).sigmoid()
         eta = (widened(self.a_proj(xa)) + self.a_bias).sigmoid()
-        kappa = unit_norm(self.heads(k * self.xi.to(k.dtype)))
+        kappa = unit_norm(self.heads(k * self.xi.to(k.dtype)), self.key_eps)
         k = (k * (1 + (eta - 1) * self.k_a)).to(k.dtype)
         r, k, v, g, eta = (self.heads(z) for z in (r, k, v, g, eta))
         o, memory = self.rule(r, k, v, g, kappa, eta, state=state.memory, cu_seqlens=cu_seqlens, **self.how)
         bonus = (r * k * self.rho.to(k.dtype)).sum(-1, keepdim=True) * v
         y = merge_heads(self.norm(o) + bonus) * self.g_up(self.g_down(xg).sigmoid())
-        return project(self.o_proj, y.to(x.dtype)), RWKVState(last, memory)
+        y = project(self.o_proj, y.to(x.dtype))
+        return (torch.cat([y, handed], dim=-1) if self.hands_on else y), RWKVState(last, memory)
 
 
 def _tanh_low_rank(width: int, rank: int) -> nn.Sequential:

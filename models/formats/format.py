@@ -49,6 +49,14 @@ def only_layer(config: Config, layer: str) -> None:
     if set(config.layer_names) != {layer} or config.mlp_width:
         have = " and ".join([*sorted(set(config.layer_names)), *(["an MLP"] if config.mlp_width else [])])
         raise CheckpointError(f"expected a model of {layer} layers alone, got {have}")
+    usual_blocks(config)
+
+
+def usual_blocks(config: Config, **others: Any) -> None:
+    """Raises CheckpointError for other norms and MLPs than the usual ones, or than ``others`` says."""
+    for name, usual in {"norm": "rms", "embed_norm": False, "mlp": "swiglu", **others}.items():
+        if (value := getattr(config, name)) != usual:
+            raise CheckpointError(f"{name} = {value!r} cannot be said in this format, only {usual!r}")
 
 
 def layer_values(config: Config, layer: str) -> dict[str, Any]:

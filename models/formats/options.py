@@ -97,9 +97,9 @@ class Options:
             )
         return value
 
-    def token(self, name: str, size: int) -> int | None:
+    def token(self, name: str, size: int, default: int | None = None) -> int | None:
         """The id of a special token; None where there is none, or it lies outside the vocabulary."""
-        value = self.take(name, None)
+        value = self.take(name, default)
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if isinstance(value, list):

@@ -67,7 +67,7 @@ def test_a_model_in_memory_is_converted(tmp_path: Any) -> None:
 
 
 def test_text_of_other_wrappers_is_honoured_or_refused() -> None:
-    lm = LinrecLM(Reciter(b"abc"))  # type: ignore[arg-type]
+    lm = LinrecLM(Reciter(b"abc"))
     assert lm.tok_encode("héllo", left_truncate_len=3) == list(b"llo")
     assert lm.tok_encode("a", add_special_tokens=False) == [97]
     for arguments in ({"add_special_tokens": True}, {"truncation": True}):

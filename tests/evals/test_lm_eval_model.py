@@ -132,7 +132,7 @@ def test_generation_is_greedy_and_stops(model: LanguageModel) -> None:
 )
 def test_stop_strings(until: Any, limit: int, text: str, steps: int) -> None:
     reciter = Reciter("one\n\ntwo é!".encode())
-    lm = LinrecLM(reciter)  # type: ignore[arg-type]
+    lm = LinrecLM(reciter)
     options = {"until": until, "max_gen_toks": limit}
     assert lm.generate_until(instances(("x", options), ("yy", options)), disable_tqdm=True) == [text] * 2
     assert reciter.steps == steps

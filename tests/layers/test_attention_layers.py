@@ -64,10 +64,12 @@ KINDS: dict[type, list[Any]] = {
 # nothing where channels form no heads (the docstrings say so); the others need depth, length, wider heads, or options
 # beside them.
 ELSEWHERE = {"chunk_size", "backend", "num_heads", "norm_eps", "layer", "layers", "num_kv_heads"}
+ELSEWHERE |= {"depth", "num_layers"}
 LATER = {
     ("shared_kv_attention", "rope_base"),
     ("mesa_net", "iterations"),
     ("abc", "clamp"),
+    *(("hgrn2", o) for o in ("learned_bounds", "conv_activation")),
     *(("large_chunk_ttt", o) for o in ("base_lr", "muon")),
 }
 

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from linrec.errors import CheckpointError
-from linrec.models import ByteTokenizer, Config
+from linrec.errors import CheckpointError, ConfigError
+from linrec.models import (
+    ByteTokenizer,
+    Config,
+    Corpus,
+    Document,
+    LanguageModel,
+    TrainConfig,
+    bits_per_byte,
+    train,
+)
+from linrec.models.corpus import token_stream
 from linrec.models.tokenizer import load_tokenizer
 
 TEXT = "def f(x):\n    return x  # größer, 漢字, emoji 👩‍🔬 and  spaces"
@@ -92,3 +104,59 @@ def test_what_is_missing_or_does_not_fit_is_named(folder: Path, tmp_path: Path) 
     (folder / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match="AutoTokenizer"):
         load_tokenizer(folder, Config(vocab_size=400))
+
+
+DOCUMENTS = [Document("a", TEXT.encode()), Document("b", b""), Document("c", b"return x" * 9)]
+
+
+def test_a_stream_of_documents_has_the_ids_that_start_and_end_them(folder: Path) -> None:
+    reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = [reference.encode(d.text.decode(), add_special_tokens=False).ids for d in DOCUMENTS]
+    tokenizer = load_tokenizer(folder, Config(vocab_size=400))
+    assert token_stream(DOCUMENTS, tokenizer).tolist() == [id for t in texts for id in (0, *t, 1)]
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    tokenizer = load_tokenizer(folder, Config(vocab_size=400))  # it starts and ends with one: it stands once
+    assert token_stream(DOCUMENTS, tokenizer).tolist() == [1, *(id for t in texts for id in (*t, 1))]
+    (folder / "tokenizer_config.json").unlink()
+    tokenizer = load_tokenizer(folder, Config(vocab_size=400))
+    assert token_stream(DOCUMENTS, tokenizer).tolist() == [id for t in texts for id in t]
+    with pytest.raises(ConfigError, match="bos_token"):
+        bits_per_byte(
+            LanguageModel(Config(vocab_size=400, d_model=8, num_heads=1)), DOCUMENTS, tokenizer=tokenizer
+        )
+
+
+@torch.no_grad()
+def test_bits_per_byte_counts_bytes_not_tokens(folder: Path) -> None:
+    torch.manual_seed(0)
+    config = Config(vocab_size=400, d_model=16, num_heads=2, init_std=0.3)
+    model, tokenizer = LanguageModel(config).eval(), load_tokenizer(folder, config)
+    bits = total = 0.0
+    for document in DOCUMENTS:
+        ids = torch.tensor([[0, *tokenizer.encode(document.text.decode())]])
+        logp = model(ids).logits[:, :-1].log_softmax(-1)
+        bits -= logp.gather(2, ids[:, 1:, None]).sum().item() / math.log(2)
+        total += len(document.text)
+    assert bits_per_byte(model, DOCUMENTS, tokenizer=tokenizer, chunk=7) == pytest.approx(
+        bits / total, rel=1e-5
+    )
+
+
+def test_a_model_learns_the_ids_of_its_tokenizer(folder: Path) -> None:
+    torch.manual_seed(0)
+    config = Config(vocab_size=400, d_model=32, num_heads=2)
+    model, tokenizer = LanguageModel(config), load_tokenizer(folder, config)
+    corpus = Corpus([Document("c", b"return x  # and so on\n" * 60)], [])
+    settings = TrainConfig(steps=30, batch_size=4, seq_len=24, lr=1e-2, warmup=5)
+    result = train(model, corpus, settings, tokenizer=tokenizer)
+    ids = tokenizer.encode(corpus.train[0].text.decode())
+    assert result.tokens_per_byte == pytest.approx(len(ids) / len(corpus.train[0].text))
+    assert result.losses[0] == pytest.approx(math.log(400), abs=0.4)
+    assert result.losses[-1] < 0.3 * result.losses[0]
+    with pytest.raises(ConfigError, match=f"vocab_size >= {tokenizer.vocab_size}"):
+        train(
+            LanguageModel(Config(vocab_size=64, d_model=8, num_heads=1)),
+            corpus,
+            settings,
+            tokenizer=tokenizer,
+        )

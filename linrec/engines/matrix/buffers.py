@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from linrec.engines.numerics.scans import exact
 from linrec.engines.numerics.triangular import BlockSystems
 
 
@@ -52,9 +53,9 @@ class Sizes(NamedTuple):
 
 
 class Forward:
-    """What the forward pass fills; the names of views by head end in ``_h``."""
+    """What the forward pass fills; the names of views by head end in ``_h``. ``alike``: all readers see one decay."""
 
-    def __init__(self, s: Sizes, like: Tensor):
+    def __init__(self, s: Sizes, like: Tensor, alike: bool):
         groups = s.batch * s.heads
         self.keys = like.new_empty(groups, s.rows, s.width)
         self.reads = like.new_empty(groups, s.readers * s.rows, s.width)
@@ -63,13 +64,18 @@ class Forward:
         self.reads_a, self.reads_q = self.reads_h[:, :, 0], self.reads_h[:, :, -1]
         self.grams = like.new_empty(groups, s.readers * s.rows, s.rows)
         self.grams_h = self.grams.view(s.batch, s.heads, 1, s.readers, s.rows, s.rows)
-        _, self.decay_h = s.pairs(like)
+        self.own_grams = self.grams_h[:, :, :, 0].diagonal(dim1=-2, dim2=-1)
+        _, self.decay_h = (s._replace(readers=1) if alike else s).pairs(like)
         self.weights, self.weights_h = s.pairs(like)
         self.A_qk = self.weights[-1]
         self.decay_a, self.decay_q = self.decay_h[:, :, :, 0], self.decay_h[:, :, :, -1]
         self.gram_h = self.weights_h[:, :, :, 0]
         self.seen, self.seen_h = s.by_group(like)
         self.seen_a, self.seen_q = self.seen_h[:, :, :, 0], self.seen_h[:, :, :, -1]
+        # What k sees where q is not asked, in the same memory.
+        alone = self.seen.view(-1)[: groups * s.rows * s.repeat * s.values]
+        self.alone = alone.view(groups, s.rows, -1)
+        self.alone_h = alone.view(s.batch, s.heads, s.rows, s.repeat, -1).transpose(2, 3)
         self.kept, self.kept_h = s.by_group(like, stacked=False)
         self.right, self.right_h = s.by_head(like, s.values)
         self.product, self.product_h = s.by_head(like, s.values)
@@ -93,13 +99,16 @@ class Backward:
         if s.readers == 2:
             self.dright, self.dright_h = self.outer[:, : s.rows], self.outer_h[:, :, :, 0]
         self.pulls, self.pulls_h = s.by_group(like)
+        self.pulls_q = self.pulls_h[:, :, :, -1]
         self.paired, self.paired_h = s.by_head(like, s.rows, stacked=True)
         self.paired_a = self.paired_h[:, :, :, 0]
+        self.own_paired = self.paired_a.diagonal(dim1=-2, dim2=-1)
         self.dreads = like.new_empty(groups, s.readers * s.rows, s.width)
         dreads_h = self.dreads.view(s.batch, s.heads, s.readers, s.rows, s.width)
         self.dreads_a, self.dreads_q = dreads_h[:, :, 0], dreads_h[:, :, -1]
         self.dkeys = like.new_empty(groups, s.rows, s.width)
         self.dkeys_h = self.dkeys.view(s.batch, s.heads, s.rows, s.width)
-        _, self.dots_h = s.by_head(like, s.values, stacked=True)
-        self.value_dots = self.dots_h[:, :, :, 0]
-        _, self.pair_dots_h = s.by_head(like, s.rows, stacked=True)
+        _, self.value_dots = s.by_head(like, s.values)
+        _, self.crossing = s.by_head(like, s.rows, stacked=True)
+        self.crossing_a, self.crossing_q = self.crossing[:, :, :, 0], self.crossing[:, :, :, -1]
+        _, self.precise = s.by_head(exact(like[:0]), s.rows)

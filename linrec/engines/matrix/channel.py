@@ -12,8 +12,17 @@ from torch import Tensor
 
 from linrec.engines.matrix.algorithms import SMALLEST
 from linrec.engines.matrix.general import ChunkInputs, GeneralChunks, by_channel
-from linrec.engines.matrix.plan import Memory, Plan, Span, Stack, Tensors, rows
-from linrec.engines.matrix.relative import Relative, adjoint, leave, output, relative, solve
+from linrec.engines.matrix.plan import Memory, Plan, Span, Tensors, rows
+from linrec.engines.matrix.relative import (
+    Gradients,
+    Relative,
+    add_at_once,
+    adjoint,
+    leave,
+    output,
+    relative,
+    solve,
+)
 from linrec.engines.matrix.scan import chunkwise
 from linrec.engines.matrix.terms import MatrixTerms
 from linrec.engines.numerics.checks import readable
@@ -60,7 +69,7 @@ class ChannelChunks(GeneralChunks):
         self,
         index: int,
         span: Span,
-        states: tuple[Tensor, Tensor],
+        h: Tensor,
         do: Tensor,
         dh_next: Tensor,
         grads: dict[str, Tensor],
@@ -69,15 +78,15 @@ class ChannelChunks(GeneralChunks):
         c = self._load(span)
         f = self._relative(c)
         if f is not None:
-            return self._adjoint(f, c, span, states, do, dh_next, grads)
+            return self._adjoint(f, c, span, h, do, dh_next, grads)
         if self._halved(span):
             first, second = _halves(span)
-            h_between = torch.empty_like(states[0])
+            h_between = torch.empty_like(h)
             # Only the state is wanted; these rows of the gradient are written over soon.
-            self.forward(index, first, states[0], h_between, grads["v"])
-            dh_between = self.backward(index, second, (h_between, states[1]), do, dh_next, grads)
-            return self.backward(index, first, (states[0], h_between), do, dh_between, grads)
-        return self._backward(c, span, states, do, dh_next, grads)
+            self.forward(index, first, h, h_between, grads["v"])
+            dh_between = self.backward(index, second, h_between, do, dh_next, grads)
+            return self.backward(index, first, h, do, dh_between, grads)
+        return self._backward(c, span, h, do, dh_next, grads)
 
     def _halved(self, span: Span) -> bool:
         """Whether a chunk whose decay is too strong is cut in two, whose halves may do."""
@@ -95,18 +104,20 @@ class ChannelChunks(GeneralChunks):
         f: Relative,
         c: ChunkInputs,
         span: Span,
-        states: tuple[Tensor, Tensor],
+        h: Tensor,
         do: Tensor,
         dh_next: Tensor,
         grads: dict[str, Tensor],
     ) -> Tensor:
         """:meth:`backward` of a scaled chunk."""
         plan, memory = self.plan, self.memory
-        h, h_next = states
         s = solve(f, c.v, c.write, h, plan, memory, asks=False)
-        at_end = torch.mul(h_next, dh_next, out=memory.take("end", h_next, *h_next.shape)).sum(-1)
-        dreads, dwrites, dv, dh = adjoint(f, s, rows(do, *span), dh_next, plan, memory)
-        found = {"v": dv, "g": self._decay_gradient(f, dreads, dwrites, at_end)}
+        x = adjoint(f, s, rows(do, *span), dh_next, plan, memory)
+        found = {"v": x.dv}
+        if "g" in grads:
+            found["g"] = self._decay_gradient(f, x)
+        for each in x.at_once:
+            add_at_once(*each)
         places = {name: self._place(grads[name], span) for name in ("q", "k", "v")}
 
         def unscaled(name: str, dx: Tensor, factor: Tensor) -> None:
@@ -114,37 +125,46 @@ class ChannelChunks(GeneralChunks):
             out = memory.rows_first("d" + name, dx, *dx.shape) if place is None else place
             found[name] = torch.mul(dx, factor, out=out)
 
-        unscaled("k", dwrites.last, f.down)
-        unscaled("q", dreads.last, f.up_q)
+        unscaled("k", x.dwrites.last, f.down)
+        unscaled("q", x.dreads.last, f.up_q)
         if f.predicts:
-            unscaled("a", dreads.first, f.up_a)
+            unscaled("a", x.dreads.first, f.up_a)
         if f.general:
-            unscaled("b", dwrites.first, f.down)
+            unscaled("b", x.dwrites.first, f.down)
         self._put(c, span, found, places, grads)
-        return dh
+        return x.dh
 
     def _place(self, grad: Tensor, span: Span) -> Tensor | None:
         """The rows of a gradient as ``[N, C, .]``, where what is computed can be written there at once."""
         fits = grad.shape[0] == 1 and grad.shape[2] == self._batch[1] and grad.dtype == self.dtype
         return rows(grad, *span) if fits else None
 
-    def _decay_gradient(self, f: Relative, dreads: Stack, dwrites: Stack, at_end: Tensor) -> Tensor:
-        """Gradient of the log-decays ``[N, C, 1 or K]``: sums over all later rows of x dx of all that they scale."""
-        memory = self.memory
-        change = memory.take("change", dreads.last, *dreads.last.shape).zero_()
-        seen = [self.plan.reads_now] if not f.predicts else [self.plan.predicts_now, self.plan.reads_now]
-        for x, dx, now in zip(f.reads.blocks, dreads.blocks, seen, strict=True):
-            if now:
-                change.addcmul_(x, dx)
-            else:  # read the decay up to the token before; the first token read none
-                change[:, :-1].addcmul_(x[:, 1:], dx[:, 1:])
+    def _decay_gradient(self, f: Relative, gradients: Gradients) -> Tensor:
+        """See :mod:`linrec.engines.matrix.decay_gradient`; ``[N, C, 1 or K]``."""
+        memory, (dreads, dwrites, _, at_end, *_) = self.memory, gradients
+        change = memory.take("change", dreads.last, *dreads.last.shape)
+        q, dq = f.reads.last, dreads.last
+        if self.plan.reads_now:
+            torch.mul(q, dq, out=change)
+        else:
+            _add_before(change.zero_(), q, dq)
+        if f.predicts and self.plan.predicts_now:
+            change.addcmul_(f.reads.first, dreads.first)
+        elif f.predicts:
+            _add_before(change, f.reads.first, dreads.first)
+        # The last row is written after every decay of the chunk: all that is behind it is at_end.
         for x, dx in zip(f.writes.blocks, dwrites.blocks, strict=True):
-            change.addcmul_(x, dx, value=-1)
+            change[:, :-1].addcmul_(x[:, :-1], dx[:, :-1], value=-1)
         change[:, -1] += at_end
         if f.down.shape[2] == 1:
             change = change.sum(-1, keepdim=True)
-        total = memory.rows_first("dtotal", self.precise, *change.shape).copy_(change)
+        total = memory.rows_first("dtotal", change, *change.shape).copy_(change)
         return _sum_rows(total, 1.0, memory, later=True)
+
+
+def _add_before(change: Tensor, x: Tensor, dx: Tensor) -> None:
+    """x dx of rows that see the decay up to the token before; the first one sees none."""
+    change[:, :-1].addcmul_(x[:, 1:], dx[:, 1:])
 
 
 def _halves(span: Span) -> tuple[Span, Span]:
@@ -163,7 +183,7 @@ def _sum_rows(x: Tensor, factor: float, memory: Memory, later: bool = False) -> 
     block = BLOCK if size % BLOCK == 0 else size
     parts = x.transpose(0, 1).view(-1, block, batch * width)
     ones = _summing(parts, 0, factor, later, memory).expand(len(parts), block, block)
-    within = torch.bmm(ones, parts, out=memory.take("within sums", parts, *parts.shape))
+    within = torch.bmm(ones, parts, out=memory.take(f"sums {later}", parts, *parts.shape))
     ends = within[:, 0 if later else -1]
     others = torch.mm(_summing(ends[None], 1, 1.0, later, memory), ends)
     torch.add(within, others[:, None], out=parts)

@@ -26,15 +26,18 @@ class Gates(NamedTuple):
     """Of one chunk, ``[B, H, R, C, 1]``, with g the inclusive sums of its log-decays.
 
     ``sums``: g, and the sums that q and a see, in double precision. The rows that read are those of k, where there
-    are strengths that erase, and those of q: J = 2 or 1. ``at`` = e^{g_a}, e^{g_q} ``[B, H, R, J, C, 1]``; ``pull`` is
-    the same with -erase e^{g_a}. ``to_end`` = e^{g_C - g}, ``whole`` = e^{g_C} ``[B H, 1, R, 1]``. ``up_q`` =
-    e^{g_q - m}, ``up_a`` = e^{g_a - m} and ``down`` = e^{m - g} where ``near``. ``erased`` = -erase.
+    are strengths that erase, and those of q: J = 2 or 1. ``at_q`` = e^{g_q}, ``at_a`` = e^{g_a}, ``pull_a`` = -erase
+    e^{g_a}, ``pull`` = ``pull_a`` and ``at_q`` ``[B, H, R, J, C, 1]``. ``to_end`` = e^{g_C - g}, ``whole`` = e^{g_C}
+    ``[B H, 1, R, 1]``. ``up_q`` = e^{g_q - m}, ``up_a`` = e^{g_a - m} and ``down`` = e^{m - g} where ``near``.
+    ``erased`` = -erase.
     """
 
     sums: tuple[Tensor, Tensor, Tensor]
     whole: Tensor
-    at: Tensor
+    at_q: Tensor
+    at_a: Tensor
     pull: Tensor
+    pull_a: Tensor | None
     to_end: Tensor
     up_q: Tensor
     up_a: Tensor
@@ -68,16 +71,10 @@ def chunk_gates(plan: Plan, tensors: Tensors, dtype: torch.dtype) -> list[Gates]
     up_q = at_q / down
     up_a = up_q if at_a is at_q else at_a / down
     erased = None if erase is None else exact(-erase)
-    rows = (
-        _readers(at_q, None if erased is None else at_a),
-        _readers(at_q, None if erased is None else at_a * erased),
-        torch.exp2(last - in_halvings),
-        up_q,
-        up_a,
-        down / at_row,
-        write,
-        erased,
-    )
+    pull_a = None if erased is None else at_a * erased
+    pull = torch.stack([at_q] if pull_a is None else [pull_a, at_q], dim=TIME - 1)
+    to_end = torch.exp2(last - in_halvings)
+    rows = (at_q, at_a, pull, pull_a, to_end, up_q, up_a, down / at_row, write, erased)
     cut = (_cut(None if x is None else x.to(dtype), length, len(near)) for x in rows)
     seen = (total, sums[plan.reads_now], sums[plan.predicts_now])
     totals = zip(*(_cut(x, length, len(near)) for x in seen), strict=True)
@@ -96,10 +93,6 @@ def by_chunk(x: Tensor | None, heads: int, chunk: int) -> Tensor | None:
 def over_time(x: Tensor, length: int) -> Tensor:
     """The inverse of :func:`by_chunk`."""
     return x[..., 0].permute(1, 0, 4, 2, 3).flatten(1, 2).flatten(2, 3)[:, :length]
-
-
-def _readers(at_q: Tensor, at_a: Tensor | None) -> Tensor:
-    return torch.stack([at_q] if at_a is None else [at_a, at_q], dim=TIME - 1)
 
 
 def _within_reach(total: Tensor, halvings: Tensor) -> list[bool]:

@@ -1,8 +1,8 @@
-"""What the ways to compute chunks share: options, memory, how a sequence is cut, the gradient of a decay."""
+"""What the ways to compute chunks share: options, memory, how a sequence is cut."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple, Self
 
 import torch
@@ -124,24 +124,3 @@ def chunk_bounds(v: Tensor, chunk: int) -> list[Span]:
     """First and past-the-last token of every chunk of a batch ``[B, T, ...]``; none where there is no sequence."""
     length = v.shape[1] if v.shape[0] else 0
     return [(start, min(start + chunk, length)) for start in range(0, length, chunk)]
-
-
-def decay_gradient(written: Tensor, readers: Iterable[tuple[Tensor, bool]], at_end: Tensor) -> Tensor:
-    """Gradient of the log-decays ``[N, C, 1 or K]``: that of their sums, summed over all later rows."""
-    return sum_gradient(written, readers, at_end).flip(1).cumsum(1).flip(1)
-
-
-def sum_gradient(written: Tensor, readers: Iterable[tuple[Tensor, bool]], at_end: Tensor) -> Tensor:
-    """Gradient of the cumulative log-decays ``[N, C, 1 or K]`` from x dx of all that they scale, in float64.
-
-    ``written`` is that of what was written (k, b), ``readers`` those of what read (q, a) and whether it saw the
-    current token's decay, ``at_end`` ``[N, 1 or K]`` that of the exit state.
-    """
-    total = -written
-    for part, now in readers:
-        if now:
-            total += part
-        else:  # read the decay up to the token before; the first token read none
-            total[:, :-1] += part[:, 1:]
-    total[:, -1] += at_end
-    return total

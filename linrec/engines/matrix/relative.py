@@ -203,12 +203,24 @@ def leave(f: Relative, s: Solved, h_next: Tensor) -> None:
     torch.mul(s.h.baddbmm_(f.writes.whole.mT, s.written.whole), f.leave, out=h_next)
 
 
-def adjoint(
-    f: Relative, s: Solved, do: Tensor, dh_next: Tensor, plan: Plan, memory: Memory
-) -> tuple[Stack, Stack, Tensor, Tensor]:
-    """dR, dW, that of what v writes, and of the entry state, from those of the output and of the exit state.
+AtOnce = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
-    The last is memory: that of the exit state, where it came from the chunk behind, is overwritten.
+
+class Gradients(NamedTuple):
+    """dR and dW without what is read before the next decay, and what :func:`add_at_once` makes of that."""
+
+    dreads: Stack
+    dwrites: Stack
+    at_once: list[AtOnce]
+    at_end: Tensor  # see decay_gradient, [N, K]
+    dv: Tensor  # that of what v writes
+    dh: Tensor
+
+
+def adjoint(f: Relative, s: Solved, do: Tensor, dh_next: Tensor, plan: Plan, memory: Memory) -> Gradients:
+    """From the gradients of the output and of the exit state.
+
+    dh is memory: that of the exit state, where it came from the chunk behind, is overwritten.
     """
     read, wrote = len(f.reads.blocks), len(f.writes.blocks)
     asked = memory.stack("asked", s.h, read, *do.shape)
@@ -223,11 +235,53 @@ def adjoint(
             dv = dwritten.last.baddbmm_(s.within.mT, dv)
     weighted = memory.stack("weighted", dout, read, *s.scores.shape)
     torch.bmm(asked.whole, s.written.whole.mT, out=weighted.whole)
-    if s.systems is not None:
-        _below(weighted.first, -1)
-    _below(weighted.last, _diagonal(plan))
     dreads = memory.stack("dreads", dout, read, *f.reads.last.shape)
-    torch.bmm(asked.whole, s.h.mT, out=dreads.whole).baddbmm_(weighted.whole, f.writes.whole)
     dwrites = memory.stack("dwrites", dout, wrote, *f.writes.last.shape)
-    torch.bmm(s.written.whole, dout.mT, out=dwrites.whole).baddbmm_(weighted.whole.mT, f.reads.whole)
-    return dreads, dwrites, dv, dout.baddbmm_(f.reads.whole.mT, asked.whole).mul_(f.enter)
+    at_once = _at_once(f, weighted, dreads, dwrites, plan)
+    torch.bmm(asked.whole, s.h.mT, out=dreads.whole).baddbmm_(weighted.whole, f.writes.whole)
+    torch.bmm(s.written.whole, dout.mT, out=dwrites.whole)
+    at_end = _at_end(f, s.h, dwrites, dout, memory)
+    dwrites.whole.baddbmm_(weighted.whole.mT, f.reads.whole)
+    dh = dout.baddbmm_(f.reads.whole.mT, asked.whole).mul_(f.enter)
+    return Gradients(dreads, dwrites, at_once, at_end, dv, dh)
+
+
+def _at_once(f: Relative, weighted: Stack, dreads: Stack, dwrites: Stack, plan: Plan) -> list[AtOnce]:
+    """Takes out of dA what is read before the next decay; the arguments of :func:`add_at_once`."""
+    found: list[AtOnce] = []
+    before: list[int | None] = [0 if plan.reads_now else 1]
+    if f.predicts:
+        before.insert(0, None if plan.predicts_now else 1)
+    for x, dx, block, step in zip(f.reads.blocks, dreads.blocks, weighted.blocks, before, strict=True):
+        parts = block.split(block.shape[1], 2)
+        for y, dy, part in zip(f.writes.blocks, dwrites.blocks, parts, strict=True):
+            if step is None:
+                part.tril_(-1)
+            else:
+                found.append((_taken(part, step), x, y, dx, dy))
+    return found
+
+
+def _at_end(f: Relative, h: Tensor, dwrites: Stack, dout: Tensor, memory: Memory) -> Tensor:
+    """passed + kept ``[N, K]``, of h~, dE and X dE^T. The last row is written after every decay of the chunk."""
+    passed = torch.mul(h, dout, out=memory.take("passed", h, *h.shape)).sum(-1)
+    for x, dx in zip(f.writes.blocks, dwrites.blocks, strict=True):
+        passed += torch.mul(x, dx, out=memory.take("kept", dx, *dx.shape))[:, :-1].sum(1)
+    return passed
+
+
+def _taken(dm: Tensor, before: int) -> Tensor:
+    """Take the weights of what is read before the next decay out of the gradient of M ``[N, C, C]``, and what no row
+    reads: ``[N, C - before, 1]``. It is a row's own, or with ``before`` 1 the row before it."""
+    weight = dm.diagonal(-before, 1, 2).unsqueeze(2).clone()
+    dm.tril_(-before - 1)
+    return weight
+
+
+def add_at_once(weight: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
+    """Add what it brings to the gradients of the rows ``[N, C, K]`` that read and of those that are read."""
+    before = x.shape[1] - weight.shape[1]
+    if before:
+        x, y, dx, dy = x[:, before:], y[:, :-before], dx[:, before:], dy[:, :-before]
+    dx.addcmul_(weight, y)
+    dy.addcmul_(weight, x)

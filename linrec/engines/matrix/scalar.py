@@ -20,11 +20,13 @@ memory that the next chunk uses again (:mod:`linrec.engines.matrix.buffers`). Th
     derase = -dr . (e^{g_a} (k h)) - rows of (k k^T * D_a) * (dr v_new^T)
     dh = e^{g_C} dh_next + R^T Y
 
-and the gradient of the decays needs no product of its own: everything is linear in what it scales, so
+and the gradient of the decays is made (:mod:`linrec.engines.matrix.decay_gradient`) of
 
 .. code-block:: text
 
-    dg = q . dq [row of g_q] + erase derase [row of g_a] - erase derase - write dwrite,   + h_next . dh_next at the end
+    W = (-erase (k k^T * D_a)) * (dr v_new^T) [rows of g_a] + (scale q k^T * D_q) * (do v_new^T) [rows of g_q]
+    seen = -erase dr . (e^{g_a} (k h)) [g_a], scale do . (e^{g_q} (q h)) [g_q]
+    kept = v_new . (e^{g_C - g} (k dh_next)),   passed = h . e^{g_C} dh_next
 """
 
 from __future__ import annotations
@@ -32,15 +34,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from linrec.engines.matrix.buffers import Backward, Forward, Sizes
-from linrec.engines.matrix.gates import Gates, between, by_chunk, chunk_gates, over_time
-from linrec.engines.matrix.plan import Plan, Span, Tensors, decay_gradient
+from linrec.engines.matrix.gate_gradients import joined
+from linrec.engines.matrix.gates import Gates, between, chunk_gates, over_time
+from linrec.engines.matrix.plan import Plan, Span, Tensors
 from linrec.engines.matrix.scan import chunkwise
 from linrec.engines.matrix.terms import MatrixTerms
-from linrec.engines.numerics.scans import exact
 from linrec.rule import Call
 
 OF_VALUES = ("v", "o", "dv", "do")
@@ -63,8 +64,7 @@ class ScalarChunks:
         self.tensors, self.dtype, self.length = tensors, dtype, v.shape[1]
         batch, _, heads, width = k.shape
         self.erases = tensors["erase"] is not None
-        # Above this diagonal no row reads, and products that the recurrence does not have may be infinite there.
-        self.below = 0 if plan.reads_now else -1
+        self.alike = plan.reads_now == plan.predicts_now  # the decays that rows of k and rows of q see
         readers = 2 if self.erases else 1
         self.sizes = Sizes(batch, heads, v.shape[2] // heads, readers, plan.chunk, width, v.shape[3])
         self.cuts: dict[str, tuple[Tensor, ...]] = {}
@@ -94,7 +94,7 @@ class ScalarChunks:
         gates, w, v = self._load(index, span)
         self._solve(w, gates, v, h)
         torch.bmm(w.A_qk, w.v_new, out=w.product)
-        out = torch.add(w.product_h, w.seen_q, out=self._cut("o", o)[index])
+        out = torch.addcmul(w.product_h, w.seen_q, gates.at_q, out=self._cut("o", o)[index])
         if self.skip is not None:
             out.addcmul_(v, self.skip)
         torch.mul(w.v_new_h, gates.to_end, out=w.kept_h)
@@ -119,83 +119,122 @@ class ScalarChunks:
             self.cuts[name] = x.movedim(1, -2).split(self.plan.chunk, -2)
         return self.cuts[name]
 
-    def _solve(self, w: Forward, gates: Gates, v: Tensor, h: Tensor) -> None:
-        """What the chunk sees in the state, its scores, and what it writes."""
-        plan = self.plan
-        between("q", gates, plan.reads_now, w.decay_q)
-        if self.erases and plan.reads_now == plan.predicts_now:
-            w.decay_a.copy_(w.decay_q).tril_(-1)
-        elif self.erases:
-            between("a", gates, False, w.decay_a).tril_(-1)
+    def _solve(self, w: Forward, gates: Gates, v: Tensor, h: Tensor, asks: bool = True) -> Tensor:
+        """The scores of the chunk and what it writes; what k sees in the state, and with ``asks`` q beside it."""
+        between("q", gates, self.plan.reads_now, w.decay_q)
+        if self.erases and not self.alike:
+            between("a", gates, False, w.decay_a)
         torch.bmm(w.reads, w.keys.mT, out=w.grams)
+        self._below(w.grams_h, w.own_grams)
         torch.mul(w.grams_h, w.decay_h, out=w.weights_h)
-        w.weights.tril_(self.below)
-        torch.bmm(w.reads, h, out=w.seen)
-        w.seen_h.mul_(gates.at)
+        seen_a = w.seen_a
+        if asks:
+            torch.bmm(w.reads, h, out=w.seen)
+        elif self.erases:
+            torch.bmm(w.keys, h, out=w.alone)
+            seen_a = w.alone_h
         if gates.write is None:
             w.right_h.copy_(v)
         else:
             torch.mul(v, gates.write, out=w.right_h)
-        if gates.erased is not None:
-            w.right_h.addcmul_(w.seen_a, gates.erased)
+        if gates.erased is not None and gates.pull_a is not None:
+            w.right_h.addcmul_(seen_a, gates.pull_a)
             torch.mul(w.gram_h, gates.erased, out=w.matrices_h)
             w.systems.invert()
             w.systems.solve(w.right, w.v_new)
+        return seen_a
+
+    def _below(self, pairs: Tensor, own: Tensor) -> None:
+        """Zero where no row reads: what the recurrence does not have may be infinite. ``own``: of k, the diagonal."""
+        pairs.tril_(0 if self.plan.reads_now else -1)
+        if self.erases and self.plan.reads_now:
+            own.zero_()
 
     def backward(
         self,
         index: int,
         span: Span,
-        states: tuple[Tensor, Tensor],
+        h: Tensor,
         do: Tensor,
         dh_next: Tensor,
         grads: dict[str, Tensor],
     ) -> Tensor:
         """``dh``; fills the chunk's rows of ``dq``, ``dk``, ``dv``. :meth:`gate_gradients` has the rest."""
         gates, w, v = self._load(index, span)
-        do, d, (h, h_next) = self._cut("do", do)[index], self._backward(span), states
+        do, d, wanted = self._cut("do", do)[index], self._backward(span), "g" in grads
         if self.turns is None:  # two take turns
             self.turns = dh_next.new_empty(2, *dh_next.shape)
         dh = self.turns[index % 2]
-        self._solve(w, gates, v, h)
-        self._through_v_new(w, d, gates, do, dh_next)
-        late = {
-            "readers": _dot(d.outer_h, w.seen_h, d.dots_h) + _dot(w.weights_h, d.paired_h, d.pair_dots_h),
-            "write": _dot(v, d.dright_h, d.value_dots),
-            "at_end": torch.mul(h_next, dh_next, out=dh).view(-1, *self._state_shape).sum((1, 3)),
-        }
+        seen_a = self._solve(w, gates, v, h, asks=wanted and self.sizes.repeat > 1)
+        late = self._through_v_new(w, d, gates, do, dh_next, wanted)
+        if self.erases:
+            late["seen_a"] = _dot(d.dright_h, seen_a, d.value_dots)
+        late |= self._crossing(w, d, gates, wanted)
         dq, dk, dv = (self._cut("d" + name, grads[name])[index] for name in self.NAMES[:3])
         if gates.write is None:
             dv.copy_(d.dright_h)
         else:
+            late["write"] = _dot(v, d.dright_h, d.value_dots)
             torch.mul(d.dright_h, gates.write, out=dv)
         if self.skip is not None:
             late["skip"] = _dot(do, v, d.value_dots)
             dv.addcmul_(do, self.skip)
-        self.late.append(late)
-        self._through_reads(w, d, gates, h, dh_next)
+        late |= self._through_reads(w, d, gates, h, dh_next, wanted)
         torch.mul(d.dreads_q, self.plan.scale, out=dq)
         if self.erases:
             torch.add(d.dkeys_h, d.dreads_a, out=dk)
         else:
             dk.copy_(d.dkeys_h)
+        if wanted:
+            both = torch.mul(h, dh_next, out=dh).view(*self.sizes.of_heads[:2], *self._state_shape)
+            late["passed"] = both.sum((2, 4))[..., None, None]
+        self.late.append(late)
         return self._decayed(dh_next, gates.whole, dh).baddbmm_(w.reads.mT, d.pulls)
 
-    def _through_v_new(self, w: Forward, d: Backward, gates: Gates, do: Tensor, dh_next: Tensor) -> None:
-        """dr, and what meets the scores."""
+    def _through_v_new(
+        self, w: Forward, d: Backward, gates: Gates, do: Tensor, dh_next: Tensor, wanted: bool
+    ) -> dict[str, Tensor]:
+        """dr, and what meets the scores; ``kept``, where it is wanted."""
+        late = {}
         d.asked_h.copy_(do)
         torch.bmm(w.keys, dh_next, out=d.left)
         torch.mul(d.left_h, gates.to_end, out=d.dv_new_h)
+        if wanted:
+            late["kept"] = _dot(w.v_new_h, d.dv_new_h, d.value_dots)
         d.dv_new.baddbmm_(w.A_qk.mT, d.asked)
         if self.erases:
             w.systems.solve_transposed(d.dv_new, d.dright)
         torch.bmm(d.outer, w.v_new.mT, out=d.paired)
-        d.paired_h.tril_(self.below)
+        self._below(d.paired_h, d.own_paired)
+        return late
 
-    def _through_reads(self, w: Forward, d: Backward, gates: Gates, h: Tensor, dh_next: Tensor) -> None:
-        """Y, dR and what of dk comes through what was written."""
+    def _crossing(self, w: Forward, d: Backward, gates: Gates, wanted: bool) -> dict[str, Tensor]:
+        """Sums of W: over the rows of k, and for the decays, where they are wanted, over rows less columns."""
+        if not (wanted or self.erases):
+            return {}
+        late = {}
+        torch.mul(w.weights_h, d.paired_h, out=d.crossing)
+        if gates.erased is not None:
+            late["pairs_a"] = d.crossing_a.sum(-1, keepdim=True)
+        if wanted and gates.erased is not None and self.alike:
+            d.crossing_q.addcmul_(d.crossing_a, gates.erased)
+        elif wanted and gates.erased is not None:
+            late |= _sums("a", d.crossing_a.mul_(gates.erased), d.precise)
+        if wanted:
+            late |= _sums("q", d.crossing_q, d.precise)
+        return late
+
+    def _through_reads(
+        self, w: Forward, d: Backward, gates: Gates, h: Tensor, dh_next: Tensor, wanted: bool
+    ) -> dict[str, Tensor]:
+        """Y, dR and what of dk comes through what was written; what q sees in the state, where it is wanted."""
+        late = {}
         torch.mul(d.outer_h, gates.pull, out=d.pulls_h)
         torch.bmm(d.pulls, h.mT, out=d.dreads)
+        if wanted and self.sizes.repeat > 1:
+            late["seen_q"] = _dot(d.pulls_q, w.seen_q, d.value_dots)
+        elif wanted:
+            late["seen_q"] = _dot(w.reads_q, d.dreads_q, d.dkeys_h).unsqueeze(2)
         torch.mul(w.v_new_h, gates.to_end, out=w.kept_h)
         torch.bmm(w.kept, dh_next.mT, out=d.dkeys)
         d.paired_h.mul_(w.decay_h)
@@ -206,12 +245,13 @@ class ScalarChunks:
             paired = paired.unflatten(0, (-1, self.sizes.repeat)).sum(1)
         d.dreads.baddbmm_(paired, w.keys)
         d.dkeys.baddbmm_(paired.mT, w.reads)
+        return late
 
     def _forward(self, span: Span) -> Forward:
         """Memory for chunks of this length."""
         length = span[1] - span[0]
         if length not in self.forwards:
-            self.forwards[length] = Forward(self.sizes._replace(rows=length), self.scale)
+            self.forwards[length] = Forward(self.sizes._replace(rows=length), self.scale, self.alike)
         return self.forwards[length]
 
     def _backward(self, span: Span) -> Backward:
@@ -234,30 +274,11 @@ class ScalarChunks:
         """Gradients of log-decays and strengths ``[B, T, HV]``, once every chunk has been through :meth:`backward`."""
         if not self.late:
             return {}
-        heads, chunk = self.sizes.heads, self.plan.chunk
-        found = {name: self._joined(name) for name in self.late[0]}
-        write, erase = (by_chunk(self.tensors[name], heads, chunk) for name in ("write", "erase"))
-        at_end, readers = found.pop("at_end"), exact(found.pop("readers"))
-        wrote = exact(found["write"] if write is None else found["write"] * write)
-        through = [(readers[..., -1, :, :], self.plan.reads_now)]
-        if erase is not None:
-            found["erase"] = -readers[..., 0, :, :]
-            erased = found["erase"] * erase
-            through.append((erased, self.plan.predicts_now))
-            wrote = wrote + erased
-        found["g"] = _decay_gradient(wrote, through, at_end).to(self.dtype)
-        grads = {name: over_time(x, self.length) for name, x in found.items()}
+        found = joined(self.late[::-1], self.gates, self.plan)
+        grads = {name: over_time(x.to(self.dtype), self.length) for name, x in found.items()}
         if "skip" in grads:
             grads["skip"] = grads["skip"].sum((0, 1))
         return grads
-
-    def _joined(self, name: str) -> Tensor:
-        """The rows of all chunks, first to last ``[chunks, ...]``, those of the last filled up with zeros."""
-        parts = [late[name] for late in reversed(self.late)]
-        if name == "at_end":
-            return torch.stack(parts).view(len(parts), *self.sizes.of_heads, 1)
-        missing = self.plan.chunk - parts[-1].shape[-2]
-        return torch.stack([*parts[:-1], F.pad(parts[-1], (0, 0, 0, missing))])
 
 
 def _dot(x: Tensor, y: Tensor, memory: Tensor) -> Tensor:
@@ -265,7 +286,7 @@ def _dot(x: Tensor, y: Tensor, memory: Tensor) -> Tensor:
     return torch.mul(x, y, out=memory).sum(-1, keepdim=True)
 
 
-def _decay_gradient(wrote: Tensor, readers: list[tuple[Tensor, bool]], at_end: Tensor) -> Tensor:
-    """See :func:`decay_gradient`; ``[..., C, 1]``."""
-    flat = [(x.flatten(0, -3), now) for x, now in readers]
-    return decay_gradient(wrote.flatten(0, -3), flat, at_end.flatten(0, -2)).view(wrote.shape)
+def _sums(name: str, pairs: Tensor, precise: Tensor) -> dict[str, Tensor]:
+    """Those of rows and of columns, ``[..., C, 1]``, in double precision."""
+    precise.copy_(pairs)
+    return {"rows_" + name: precise.sum(-1, keepdim=True), "columns_" + name: precise.sum(-2).unsqueeze(-1)}

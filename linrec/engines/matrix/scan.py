@@ -47,15 +47,15 @@ class ChunkMethod(Protocol):
         self,
         index: int,
         span: Span,
-        states: tuple[Tensor, Tensor],
+        h: Tensor,
         do: Tensor,
         dh_next: Tensor,
         grads: dict[str, Tensor],
     ) -> Tensor:
         """The gradient of the entry state, from those of the output ``[B, T, HV, V]`` and of the exit state.
 
-        Fills the chunk's rows of ``grads``. ``states`` are the entry and the exit state. Called from the last chunk to
-        the first.
+        Fills the chunk's rows of ``grads``; without ``g`` in it, that is not wanted. ``h`` is the entry state. Called
+        from the last chunk to the first.
         """
 
     def gate_gradients(self) -> dict[str, Tensor]:
@@ -122,13 +122,15 @@ class ChunkScan(torch.autograd.Function):
         tensors = dict(zip(names, values, strict=True))
         chunks = chunk_bounds(do, ctx.plan.chunk)
         new = fresh if chunks else _zeros
-        grads = {name: new(x, x.shape, x.dtype) for name, x in tensors.items() if x is not None}
+        wanted = {
+            name for name, needs in zip(names, ctx.needs_input_grad[4:], strict=True) if needs or name != "g"
+        }
+        grads = {n: new(x, x.shape, x.dtype) for n, x in tensors.items() if x is not None and n in wanted}
         work = ctx.method(ctx.plan, tensors, state.dtype)
         entries, dstate = (work.inner(state), *states.unbind(0)), work.inner(dlast)
         with _fitting_products(ctx.method, ctx.plan, state):
             for index, span in reversed(list(enumerate(chunks))):
-                around = entries[index], entries[index + 1]
-                dstate = work.backward(index, span, around, do, dstate, grads)
+                dstate = work.backward(index, span, entries[index], do, dstate, grads)
         for name, whole in work.gate_gradients().items():
             if name in grads:
                 grads[name].copy_(whole)

@@ -6,7 +6,7 @@ is never only multiplied by zero but replaced by it: a product that the recurren
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from linrec.engines.matrix.decay_gradient import crossing, crossing_by_channel, earlier, later
 from linrec.engines.matrix.terms import Heads
 from linrec.engines.numerics.decays import LOG2
 
@@ -57,7 +58,10 @@ def decayed_scores(x: Tensor, y: Tensor, at_x: Tensor, at_y: Tensor, *, diagonal
     if at_y.shape[-1] == 1:
         return (x @ y.mT).tril(0 if diagonal else -1) * decay_matrix(at_x, at_y, diagonal, x.dtype)
     keep = keep_mask(x.shape[-2], diagonal, x.device)
-    rows = [_block_row(x, y, at_x, at_y, keep, start, stop) for start, stop in sub_chunks(x.shape[-2])]
+    rows = []
+    for start, stop in sub_chunks(x.shape[-2]):
+        decay = _diagonal_decay(at_x, at_y, keep, start, stop, x.dtype)
+        rows.append(_block_row(x, y, at_x, at_y, keep, start, stop, decay))
     return torch.cat(rows, dim=-2)
 
 
@@ -76,15 +80,14 @@ def sub_chunks(length: int) -> list[tuple[int, int]]:
 
 
 def _block_row(
-    x: Tensor, y: Tensor, at_x: Tensor, at_y: Tensor, keep: Tensor, start: int, stop: int
+    x: Tensor, y: Tensor, at_x: Tensor, at_y: Tensor, keep: Tensor, start: int, stop: int, decay: Tensor
 ) -> Tensor:
     """Rows ``start .. stop`` of the scores with a decay of its own for every channel.
 
     Left of the diagonal block both factors are taken relative to the decay just before the block, so both are
-    <= 1 and the block is one product. On the diagonal the exponents are formed for each (i, j, d).
+    <= 1 and the block is one product. On the diagonal the ``decay`` is formed for each (i, j, d).
     """
     xi, yi = x[..., start:stop, :], y[..., start:stop, :]
-    decay = _diagonal_decay(at_x, at_y, keep, start, stop, x.dtype)
     here = (
         (xi[..., :, None, :] * yi[..., None, :, :] * decay).sum(-1).where(keep[start:stop, start:stop], 0.0)
     )
@@ -125,11 +128,17 @@ class Decay:
     diagonal: bool
     dtype: torch.dtype
     wider: Decay | None = None  # the same decays with the diagonal
+    blocks: dict[int, Tensor] = field(default_factory=dict)  # formed once, by their first row
 
     @property
     def shared(self) -> bool:
         """Whether all channels have one decay."""
         return self.at_y.shape[-1] == 1
+
+    @property
+    def now(self) -> bool:
+        """Whether the rows that read see the current token's decay."""
+        return self.at_x is self.at_y
 
     @cached_property
     def matrix(self) -> Tensor:
@@ -138,29 +147,46 @@ class Decay:
             return self.wider.matrix.tril(-1)
         return decay_matrix(self.at_x, self.at_y, self.diagonal, self.dtype)
 
+    def block(self, start: int, stop: int) -> Tensor:
+        """``[N, c, c, K]``, of a sub-chunk."""
+        if self.wider is not None:
+            return self.wider.block(start, stop)
+        if start not in self.blocks:
+            keep = keep_mask(self.at_x.shape[1], self.diagonal, self.at_x.device)
+            self.blocks[start] = _diagonal_decay(self.at_x, self.at_y, keep, start, stop, self.dtype)
+        return self.blocks[start]
+
     def scores(self, x: Tensor, y: Tensor) -> Tensor:
         """M ``[N, C, C]``."""
         if self.shared:
             return torch.bmm(x, y.mT).tril_(0 if self.diagonal else -1).mul_(self.matrix)
-        return decayed_scores(x, y, self.at_x, self.at_y, diagonal=self.diagonal)
+        keep, at = keep_mask(x.shape[1], self.diagonal, x.device), (self.at_x, self.at_y)
+        bounds = sub_chunks(x.shape[1])
+        return torch.cat([_block_row(x, y, *at, keep, *b, self.block(*b)) for b in bounds], dim=1)
 
-    def adjoint(self, dm: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> None:
-        """Add the gradients of x and y from that of M to dx and dy; the decay's own follows from them."""
+    def adjoint(self, dm: Tensor, x: Tensor, y: Tensor, dx: Tensor, dy: Tensor) -> Tensor:
+        """Add the gradients of x and y from that of M to dx and dy; that of the log-decays ``[N, C, 1 or K]``."""
         dm = dm.tril_(0 if self.diagonal else -1)
         if self.shared:
             weighted = dm.mul_(self.matrix)
             dx.baddbmm_(weighted, y)
             dy.baddbmm_(weighted.mT, x)
-            return
-        keep = keep_mask(x.shape[1], self.diagonal, x.device)
+            return crossing(torch.bmm(x, y.mT).tril_().mul_(weighted), self.now)
+        dg = torch.zeros_like(x)
         for start, stop in sub_chunks(x.shape[1]):
-            block, xi = dm[:, start:stop], x[:, start:stop]
-            decay = _diagonal_decay(self.at_x, self.at_y, keep, start, stop, x.dtype)
-            weighted = decay.mul_(block[:, :, start:stop, None])
-            dx[:, start:stop] += (weighted * y[:, None, start:stop]).sum(2)
-            dy[:, start:stop] += (weighted * xi[:, :, None]).sum(1)
+            here, before = slice(start, stop), slice(0, start)
+            weighted, xi = self.block(start, stop) * dm[:, here, here, None], x[:, here, None]
+            pairs = weighted * y[:, None, here]
+            dx[:, here] += pairs.sum(2)
+            dy[:, here] += (weighted * xi).sum(1)
+            dg[:, here] += crossing_by_channel(pairs.mul_(xi), self.now)
             if start:
                 from_x, from_y = _relative_decays(self.at_x, self.at_y, start, stop, x.dtype)
-                left = block[:, :, :start]
-                dx[:, start:stop] += from_x * torch.bmm(left, y[:, :start] * from_y)
-                dy[:, :start] += from_y * torch.bmm(left.mT, xi * from_x)
+                left = dm[:, here, before]
+                dx_left = from_x * torch.bmm(left, y[:, before] * from_y)
+                dy_left = from_y * torch.bmm(left.mT, x[:, here] * from_x)
+                dx[:, here] += dx_left
+                dy[:, before] += dy_left
+                dg[:, here] += later(x[:, here] * dx_left, self.now)
+                dg[:, before] += earlier(y[:, before] * dy_left)
+        return dg
