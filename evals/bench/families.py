@@ -22,6 +22,8 @@ LOCAL = {"num_local_experts": 4, "num_experts_per_tok": 2}
 LATENT = {"num_attention_heads": 8, "num_key_value_heads": 8, "kv_lora_rank": 256}
 LATENT |= {"qk_rope_head_dim": 64, "qk_nope_head_dim": 64, "v_head_dim": 128}
 SSD = {"mamba_n_heads": 32, "mamba_d_head": 64, "mamba_n_groups": 1, "mamba_d_state": 128}
+# Behind a first layer without keys MiniMax in transformers takes every cache for an empty one.
+ATTENTION_FIRST = {"layer_types": ["full_attention"] + ["linear_attention"] * 3}
 ATTENTION_LAST = {"layer_types": ["mamba"] * 3 + ["attention"]}
 
 # Family: what the names of its classes begin with, and its sizes.
@@ -91,7 +93,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "rwkv": ("Rwkv", {}),
     "minimax": (
-        "MiniMax", {**HEADS, **HYBRID, **LOCAL, "head_dim": 128, "intermediate_size": 1024},
+        "MiniMax",
+        {**HEADS, **ATTENTION_FIRST, **LOCAL, "head_dim": 128, "intermediate_size": 1024},
     ),
     "xlstm": ("xLSTM", {"num_heads": 2}),
     "lfm2": ("Lfm2", {**HEADS, "layer_types": ["conv"] * 3 + ["full_attention"], "intermediate_size": 2816}),
