@@ -67,6 +67,11 @@ def state_bytes(state: State) -> int:
     return sum(t.numel() * t.element_size() for _, t in named_tensors(state))
 
 
+def own_storage(tensor: Tensor) -> Tensor:
+    """tensor ``[...]``, copied where it is a view: a state must not keep the activations of a whole chunk alive."""
+    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
+
+
 def detach(state: State) -> State:
     """The state cut from the autograd graph."""
     return map_tensors(torch.Tensor.detach, state)

@@ -7,28 +7,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from linrec.engines.numerics.forward_mode import silu
 from linrec.errors import ConfigError
 from linrec.layers import LAYERS, Layer
 from linrec.layers.channel_mixing import ChannelMixing
-from linrec.layers.parts import LayerNorm, RMSNorm
-from linrec.layers.projection import project
+from linrec.layers.parts import LayerNorm, OffsetRMSNorm, RMSNorm
 from linrec.models.config import Config, argument_types
+from linrec.models.mlp import make_mlp
+from linrec.models.scaling import scaled
 from linrec.state import State, export_names
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)),  Shazeer 2020, arXiv:2002.05202."""
-
-    def __init__(self, d_model: int, width: int):
-        super().__init__()
-        self.gate = nn.Linear(d_model, width, bias=False)
-        self.up = nn.Linear(d_model, width, bias=False)
-        self.down = nn.Linear(width, d_model, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x ``[..., d_model]``, and the result."""
-        return project(self.down, silu(project(self.gate, x)) * project(self.up, x))
 
 
 class BlockState(NamedTuple):
@@ -42,7 +28,7 @@ export_names()
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + mlp(norm(x)) where the configuration has an MLP.
+    """x + r mixer(norm(x)), then x + r mlp(norm(x)) where the configuration has an MLP; r is ``residual_scale``.
 
     What layers hand on to later ones stands behind the channels of x, ``[B, T, d_model + beside]``, in blocks between
     them as well: so whatever treats x (padding, packing, recomputation) treats it alike.
@@ -50,7 +36,7 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, name: str, depth: int = 0):
         super().__init__()
-        self.d_model = config.d_model
+        self.d_model, self.residual_scale = config.d_model, config.residual_scale
         self.pre_norm = make_norm(config) if config.embed_norm and depth == 0 else None
         self.mixer_norm = make_norm(config)
         self.mixer = make_layer(config, name, depth)
@@ -58,7 +44,10 @@ class Block(nn.Module):
         self.mlp_remembers = self.has_mlp and config.mlp == "rwkv"
         if self.has_mlp:
             self.mlp_norm = make_norm(config)
-            self.mlp = (ChannelMixing if self.mlp_remembers else SwiGLU)(config.d_model, config.mlp_width)
+            sizes = (config.d_model, config.mlp_width)
+            self.mlp = (
+                ChannelMixing(*sizes) if self.mlp_remembers else make_mlp(config.mlp, *sizes, config.mlp_bias)
+            )
 
     def forward(
         self, x: Tensor, state: State, cu_seqlens: Tensor | None, attention_mask: Tensor | None
@@ -73,12 +62,13 @@ class Block(nn.Module):
             h = torch.cat([h, handed], dim=-1)
         y, mixer = self.mixer(h, mixer, **how)
         y, newer = self._apart(y)
-        x, handed = x + y, handed if newer is None else newer
+        x, handed = x + scaled(y, self.residual_scale), handed if newer is None else newer
         if self.mlp_remembers:
             y, mlp = self.mlp(self.mlp_norm(x), mlp, **how)
-            x, state = x + y, BlockState(mixer, mlp)
+            x, state = x + scaled(y, self.residual_scale), BlockState(mixer, mlp)
         else:
-            x, state = x + self.mlp(self.mlp_norm(x)) if self.has_mlp else x, mixer
+            x = x + scaled(self.mlp(self.mlp_norm(x)), self.residual_scale) if self.has_mlp else x
+            state = mixer
         return x if handed is None else torch.cat([x, handed], dim=-1), state
 
     def _apart(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -97,10 +87,12 @@ def make_blocks(config: Config) -> nn.ModuleList:
     return nn.ModuleList(blocks)
 
 
-def make_norm(config: Config) -> RMSNorm | LayerNorm:
+def make_norm(config: Config) -> RMSNorm | OffsetRMSNorm | LayerNorm:
     """The norm before mixing layers, MLPs and the head."""
     if config.norm == "rms":
         return RMSNorm(config.d_model, eps=config.norm_eps)
+    if config.norm == "rms_offset":
+        return OffsetRMSNorm(config.d_model, eps=config.norm_eps)
     return LayerNorm(config.d_model, eps=config.norm_eps, bias=config.norm_bias)
 
 

@@ -262,9 +262,10 @@ def _check_sizes(folder: Path, config: Config, header: Header) -> None:
 
 
 def _check_mlp(folder: Path, config: Config, header: Header) -> None:
-    gate, expected = header.get("blocks.0.mlp.gate.weight"), [config.mlp_width, config.d_model]
-    if gate is not None and gate[1] != expected:
-        raise CheckpointError(f"{folder}: blocks.0.mlp.gate.weight: expected {expected}, got {gate[1]}")
+    expected = [config.mlp_width, config.d_model]
+    for name in ("blocks.0.mlp.gate.weight", "blocks.0.mlp.up.weight"):
+        if (found := header.get(name)) is not None and found[1] != expected:
+            raise CheckpointError(f"{folder}: {name}: expected {expected}, got {found[1]}")
 
 
 def _sha256(content: bytes) -> str:

@@ -24,7 +24,13 @@ POSITIVE = (
     "rope_base",
     "gate_temperature",
 )  # options that no layer can take below zero
-CHOICES = {"norm": ("rms", "layer"), "mlp": ("swiglu", "rwkv")}
+CHOICES = {
+    "norm": ("rms", "rms_offset", "layer"),
+    "mlp": ("swiglu", "geglu", "geglu_tanh", "relu2", "silu", "gelu", "gelu_tanh", "rwkv"),
+}
+
+
+FIRST_CHOICE = 13  # fields of Config before the choices of its blocks, which are written where they are made
 
 
 @dataclass(frozen=True)
@@ -34,8 +40,13 @@ class Config:
     ``pattern`` names layers of ``linrec.layers.LAYERS`` and is repeated over ``num_layers`` (default: once).
     ``mlp_ratio`` is the width of the MLP over ``d_model``, rounded up to a multiple of 8; None or 0
     leaves the block out. ``layer_options`` maps a layer's name to further arguments of its constructor.
-    ``norm`` is ``rms`` or ``layer``, the latter with or without biases (``norm_bias``); ``embed_norm`` puts one more
-    behind the embedding; ``mlp`` is ``swiglu`` or ``rwkv``, RWKV-7's channel mixing.
+    ``mlp_size`` says that width itself, whatever the ratio is.
+    ``norm`` is ``rms``, ``rms_offset`` (its weight is added to one, as in Gemma) or ``layer``, the latter with or
+    without biases (``norm_bias``); ``embed_norm`` puts one more behind the embedding. ``mlp`` is one with a gate
+    (``swiglu``, ``geglu``, ``geglu_tanh``), one without (``relu2``, ``silu``, ``gelu``, ``gelu_tanh``), these with
+    biases where ``mlp_bias`` is set, or ``rwkv``, RWKV-7's channel mixing. Embeddings, what a block adds to the
+    stream, and logits are multiplied by ``embed_scale``, ``residual_scale`` and ``logit_scale``; logits l are then
+    held within ``logit_cap`` c by c tanh(l / c).
     Options of a layer that is not in the pattern stay beside it, for a configuration made from this one.
     Raises ConfigError for an unknown layer or option, for a value of another type than the field or the option
     has, and for numbers outside their range.
@@ -58,6 +69,12 @@ class Config:
     norm_bias: bool = True
     embed_norm: bool = False
     mlp: str = "swiglu"
+    mlp_size: int | None = None
+    mlp_bias: bool = False
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_cap: float | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, str) or not isinstance(self.pattern, Sequence):
@@ -79,11 +96,12 @@ class Config:
                 raise ConfigError(
                     f"mlp_ratio: expected a width of at most {LARGEST:,}, got {self.mlp_ratio:g} d_model"
                 )
-        for name in ("tie_embeddings", "norm_bias", "embed_norm"):
+        for name in ("tie_embeddings", "norm_bias", "embed_norm", "mlp_bias"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ConfigError(f"{name}: expected true or false, got {shown(value)}")
         for name, known in CHOICES.items():
             check_name(getattr(self, name), known, name)
+        self._check_scales()
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
             self._check_token_id(name)
         self._check_layer_options()
@@ -99,11 +117,19 @@ class Config:
     @property
     def mlp_width(self) -> int:
         """Inner width of the MLP; 0 where there is none."""
+        if self.mlp_size is not None:
+            return self.mlp_size
         return -(-int(self.d_model * self.mlp_ratio) // 8) * 8 if self.mlp_ratio else 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types; ``Config.from_dict`` of it gives an equal configuration."""
-        return {**dataclasses.asdict(self), "pattern": list(self.pattern)}
+        """Plain JSON types; ``Config.from_dict`` of it gives an equal configuration.
+
+        A choice that a block need not make is left out where it is the usual one: a model that does without them has
+        the file and the fingerprint that it had before there were any.
+        """
+        usual = {f.name: f.default for f in dataclasses.fields(self)[FIRST_CHOICE:]}
+        values = {**dataclasses.asdict(self), "pattern": list(self.pattern)}
+        return {name: v for name, v in values.items() if name not in usual or v != usual[name]}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Config:
@@ -114,6 +140,16 @@ class Config:
         for key in values:
             check_name(key, names, "config: field")
         return cls(**values)
+
+    def _check_scales(self) -> None:
+        if self.mlp_size is not None:
+            _check_count("mlp_size", self.mlp_size)
+        if self.mlp_bias and self.mlp == "rwkv":
+            raise ConfigError("mlp_bias: expected false, the MLP 'rwkv' has no biases")
+        for name in ("embed_scale", "residual_scale", "logit_scale"):
+            _check_positive(name, getattr(self, name))
+        if self.logit_cap is not None:
+            _check_positive("logit_cap", self.logit_cap)
 
     def _check_token_id(self, name: str) -> None:
         token = getattr(self, name)

@@ -1,4 +1,4 @@
-"""One language model for every pattern of layers: embeddings, (norm, mixer, norm, SwiGLU) blocks, head."""
+"""One language model for every pattern of layers: embeddings, (norm, mixer, norm, MLP) blocks, head."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ from linrec.models.blocks import make_blocks, make_norm
 from linrec.models.checkpoint import save_checkpoint
 from linrec.models.config import Config
 from linrec.models.loading import load_model
+from linrec.models.scaling import capped, scaled
 from linrec.models.tying import Vocabulary
-from linrec.state import State, all_tensors, export_names, map_tensors, named_tensors
+from linrec.state import State, all_tensors, export_names, map_tensors, named_tensors, own_storage
 
 
 class ModelState(NamedTuple):
@@ -129,7 +130,7 @@ class LanguageModel(Vocabulary):
         """
         rows = x.shape[0] if cu_seqlens is None else cu_seqlens.numel() - 1
         states = self._layer_states(state, rows)
-        new_states = []
+        x, new_states = scaled(x, self.config.embed_scale), []
         with _products(x):
             for block, layer_state in zip(self.blocks, states, strict=True):
                 arguments = (x, layer_state, cu_seqlens, attention_mask)
@@ -141,7 +142,8 @@ class LanguageModel(Vocabulary):
         """``[..., d_model] -> [..., vocab_size]``."""
         self.tie()
         with _products(h):
-            return project(self.head, h)
+            logits = scaled(project(self.head, h), self.config.logit_scale)
+        return capped(logits, self.config.logit_cap)
 
     def prefill(
         self,
@@ -164,7 +166,7 @@ class LanguageModel(Vocabulary):
             part = slice(start, start + chunk)
             mask = None if attention_mask is None else attention_mask[:, part]
             h, state = self.hidden(tokens[:, part], state, attention_mask=mask)
-            last, state = _last_real(h, mask, last), map_tensors(_own_storage, state)
+            last, state = _last_real(h, mask, last), map_tensors(own_storage, state)
         assert last is not None
         assert state is not None
         return ModelOutput(self.logits(last), state)
@@ -281,11 +283,6 @@ def _products(x: Tensor) -> AbstractContextManager[None]:
     """For several tokens read at once without gradients; a training loop covers its backward pass as well."""
     tokens = x.numel() > x.shape[-1] and not torch.is_grad_enabled()
     return wide_products() if tokens and not torch.compiler.is_compiling() else nullcontext()
-
-
-def _own_storage(tensor: Tensor) -> Tensor:
-    """A copy of a view: a state must not keep the activations of a whole chunk alive."""
-    return tensor.clone() if tensor.untyped_storage().nbytes() > tensor.nbytes else tensor
 
 
 def _last_real(h: Tensor, mask: Tensor | None, before: Tensor | None) -> Tensor:

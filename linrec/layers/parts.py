@@ -41,6 +41,18 @@ class RMSNorm(nn.Module):
         return rms_norm(x, self.weight, self.eps)
 
 
+class OffsetRMSNorm(nn.Module):
+    """(1 + w) x / sqrt(mean of x^2 + eps) with w first zero, rounded once at the end, as Gemma has it."""
+
+    def __init__(self, width: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight, self.eps = nn.Parameter(torch.zeros(width)), eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[..., width]``."""
+        return rms_norm(widened(x), 1 + widened(self.weight), self.eps).to(x.dtype)
+
+
 class LayerNorm(nn.Module):
     """w (x - mean) / sqrt(variance + eps) + b, as :class:`torch.nn.LayerNorm`, whose forward mode is not exact."""
 

@@ -52,9 +52,21 @@ def only_layer(config: Config, layer: str) -> None:
     usual_blocks(config)
 
 
+USUAL = {
+    "norm": "rms",
+    "embed_norm": False,
+    "mlp": "swiglu",
+    "mlp_bias": False,
+    "embed_scale": 1.0,
+    "residual_scale": 1.0,
+    "logit_scale": 1.0,
+    "logit_cap": None,
+}
+
+
 def usual_blocks(config: Config, **others: Any) -> None:
     """Raises CheckpointError for other norms and MLPs than the usual ones, or than ``others`` says."""
-    for name, usual in {"norm": "rms", "embed_norm": False, "mlp": "swiglu", **others}.items():
+    for name, usual in {**USUAL, **others}.items():
         if (value := getattr(config, name)) != usual:
             raise CheckpointError(f"{name} = {value!r} cannot be said in this format, only {usual!r}")
 
