@@ -28,9 +28,11 @@ CHOICES = {
     "norm": ("rms", "rms_offset", "layer"),
     "mlp": ("swiglu", "geglu", "geglu_tanh", "relu2", "silu", "gelu", "gelu_tanh", "rwkv"),
 }
-
-
-FIRST_CHOICE = 13  # fields of Config before the choices of its blocks, which are written where they are made
+# Written only where they are made: a model that does without has the file and the fingerprint that it always had.
+OPTIONAL = (
+    *("norm", "norm_bias", "embed_norm", "mlp", "mlp_size", "mlp_bias"),
+    *("embed_scale", "residual_scale", "logit_scale", "logit_cap"),
+)
 
 
 @dataclass(frozen=True)
@@ -124,11 +126,10 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; ``Config.from_dict`` of it gives an equal configuration.
 
-        A choice that a block need not make is left out where it is the usual one: a model that does without them has
-        the file and the fingerprint that it had before there were any.
+        Those of :data:`OPTIONAL` are left out where they have their default.
         """
-        usual = {f.name: f.default for f in dataclasses.fields(self)[FIRST_CHOICE:]}
         values = {**dataclasses.asdict(self), "pattern": list(self.pattern)}
+        usual = {f.name: f.default for f in dataclasses.fields(self) if f.name in OPTIONAL}
         return {name: v for name, v in values.items() if name not in usual or v != usual[name]}
 
     @classmethod

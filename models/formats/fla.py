@@ -38,10 +38,6 @@ def around(
     options.only("attn", (None,), None, " (there are layers of attention)")
     options.without_effect(*WITHOUT_EFFECT)
     size, width = options.whole("vocab_size", 32000), options.whole("hidden_size", 2048)
-    if inner % 8:
-        raise CheckpointError(
-            f"{options.where}: intermediate_size = {inner} cannot be expressed, only multiples of 8"
-        )
     tokens: dict[str, int | None] = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
     blocks |= {name: options.token(name, size, default) for name, default in tokens.items()}
     return Config(
@@ -50,7 +46,7 @@ def around(
         num_layers=options.whole("num_hidden_layers", 24),
         pattern=(layer,),
         num_heads=heads,
-        mlp_ratio=inner / width,
+        mlp_size=inner,
         tie_embeddings=options.take("tie_word_embeddings", False),
         layer_options={layer: dict(sizes)},
         **blocks,

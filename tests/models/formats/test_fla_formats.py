@@ -121,7 +121,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "gla": {"feature_map": "relu", "num_kv_heads": 1, "elementwise_affine": False},
     "retnet": {"feature_map": "relu", "num_kv_heads": 1},
     "hgrn2": {"elementwise_affine": False, "expand_ratio": 0},
-    "rwkv7": {"hidden_act": "relu", "value_dim": [16, 16, 32], "intermediate_size": 20, "a_low_rank_dim": 0},
+    "rwkv7": {"hidden_act": "relu", "value_dim": [16, 16, 32], "a_low_rank_dim": 0},
 }
 
 
@@ -152,7 +152,13 @@ OURS: dict[str, tuple[str, dict[str, Any], str]] = {
 @pytest.mark.parametrize("name", OURS)
 def test_models_made_here_are_written_or_refused(name: str, tmp_path: Path) -> None:
     layer, strange, option = OURS[name]
-    sizes: dict[str, Any] = {"d_model": 32, "num_heads": 4, "num_layers": 2, "pattern": (layer,)}
+    sizes: dict[str, Any] = {
+        "d_model": 32,
+        "num_heads": 4,
+        "num_layers": 2,
+        "pattern": (layer,),
+        "mlp_size": 20,
+    }
     needed = NEEDED.get(layer, {})
     if layer == "rwkv7":
         sizes |= {"norm": "layer", "mlp": "rwkv", "embed_norm": True}
