@@ -52,7 +52,7 @@ class Donation:
     def take(self, state: Tensor) -> bool:
         """Whether ``state [...]`` may be written over now; then the block counts as begun."""
         free = state.is_contiguous() and not (state.is_inference() and not torch.is_inference_mode_enabled())
-        if free and (self._everything or state.untyped_storage().data_ptr() in self._given):
+        if free and (self._everything or (self._given and state.untyped_storage().data_ptr() in self._given)):
             self.begun = True
             return True
         return False
