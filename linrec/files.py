@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -120,13 +122,15 @@ def pickle_writer(tensors: Mapping[str, Tensor]) -> Write:
     return lambda path: torch.save(plain, path)
 
 
-def tensor_chunks(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
-    """Names, dtypes, shapes and raw values of tensors in name order: what a digest is taken over."""
+def fingerprint(described: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """sha256 over plain values, and over names, dtypes, shapes and raw values of tensors, both in name order."""
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True, default=str).encode())
     for name in sorted(tensors):
         t = tensors[name].detach().cpu().contiguous()
-        yield f"{name}|{t.dtype}|{list(t.shape)}|".encode()
+        digest.update(f"{name}|{t.dtype}|{list(t.shape)}|".encode())
         if t.numel():
-            yield ctypes.string_at(t.data_ptr(), t.numel() * t.element_size())
+            digest.update(ctypes.string_at(t.data_ptr(), t.numel() * t.element_size()))
+    return digest.hexdigest()
 
 
 def remove_abandoned(folder: Path) -> None:

@@ -7,7 +7,6 @@ it, because safetensors itself notices a short file but not a changed value.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import torch
 from torch import Tensor
 
 from linrec.errors import SessionError
-from linrec.files import tensor_chunks, write_tensors
+from linrec.files import fingerprint, write_tensors
 from linrec.reading import open_tensors, parse_json
 from linrec.state import State, map_tensors, named_tensors
 
@@ -90,10 +89,7 @@ def read_session(
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     described = {key: value for key, value in metadata.items() if key != "sha256"}
-    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    for part in tensor_chunks(tensors):
-        digest.update(part)
-    return digest.hexdigest()
+    return fingerprint(described, tensors)
 
 
 def _describe(state: State) -> Any:

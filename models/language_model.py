@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -15,7 +13,7 @@ from torch import Tensor, nn
 
 from linrec.engines.numerics.products import wide_products
 from linrec.errors import DeviceError, DtypeError, RangeError, ShapeError
-from linrec.files import tensor_chunks
+from linrec.files import fingerprint
 from linrec.layers.base import real_tokens
 from linrec.layers.projection import project
 from linrec.models.blocks import make_blocks, make_norm
@@ -188,10 +186,7 @@ class LanguageModel(Vocabulary):
 
     def fingerprint(self) -> str:
         """sha256 over the configuration and every weight: equal exactly when the models are."""
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for part in tensor_chunks(self.state_dict()):
-            digest.update(part)
-        return digest.hexdigest()
+        return fingerprint(self.config.to_dict(), self.state_dict())
 
     def save(self, folder: str | os.PathLike[str], files: Mapping[str, str | bytes] | None = None) -> None:
         """Write ``model.safetensors`` and ``config.json``, and ``files`` beside them (a tokenizer's), content by name;

@@ -9,9 +9,7 @@ to the newest for a call, where a window reaches as far in every row as it does 
 from __future__ import annotations
 
 import copy
-import hashlib
 import inspect
-import json
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from linrec.errors import CheckpointError
-from linrec.files import tensor_chunks
+from linrec.files import fingerprint
 from linrec.integrations.transformers.handle import accelerate
+from linrec.state import map_tensors
 
 CACHES = ("cache", "past_key_values", "cache_params")  # what models call theirs, the newest name first
 KEPT = {
@@ -94,13 +93,9 @@ class StatefulModel(nn.Module):
 
     def init_state(self, batch_size: int = 1) -> CachedState:
         """The empty state for ``batch_size`` rows."""
-
-        def empty(x: Tensor | None) -> Tensor | None:
-            return None if x is None else x.new_zeros(batch_size, *x.shape[1:])
-
-        layers = (_tensors(layer, None, 0) for layer in self._shell.layers)
-        cleared = (LayerTensors(*(_each(empty, part) for part in layer)) for layer in layers)
-        return CachedState(torch.zeros(batch_size, dtype=torch.long, device=self.device), tuple(cleared))
+        layers = tuple(_tensors(layer, None, 0) for layer in self._shell.layers)
+        one = CachedState(torch.zeros(1, dtype=torch.long, device=self.device), layers)
+        return map_tensors(lambda x: x.new_zeros(batch_size, *x.shape[1:]), one)
 
     def hidden(
         self,
@@ -136,8 +131,7 @@ class StatefulModel(nn.Module):
             "input_ids": torch.zeros(rows.shape[:2], dtype=torch.long, device=h.device),
             "use_cache": False,
         }
-        handle = _Instead(inside, replace(self._output, last_hidden_state=rows))
-        with handle:
+        with _Instead(inside, replace(self._output, last_hidden_state=rows)):
             logits: Tensor = self.model(**given).logits
         return logits.view(*h.shape[:-1], -1)
 
@@ -157,10 +151,7 @@ class StatefulModel(nn.Module):
 
     def fingerprint(self) -> str:
         """sha256 over the configuration and every weight."""
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True, default=str).encode())
-        for part in tensor_chunks(self.model.state_dict()):
-            digest.update(part)
-        return digest.hexdigest()
+        return fingerprint(self.config.to_dict(), self.model.state_dict())
 
     def _cache(self, state: CachedState, before: int) -> Any:
         cache = copy.copy(self._shell)
@@ -184,30 +175,20 @@ class _Instead:
         del self.module.forward
 
 
-def _each(fn: Any, part: Any) -> Any:
-    return tuple(map(fn, part)) if isinstance(part, tuple) else fn(part)
-
-
 def _filled(layer: Any, tensors: LayerTensors, count: Tensor, before: int) -> Any:
     """A layer of a cache that holds these tensors, in memory of its own where the next call writes."""
     if tensors.keys is not None and tensors.values is not None:
-        pair = (
-            tensors.keys[:, :before],
-            tensors.values[:, :before],
-        )  # wider, once longer rows stood beside these
+        # They are wider than that once longer rows stood beside these.
+        pair = tensors.keys[:, :before], tensors.values[:, :before]
         kept = count.clamp(max=pair[0].shape[1])
         layer.keys, layer.values = (_to_the_end(x, kept).transpose(1, 2) for x in pair)
         if layer.is_sliding:
             layer.cumulative_length, layer.record_past = before, True  # cut below, by rows
     if hasattr(layer, "conv_states"):
-        layer.conv_states = {i: _own(x) for i, x in enumerate(tensors.convolutions)}
-        layer.recurrent_states = {i: _own(x) for i, x in enumerate(tensors.recurrences)}
+        layer.conv_states = dict(enumerate(map_tensors(torch.clone, tensors.convolutions)))
+        layer.recurrent_states = dict(enumerate(map_tensors(torch.clone, tensors.recurrences)))
         layer.has_previous_state = dict.fromkeys(layer.has_previous_state, True)
     return layer
-
-
-def _own(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.clone(memory_format=torch.preserve_format)
 
 
 def _tensors(layer: Any, real: Tensor | None, longest: int) -> LayerTensors:
